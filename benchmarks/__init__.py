@@ -1,0 +1,1 @@
+"""Speed measurements: a table, and JSON with --json."""

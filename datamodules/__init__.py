@@ -1,0 +1,1 @@
+"""The video data module shared by every stage."""

@@ -1,0 +1,1 @@
+"""LightningModules, one stage a file."""

@@ -1,0 +1,1 @@
+"""Measures of image quality, identity, time and sharpness."""

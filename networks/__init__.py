@@ -1,0 +1,1 @@
+"""Architectures: body, encoders, reconstructor, rasterizer, codec, shader, rollout, discriminator."""

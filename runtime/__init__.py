@@ -1,0 +1,1 @@
+"""Use of trained weights: load an avatar, stream frames, view, export."""

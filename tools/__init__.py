@@ -1,0 +1,1 @@
+"""Offline preparation: body model, tracking, latent statistics."""
