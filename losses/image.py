@@ -1,0 +1,54 @@
+"""Photometric losses on frames, unreduced, and the weights that say where they count."""
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+
+def l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Absolute error, same shape as the inputs ([..., 3, H, W])."""
+    return (prediction - target).abs()
+
+
+def ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - SSIM of each frame: [N, 3, H, W] in [0, 1] against the same -> [N] (Wang et al. 2004, 11x11 Gaussian window)."""
+    similarity = structural_similarity_index_measure(prediction, target, data_range=1.0, reduction="none")
+    assert isinstance(similarity, Tensor)
+    return 1 - similarity
+
+
+def mask_loss(alpha: Tensor, mask: Tensor) -> Tensor:
+    """Absolute error of the rendered coverage `alpha` against the soft foreground `mask`, both [..., 1, H, W] in [0, 1]."""
+    return (alpha - mask).abs()
+
+
+def region_weight(mask: Tensor, foreground: float = 1.0, background: float = 0.0) -> Tensor:
+    """Weight of each pixel, [..., 1, H, W], from a soft mask in [0, 1]: `foreground` where it is 1, `background` where it is 0."""
+    return background + (foreground - background) * mask
+
+
+def box_weight(boxes: Tensor, height: int, width: int, inside: float, outside: float = 1.0) -> Tensor:
+    """Weight of each pixel, [N, 1, H, W], from one box a frame.
+
+    Args:
+        boxes: [N, 4] left, top, right, bottom in px, pixel centres at +0.5; an empty box weights nothing up.
+        height: of the frame, px.
+        width: of the frame, px.
+        inside: weight of pixels whose centre is in the box.
+        outside: weight of the others.
+    """
+    x = torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5
+    y = torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5
+    left, top, right, bottom = (side[:, None] for side in boxes.unbind(dim=1))
+    is_inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
+    return torch.where(is_inside, inside, outside)[:, None].to(boxes.dtype)
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of each frame under `weight`: [..., C, H, W] with [..., 1, H, W] -> [...].
+
+    Divided by the sum of the weights, so that a small face and a large one count alike; a frame without any weight gives 0.
+    """
+    total = (values * weight).sum(dim=(-3, -2, -1))
+    count = weight.sum(dim=(-3, -2, -1)) * (values.shape[-3] // weight.shape[-3])
+    return total / count.clamp_min(torch.finfo(values.dtype).eps)

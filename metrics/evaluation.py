@@ -1,0 +1,167 @@
+"""One measurement of predicted videos against the truth, shared by validation during training and by `test`."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metrics import identity, image, temporal
+from metrics.frechet import frechet_of_samples
+from metrics.perceptual import PerceptualMeasures, metric_network, perceptual_measures
+from metrics.sharpness import sharpness
+
+MEASURES = ("image", "temporal", "sharpness", "perceptual", "identity")
+
+
+@dataclass
+class Prediction:
+    """One row of a table.
+
+    frames: [T, 3, H, W] in [0, 1], clamped here. num_steps: denoising steps a frame. fps: frames a second. reasons: why a figure that
+    the caller should have given is missing, by column.
+    """
+
+    frames: Tensor
+    num_steps: int | None = None
+    fps: float | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def evaluate_rows(
+    truth: Tensor,
+    rows: Mapping[str, Prediction],
+    block_lengths: Sequence[int] | None = None,
+    photo: Tensor | None = None,
+    measures: Collection[str] = MEASURES,
+    backend: Literal["stlpips", "lpips"] = "stlpips",
+    identity_every: int = 8,
+) -> dict[str, dict[str, Any]]:
+    """Measures every row against the truth with the same code and on the same frames.
+
+    Args:
+        truth: [T, 3, H, W] in [0, 1].
+        rows: predictions of the same frames.
+        block_lengths: lengths of the unbroken pieces that T is made of; nothing temporal is measured across a border. Default: one piece.
+        photo: [3, H, W], the photo that the avatar was made of, for `identity_photo`; any size.
+        measures: which groups to measure, of `MEASURES`; during training `("image", "temporal")` costs next to nothing.
+        backend: of the perceptual distance; its network is always `vgg`.
+        identity_every: faces are compared in every n-th frame (about 0.1 s a face on a CPU).
+
+    Returns {row: figures}: psnr (dB), ssim, colour_mean, colour_contrast; temporal, flicker; sharpness (mean absolute dB over bands),
+    power_db and coherence (lists, one value a band), bands; perceptual, tlp, frechet; identity (to the truth's frame), identity_photo,
+    detection_rate; num_steps, fps. A figure that could not be measured is None, with the reason under `NAME_reason`.
+    """
+    if unknown := set(measures) - set(MEASURES):
+        raise ValueError(f"unknown measures {sorted(unknown)}: choose of {list(MEASURES)}")
+    blocks = list(block_lengths) if block_lengths is not None else [len(truth)]
+    if sum(blocks) != len(truth) or min(blocks) < 1:
+        raise ValueError(f"block lengths {blocks} do not add up to {len(truth)} frames")
+    videos = {}
+    for name, row in rows.items():
+        if row.frames.shape != truth.shape:
+            raise ValueError(f"row {name!r} has frames {tuple(row.frames.shape)}, the truth {tuple(truth.shape)}")
+        videos[name] = row.frames.detach().float().clamp(0, 1).to(truth.device)
+    truth = truth.detach().float().clamp(0, 1)
+
+    results: dict[str, dict[str, Any]] = {name: {} for name in rows}
+    with torch.no_grad():
+        for name, video in videos.items():
+            if "image" in measures:
+                results[name].update(_image_figures(video, truth))
+            if "temporal" in measures:
+                results[name].update(_temporal_figures(video, truth, blocks))
+            if "sharpness" in measures:
+                results[name].update(_sharpness_figures(video, truth))
+        if "perceptual" in measures:
+            _add_perceptual_figures(results, videos, truth, blocks, backend)
+        if "identity" in measures:
+            _add_identity_figures(results, videos, truth, photo, identity_every)
+    for name, row in rows.items():
+        for column in ("num_steps", "fps"):
+            value = getattr(row, column)
+            results[name][column] = value
+            if value is None:
+                results[name][f"{column}_reason"] = row.reasons.get(column, "not given")
+    return results
+
+
+def _set(figures: dict[str, Any], name: str, value: float | None, reason: str) -> None:
+    """Writes a figure, or None and the reason where it is missing or not finite: JSON has no infinity, and a missing one is not 0."""
+    is_known = value is not None and math.isfinite(value)
+    figures[name] = value if is_known else None
+    if not is_known:
+        figures[f"{name}_reason"] = reason
+
+
+def _image_figures(video: Tensor, truth: Tensor) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    _set(figures, "psnr", float(image.psnr(video, truth).mean()), "a frame is equal to the truth")
+    figures["ssim"] = float(image.ssim(video, truth).mean())
+    figures["colour_mean"], figures["colour_contrast"] = image.colour_error(video, truth)
+    return figures
+
+
+def _temporal_figures(video: Tensor, truth: Tensor, blocks: list[int]) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    pieces = list(zip(video.split(blocks), truth.split(blocks), strict=True))
+    errors = torch.cat([temporal.temporal_error(p, q) for p, q in pieces])
+    _set(figures, "temporal", float(errors.mean()), "needs two consecutive frames")
+    unrest, truth_unrest = (torch.cat([temporal.unrest(pair[side]) for pair in pieces if len(pair[0]) > 2] or [errors[:0]]) for side in (0, 1))
+    _set(figures, "flicker", float(unrest.mean() / truth_unrest.mean()), "needs three consecutive frames of a truth that moves")
+    return figures
+
+
+def _sharpness_figures(video: Tensor, truth: Tensor) -> dict[str, Any]:
+    measured = sharpness(video, truth)
+    return {
+        "sharpness": float(measured.power_error.abs().mean()),
+        "power_db": [round(float(x), 3) for x in measured.power_error],
+        "coherence": [round(float(x), 4) for x in measured.coherence],
+        "bands": [f"{low}-{high}" for low, high in measured.bands],
+    }
+
+
+def _add_perceptual_figures(
+    results: dict[str, dict[str, Any]], videos: dict[str, Tensor], truth: Tensor, blocks: list[int], backend: Literal["stlpips", "lpips"]
+) -> None:
+    network = metric_network(backend, truth.device)
+    pieces: dict[str, list[PerceptualMeasures]] = {name: [] for name in ("truth", *videos)}
+    starts = [sum(blocks[:k]) for k in range(len(blocks))]
+    for start, length in zip(starts, blocks, strict=True):
+        window = slice(start, start + length)
+        for name, measured in perceptual_measures(network, truth[window], {n: v[window] for n, v in videos.items()}).items():
+            pieces[name].append(measured)
+    joined = {name: PerceptualMeasures(*(torch.cat(column) for column in zip(*parts, strict=True))) for name, parts in pieces.items()}
+    for name in videos:
+        figures = results[name]
+        figures["perceptual"] = float(joined[name].distance.mean())
+        _set(figures, "tlp", float(temporal.tlp(joined[name].step, joined["truth"].step).mean()), "needs two consecutive frames")
+        try:
+            figures["frechet"] = frechet_of_samples(joined[name].features, joined["truth"].features)
+        except ValueError as error:
+            _set(figures, "frechet", None, str(error))
+
+
+def _add_identity_figures(
+    results: dict[str, dict[str, Any]], videos: dict[str, Tensor], truth: Tensor, photo: Tensor | None, identity_every: int
+) -> None:
+    try:
+        faces = identity.FaceIdentity()
+    except ValueError as error:
+        for figures in results.values():
+            for column in ("identity", "identity_photo", "detection_rate"):
+                _set(figures, column, None, str(error))
+        return
+    truth_embeddings = faces.embed_all(truth[::identity_every])
+    photo_embedding = faces.embed(photo) if photo is not None else None
+    for name, video in videos.items():
+        embeddings = faces.embed_all(video[::identity_every])
+        figures = results[name]
+        missing = f"no face found in both of {len(embeddings)} frame pairs"
+        _set(figures, "identity", identity.mean_distance(embeddings, truth_embeddings), missing)
+        to_photo = identity.mean_distance(embeddings, [photo_embedding] * len(embeddings))
+        _set(figures, "identity_photo", to_photo, "no photo given" if photo is None else "no face found in the photo or the frames")
+        figures["detection_rate"] = identity.detection_rate(embeddings)

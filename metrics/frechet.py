@@ -1,0 +1,45 @@
+"""Fréchet distance between two sets of frames, on features whose weights come with the installation."""
+
+import torch
+from torch import Tensor
+
+# The third stage of the VGG trunk (relu3_3, 256 channels, a quarter of the resolution) sees texture and small parts.
+FRECHET_STAGE = 2
+FRECHET_DIMENSIONS = 16
+
+
+def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
+    """Squared Fréchet distance of two Gaussians: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, eq. 6).
+
+    Means [D], covariances [D, D]. The trace of the root of the product is the sum of the roots of the eigenvalues of the symmetric
+    C_a^(1/2) C_b C_a^(1/2), which stays real where C_a is singular.
+    """
+    mean_a, covariance_a, mean_b, covariance_b = (x.double() for x in (mean_a, covariance_a, mean_b, covariance_b))
+    values, vectors = torch.linalg.eigh(covariance_a)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    inner = root @ covariance_b @ root
+    trace_of_root = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
+    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * trace_of_root
+    return max(float(distance), 0.0)
+
+
+def frechet_features(activations: list[Tensor]) -> Tensor:
+    """Raw VGG activations of `PerceptualDistance.activations` -> [N, 16] features of whole frames.
+
+    Activations of the third stage are averaged over space and projected by a fixed random orthonormal basis: it is the same for every
+    video and run, belongs to neither side, and leaves far fewer dimensions than a test has frames, without which the covariances
+    would be noise. Only `vgg` counts: `alex` is in the losses.
+    """
+    pooled = activations[FRECHET_STAGE].mean(dim=(2, 3)).double()
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(pooled.shape[1], FRECHET_DIMENSIONS, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(random).Q
+    return pooled @ basis.to(pooled.device)
+
+
+def frechet_of_samples(features_a: Tensor, features_b: Tensor) -> float:
+    """Fréchet distance of two sets of features [N, D] and [M, D]. Raises ValueError with fewer than 2 D samples on a side."""
+    dimensions = features_a.shape[1]
+    if min(len(features_a), len(features_b)) < 2 * dimensions:
+        raise ValueError(f"needs {2 * dimensions} frames, got {min(len(features_a), len(features_b))}")
+    return frechet_distance(features_a.mean(dim=0), features_a.T.cov(), features_b.mean(dim=0), features_b.T.cov())

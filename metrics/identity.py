@@ -1,0 +1,59 @@
+"""Whether the person in the output is still the same person: distances of face embeddings."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from runtime.media import to_uint8
+
+SAME_PERSON = 0.6  # distances below are the same person to dlib's authors
+
+
+class FaceIdentity:
+    """dlib's 128-dimensional face embedding (extra `identity`); distances of one person are 0.2-0.5, of two people 0.6-1.0.
+
+    Raises ValueError, with the command that installs it, where the extra is missing.
+    """
+
+    def __init__(self) -> None:
+        for package, wheel in (("dlib", "dlib-bin"), ("face_recognition_models", "face-recognition-models")):
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(f"identity needs {wheel}: pip install '.[identity]'")
+        import dlib
+
+        # Located without importing: the package's own __init__ needs pkg_resources, which new setuptools lack.
+        spec = importlib.util.find_spec("face_recognition_models")
+        assert spec is not None
+        assert spec.origin is not None
+        models = Path(spec.origin).parent / "models"
+        self._detector = dlib.get_frontal_face_detector()
+        self._predictor = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
+        self._embedder = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
+
+    def embed(self, frame: Tensor) -> np.ndarray | None:
+        """Embedding [128] of the largest face in a frame [3, H, W] in [0, 1]; None where none is found."""
+        picture = np.ascontiguousarray(to_uint8(frame))
+        # The detector finds faces of 80 px and more: small pictures are doubled first.
+        faces = self._detector(picture, 1 if min(picture.shape[:2]) < 400 else 0)
+        if not faces:
+            return None
+        face = max(faces, key=lambda box: box.area())
+        return np.array(self._embedder.compute_face_descriptor(picture, self._predictor(picture, face)))
+
+    def embed_all(self, frames: Tensor) -> list[np.ndarray | None]:
+        """`embed` of each of [T, 3, H, W]."""
+        return [self.embed(frame) for frame in frames]
+
+
+def mean_distance(embeddings: Sequence[np.ndarray | None], references: Sequence[np.ndarray | None]) -> float | None:
+    """Mean Euclidean distance over the pairs in which both faces were found; None where there is no such pair."""
+    pairs = [(a, b) for a, b in zip(embeddings, references, strict=True) if a is not None and b is not None]
+    return float(np.mean([np.linalg.norm(a - b) for a, b in pairs])) if pairs else None
+
+
+def detection_rate(embeddings: Sequence[np.ndarray | None]) -> float:
+    """Share of frames with a face, in [0, 1]."""
+    return sum(embedding is not None for embedding in embeddings) / len(embeddings)

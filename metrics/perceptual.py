@@ -1,0 +1,47 @@
+"""Perceptual measures of several videos against one truth, each frame through the network once."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from losses.perceptual import PerceptualDistance
+from metrics.frechet import frechet_features
+
+
+class PerceptualMeasures(NamedTuple):
+    """distance [T] to the truth; step [T-1] to the own frame before; features [T, D] for the Fréchet distance."""
+
+    distance: Tensor
+    step: Tensor
+    features: Tensor
+
+
+@lru_cache(maxsize=2)
+def metric_network(backend: Literal["stlpips", "lpips"], device: torch.device) -> PerceptualDistance:
+    """The network of the reported metric (`vgg`), loaded once a process."""
+    return PerceptualDistance("vgg", backend).to(device)
+
+
+@torch.no_grad()
+def perceptual_measures(network: PerceptualDistance, truth: Tensor, rows: Mapping[str, Tensor], batch_size: int = 4) -> dict[str, PerceptualMeasures]:
+    """Measures of each row and, under the name `truth`, of the truth itself; all videos are [T, 3, H, W] in [0, 1]."""
+    videos = {"truth": truth, **rows}
+    parts: dict[str, list[PerceptualMeasures]] = {name: [] for name in videos}
+    last: dict[str, list[Tensor]] = {}
+    for start in range(0, len(truth), batch_size):
+        truth_features: list[Tensor] = []
+        for name, video in videos.items():
+            activations = network.activations(video[start : start + batch_size])
+            features = network.normalized(activations)
+            if name == "truth":
+                truth_features = features
+            before = [torch.cat([old, new[:-1]]) for old, new in zip(last[name], features, strict=True)] if start else [x[:-1] for x in features]
+            after = features if start else [x[1:] for x in features]
+            parts[name].append(
+                PerceptualMeasures(network.between(features, truth_features), network.between(after, before), frechet_features(activations))
+            )
+            last[name] = [x[-1:].clone() for x in features]
+    return {name: PerceptualMeasures(*(torch.cat(column) for column in zip(*measures, strict=True))) for name, measures in parts.items()}

@@ -1,0 +1,89 @@
+"""The results table on the terminal and `metrics.json`, both from one mapping of rows."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.files import atomic_path
+from runtime.provenance import device_name, git_commit
+
+# Column -> (heading, format); the arrow says which way is better.
+COLUMNS: dict[str, tuple[str, str]] = {
+    "psnr": ("PSNR dB ^", ".2f"),
+    "ssim": ("SSIM ^", ".3f"),
+    "perceptual": ("percept. v", ".3f"),
+    "identity": ("identity v", ".3f"),
+    "sharpness": ("|power| dB v", ".2f"),
+    "temporal": ("temporal v", ".4f"),
+    "num_steps": ("steps", "d"),
+    "fps": ("frames/s ^", ".1f"),
+}
+
+
+def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) -> str:
+    """Aligned text table; a figure that is None or absent is `-`, and its reason stands below the table once."""
+    lines = [["", *(COLUMNS[c][0] if c in COLUMNS else c for c in columns)]]
+    notes: list[str] = []
+    for name, figures in rows.items():
+        lines.append([name, *(_cell(figures.get(column), COLUMNS.get(column, ("", ".4g"))[1]) for column in columns)])
+        for column in columns:
+            reason = figures.get(f"{column}_reason")
+            if reason and (note := f"{column}: {reason}") not in notes:
+                notes.append(note)
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+    text.insert(1, "-" * len(text[0]))
+    return "\n".join([*text, *(f"- {note}" for note in notes)])
+
+
+def _cell(value: Any, spec: str) -> str:
+    if value is None:
+        return "-"
+    return format(value, spec) if isinstance(value, int | float) else str(value)
+
+
+def write_metrics(
+    path: str | Path,
+    rows: Mapping[str, Mapping[str, Any]],
+    config: str,
+    seed: int,
+    protocol: str,
+    device: torch.device | str = "cpu",
+    **extra: Any,
+) -> Path:
+    """Writes `metrics.json`, whole or not at all.
+
+    Args:
+        path: of the file.
+        rows: what `evaluate_rows` returns.
+        config: the resolved config, or the name of its file.
+        seed: of the run.
+        protocol: one sentence: which clip, frames, size and how they were predicted.
+        device: that made the predictions; its name is written.
+        extra: further top-level entries.
+    """
+    for name, figures in rows.items():
+        for column, value in figures.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"metrics.json: row {name!r} has {column} = {value}: write None and '{column}_reason' instead")
+            if value is None and f"{column}_reason" not in figures:
+                raise ValueError(f"metrics.json: row {name!r} has no {column} and no '{column}_reason'")
+    report = {
+        "device": device_name(device), "commit": git_commit(), "config": config, "seed": seed, "protocol": protocol, **extra,
+        "rows": {name: dict(figures) for name, figures in rows.items()},
+    }  # fmt: skip
+    path = Path(path)
+    text = json.dumps(report, indent=2, allow_nan=False)
+    with atomic_path(path) as scratch:
+        scratch.write_text(text + "\n")
+    return path
+
+
+def report(path: str | Path, rows: Mapping[str, Mapping[str, Any]], **metadata: Any) -> None:
+    """Prints the table, writes the file (`metadata` as in `write_metrics`), and prints the file's path as the last line."""
+    print(format_table(rows))
+    print(write_metrics(path, rows, **metadata))

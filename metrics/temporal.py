@@ -1,0 +1,33 @@
+"""How a video moves, compared with the truth. Frames are [T, 3, H, W] in [0, 1], consecutive."""
+
+import torch
+from torch import Tensor
+
+
+def temporal_error(prediction: Tensor, truth: Tensor) -> Tensor:
+    """[T-1]: mean absolute difference between the frame-to-frame changes of prediction and truth, in [0, 1] units.
+
+    No optical flow is needed: both show the same motion at the same time, so a change that the truth lacks is an error (flicker,
+    swimming texture), and so is a change that the prediction lacks (stiffness).
+    """
+    return (prediction.diff(dim=0) - truth.diff(dim=0)).abs().mean(dim=(1, 2, 3))
+
+
+def unrest(frames: Tensor) -> Tensor:
+    """[T-2]: mean absolute second difference in time, in [0, 1] units: what alternates from frame to frame, motion being smooth."""
+    return frames.diff(n=2, dim=0).abs().mean(dim=(1, 2, 3))
+
+
+def flicker(prediction: Tensor, truth: Tensor) -> float:
+    """Unrest of the prediction over unrest of the truth: 1 is as lively as the truth, 0 a still, above 1 flickers."""
+    return float(unrest(prediction).mean() / unrest(truth).mean().clamp_min(torch.finfo(truth.dtype).eps))
+
+
+def tlp(prediction_steps: Tensor, truth_steps: Tensor) -> Tensor:
+    """[T-1]: tLP of Chu et al. 2020 (TecoGAN, arXiv:1811.09393, eq. 8), without their factor 100.
+
+    Args:
+        prediction_steps: [T-1] perceptual distance of each predicted frame to the predicted frame before.
+        truth_steps: the same of the truth.
+    """
+    return (prediction_steps - truth_steps).abs()
