@@ -11,19 +11,19 @@ def l1(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - SSIM of each frame: [N, 3, H, W] in [0, 1] against the same -> [N] (Wang et al. 2004, 11x11 Gaussian window)."""
+    """1 - SSIM of each frame: [N, 3, H, W] in [0, 1] against the same -> [N] (Wang et al. 2004, 11x11 window)."""
     similarity = structural_similarity_index_measure(prediction, target, data_range=1.0, reduction="none")
     assert isinstance(similarity, Tensor)
     return 1 - similarity
 
 
 def mask_loss(alpha: Tensor, mask: Tensor) -> Tensor:
-    """Absolute error of the rendered coverage `alpha` against the soft foreground `mask`, both [..., 1, H, W] in [0, 1]."""
+    """Absolute error of the rendered coverage against the soft foreground mask, both [..., 1, H, W] in [0, 1]."""
     return (alpha - mask).abs()
 
 
 def region_weight(mask: Tensor, foreground: float = 1.0, background: float = 0.0) -> Tensor:
-    """Weight of each pixel, [..., 1, H, W], from a soft mask in [0, 1]: `foreground` where it is 1, `background` where it is 0."""
+    """Weight of each pixel, [..., 1, H, W], from a soft mask in [0, 1]: 0 gives `background`, 1 gives `foreground`."""
     return background + (foreground - background) * mask
 
 
@@ -47,7 +47,8 @@ def box_weight(boxes: Tensor, height: int, width: int, inside: float, outside: f
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean of each frame under `weight`: [..., C, H, W] with [..., 1, H, W] -> [...].
 
-    Divided by the sum of the weights, so that a small face and a large one count alike; a frame without any weight gives 0.
+    Divided by the sum of the weights, so that a small face and a large one count alike; a frame without any weight
+    gives 0.
     """
     total = (values * weight).sum(dim=(-3, -2, -1))
     count = weight.sum(dim=(-3, -2, -1)) * (values.shape[-3] // weight.shape[-3])

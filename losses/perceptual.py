@@ -1,4 +1,4 @@
-"""Learned perceptual distances between frames: one class for the training loss (`alex`) and for the reported metric (`vgg`)."""
+"""Learned perceptual distance between frames: one class for the loss (`alex`) and the reported metric (`vgg`)."""
 
 import importlib.util
 from pathlib import Path
@@ -22,7 +22,7 @@ class _Conv(NamedTuple):
 
 
 class _BlurPool(NamedTuple):
-    """Anti-aliased halving: reflect padding by 2, binomial 3x3 filter, stride 2 (ST-LPIPS, arXiv:2207.13686, sec. 4)."""
+    """Anti-aliased halving: reflect padding by 2, binomial 3x3 filter, stride 2 (ST-LPIPS, arXiv:2207.13686)."""
 
 
 class _MaxPool(NamedTuple):
@@ -70,8 +70,8 @@ def _blur_pool(x: Tensor) -> Tensor:
 class _ShiftTolerantNetwork(nn.Module):
     """Trunk and calibration of ST-LPIPS, written from the paper and the shapes of its published weights.
 
-    The weights are those inside the `stlpips_pytorch` wheel; its modules are never imported, because they pull in IPython and
-    torchsummary, which the wheel does not declare.
+    The weights are those inside the `stlpips_pytorch` wheel; its modules are never imported, because they pull in
+    IPython and torchsummary, which the wheel does not declare.
     """
 
     def __init__(self, network: str) -> None:
@@ -103,12 +103,14 @@ class _ShiftTolerantNetwork(nn.Module):
 
 
 class _LpipsNetwork(nn.Module):
-    """Trunk and calibration of the `lpips` package, under the same two names. Its ImageNet trunk is torchvision's download."""
+    """Trunk and calibration of the `lpips` package, under the same two names. torchvision downloads the trunk."""
 
     def __init__(self, network: str) -> None:
         super().__init__()
         if importlib.util.find_spec("lpips") is None:
-            raise ValueError("perceptual backend 'lpips' needs the package lpips: pip install '.[lpips]', or use backend 'stlpips'")
+            raise ValueError(
+                "perceptual backend 'lpips' needs the package lpips: pip install '.[lpips]', or use backend 'stlpips'"
+            )
         from lpips import LPIPS
 
         model = LPIPS(net=network, verbose=False)
@@ -122,7 +124,9 @@ class _LpipsNetwork(nn.Module):
 def _stlpips_weights(network: str) -> Path:
     spec = importlib.util.find_spec("stlpips_pytorch")
     if spec is None or spec.origin is None:
-        raise ValueError("perceptual backend 'stlpips' needs the package stlpips_pytorch 0.0.2: pip install stlpips_pytorch==0.0.2")
+        raise ValueError(
+            "perceptual backend 'stlpips' needs the package stlpips_pytorch 0.0.2: pip install stlpips_pytorch==0.0.2"
+        )
     path = Path(spec.origin).parent / "weights" / "vST0.0" / f"{network}_shift_tolerant.pth"
     if not path.is_file():
         raise ValueError(f"{path} is missing: pip install --force-reinstall stlpips_pytorch==0.0.2")
@@ -131,7 +135,8 @@ def _stlpips_weights(network: str) -> Path:
 
 def normalize_channels(x: Tensor, eps: float = 1e-10) -> Tensor:
     """Unit length over the channels of [N, C, H, W]."""
-    # The small term sits inside the root as well: the gradient of a plain norm is NaN where a whole pixel is zero after ReLU.
+    # The small term sits inside the root as well: the gradient of a plain norm is NaN where a whole pixel is zero
+    # after ReLU.
     return x / (x.square().sum(dim=1, keepdim=True).add(eps * eps).sqrt() + eps)
 
 
@@ -139,12 +144,14 @@ class PerceptualDistance(nn.Module):
     """Perceptual distance of frames, [N, 3, H, W] in [0, 1] against the same -> [N], 0 for equal frames.
 
     What is trained on is not what is reported: losses take `network="alex"`, metrics `network="vgg"`.
-    `backend="stlpips"` is shift-tolerant LPIPS (Ghildyal and Liu 2022, arXiv:2207.13686), whose weights are inside its wheel;
-    `backend="lpips"` is LPIPS (Zhang et al. 2018), whose trunk torchvision downloads at first use. Nothing in here is trained, and
-    gradients reach the frames only. Frames need at least 32 px a side.
+    `backend="stlpips"` is shift-tolerant LPIPS (Ghildyal and Liu 2022, arXiv:2207.13686), whose weights are inside its
+    wheel; `backend="lpips"` is LPIPS (Zhang et al. 2018), whose trunk torchvision downloads at first use. Nothing in
+    here is trained, and gradients reach the frames only. Frames need at least 32 px a side.
     """
 
-    def __init__(self, network: Literal["alex", "vgg"] = "alex", backend: Literal["stlpips", "lpips"] = "stlpips") -> None:
+    def __init__(
+        self, network: Literal["alex", "vgg"] = "alex", backend: Literal["stlpips", "lpips"] = "stlpips"
+    ) -> None:
         super().__init__()
         if network not in ("alex", "vgg"):
             raise ValueError(f"perceptual network {network!r} is unknown: choose 'alex' or 'vgg'")
@@ -154,7 +161,8 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
-        # oneDNN's channels-last kernels are faster for these trunks on CPU, and do not change a value by more than rounding.
+        # oneDNN's channels-last kernels are faster for these trunks on CPU, and do not change a value by more than
+        # rounding.
         self.to(memory_format=torch.channels_last)
         super().train(False)
 
@@ -177,7 +185,7 @@ class PerceptualDistance(nn.Module):
         return [normalize_channels(x) for x in activations]
 
     def between(self, features: list[Tensor], target_features: list[Tensor]) -> Tensor:
-        """Distance [N] of two results of `features`: calibrated squared differences, averaged over space (LPIPS, eq. 1)."""
+        """Distance [N] of two results of `features`: weighted squared differences, mean over space (LPIPS eq. 1)."""
         total = features[0].new_zeros(features[0].shape[0])
         for x, y, weight in zip(features, target_features, self.model.calibrations, strict=True):
             total = total + ((x - y).square().mean(dim=(2, 3)) * weight.view(1, -1)).sum(dim=1)
@@ -186,6 +194,7 @@ class PerceptualDistance(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         if prediction.shape != target.shape or prediction.ndim != 4 or prediction.shape[1] != 3:
             raise ValueError(
-                f"perceptual distance wants two [N, 3, H, W] tensors of one shape, got {tuple(prediction.shape)} and {tuple(target.shape)}"
+                "perceptual distance wants two [N, 3, H, W] tensors of one shape, "
+                f"got {tuple(prediction.shape)} and {tuple(target.shape)}"
             )
         return self.between(self.features(prediction), self.features(target))

@@ -20,8 +20,8 @@ MEASURES = ("image", "temporal", "sharpness", "perceptual", "identity")
 class Prediction:
     """One row of a table.
 
-    frames: [T, 3, H, W] in [0, 1], clamped here. num_steps: denoising steps a frame. fps: frames a second. reasons: why a figure that
-    the caller should have given is missing, by column.
+    frames: [T, 3, H, W] in [0, 1], clamped here. num_steps: denoising steps a frame. fps: frames a second. reasons:
+    why a figure that the caller should have given is missing, by column.
     """
 
     frames: Tensor
@@ -44,15 +44,17 @@ def evaluate_rows(
     Args:
         truth: [T, 3, H, W] in [0, 1].
         rows: predictions of the same frames.
-        block_lengths: lengths of the unbroken pieces that T is made of; nothing temporal is measured across a border. Default: one piece.
+        block_lengths: lengths of the unbroken pieces that T is made of; nothing temporal is measured across a border.
+        Default: one piece.
         photo: [3, H, W], the photo that the avatar was made of, for `identity_photo`; any size.
         measures: which groups to measure, of `MEASURES`; during training `("image", "temporal")` costs next to nothing.
         backend: of the perceptual distance; its network is always `vgg`.
         identity_every: faces are compared in every n-th frame (about 0.1 s a face on a CPU).
 
-    Returns {row: figures}: psnr (dB), ssim, colour_mean, colour_contrast; temporal, flicker; sharpness (mean absolute dB over bands),
-    power_db and coherence (lists, one value a band), bands; perceptual, tlp, frechet; identity (to the truth's frame), identity_photo,
-    detection_rate; num_steps, fps. A figure that could not be measured is None, with the reason under `NAME_reason`.
+    Returns {row: figures}: psnr (dB), ssim, colour_mean, colour_contrast; temporal, flicker; sharpness (mean absolute
+    dB over bands), power_db and coherence (lists, one value a band), bands; perceptual, tlp, frechet; identity (to the
+    truth's frame), identity_photo, detection_rate; num_steps, fps. A figure that could not be measured is None, with
+    the reason under `NAME_reason`.
     """
     if unknown := set(measures) - set(MEASURES):
         raise ValueError(f"unknown measures {sorted(unknown)}: choose of {list(MEASURES)}")
@@ -89,7 +91,7 @@ def evaluate_rows(
 
 
 def _set(figures: dict[str, Any], name: str, value: float | None, reason: str) -> None:
-    """Writes a figure, or None and the reason where it is missing or not finite: JSON has no infinity, and a missing one is not 0."""
+    """Writes a figure, or None and the reason where it is missing or not finite, which JSON cannot hold."""
     is_known = value is not None and math.isfinite(value)
     figures[name] = value if is_known else None
     if not is_known:
@@ -109,8 +111,16 @@ def _temporal_figures(video: Tensor, truth: Tensor, blocks: list[int]) -> dict[s
     pieces = list(zip(video.split(blocks), truth.split(blocks), strict=True))
     errors = torch.cat([temporal.temporal_error(p, q) for p, q in pieces])
     _set(figures, "temporal", float(errors.mean()), "needs two consecutive frames")
-    unrest, truth_unrest = (torch.cat([temporal.unrest(pair[side]) for pair in pieces if len(pair[0]) > 2] or [errors[:0]]) for side in (0, 1))
-    _set(figures, "flicker", float(unrest.mean() / truth_unrest.mean()), "needs three consecutive frames of a truth that moves")
+    unrest, truth_unrest = (
+        torch.cat([temporal.unrest(pair[side]) for pair in pieces if len(pair[0]) > 2] or [errors[:0]])
+        for side in (0, 1)
+    )
+    _set(
+        figures,
+        "flicker",
+        float(unrest.mean() / truth_unrest.mean()),
+        "needs three consecutive frames of a truth that moves",
+    )
     return figures
 
 
@@ -125,20 +135,34 @@ def _sharpness_figures(video: Tensor, truth: Tensor) -> dict[str, Any]:
 
 
 def _add_perceptual_figures(
-    results: dict[str, dict[str, Any]], videos: dict[str, Tensor], truth: Tensor, blocks: list[int], backend: Literal["stlpips", "lpips"]
+    results: dict[str, dict[str, Any]],
+    videos: dict[str, Tensor],
+    truth: Tensor,
+    blocks: list[int],
+    backend: Literal["stlpips", "lpips"],
 ) -> None:
     network = metric_network(backend, truth.device)
     pieces: dict[str, list[PerceptualMeasures]] = {name: [] for name in ("truth", *videos)}
     starts = [sum(blocks[:k]) for k in range(len(blocks))]
     for start, length in zip(starts, blocks, strict=True):
         window = slice(start, start + length)
-        for name, measured in perceptual_measures(network, truth[window], {n: v[window] for n, v in videos.items()}).items():
+        for name, measured in perceptual_measures(
+            network, truth[window], {n: v[window] for n, v in videos.items()}
+        ).items():
             pieces[name].append(measured)
-    joined = {name: PerceptualMeasures(*(torch.cat(column) for column in zip(*parts, strict=True))) for name, parts in pieces.items()}
+    joined = {
+        name: PerceptualMeasures(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        for name, parts in pieces.items()
+    }
     for name in videos:
         figures = results[name]
         figures["perceptual"] = float(joined[name].distance.mean())
-        _set(figures, "tlp", float(temporal.tlp(joined[name].step, joined["truth"].step).mean()), "needs two consecutive frames")
+        _set(
+            figures,
+            "tlp",
+            float(temporal.tlp(joined[name].step, joined["truth"].step).mean()),
+            "needs two consecutive frames",
+        )
         try:
             figures["frechet"] = frechet_of_samples(joined[name].features, joined["truth"].features)
         except ValueError as error:
@@ -146,7 +170,11 @@ def _add_perceptual_figures(
 
 
 def _add_identity_figures(
-    results: dict[str, dict[str, Any]], videos: dict[str, Tensor], truth: Tensor, photo: Tensor | None, identity_every: int
+    results: dict[str, dict[str, Any]],
+    videos: dict[str, Tensor],
+    truth: Tensor,
+    photo: Tensor | None,
+    identity_every: int,
 ) -> None:
     try:
         faces = identity.FaceIdentity()
@@ -163,5 +191,10 @@ def _add_identity_figures(
         missing = f"no face found in both of {len(embeddings)} frame pairs"
         _set(figures, "identity", identity.mean_distance(embeddings, truth_embeddings), missing)
         to_photo = identity.mean_distance(embeddings, [photo_embedding] * len(embeddings))
-        _set(figures, "identity_photo", to_photo, "no photo given" if photo is None else "no face found in the photo or the frames")
+        _set(
+            figures,
+            "identity_photo",
+            to_photo,
+            "no photo given" if photo is None else "no face found in the photo or the frames",
+        )
         figures["detection_rate"] = identity.detection_rate(embeddings)

@@ -9,10 +9,11 @@ FRECHET_DIMENSIONS = 16
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, eq. 6).
+    """Squared Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6).
 
-    Means [D], covariances [D, D]. The trace of the root of the product is the sum of the roots of the eigenvalues of the symmetric
-    C_a^(1/2) C_b C_a^(1/2), which stays real where C_a is singular.
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+    Means [D], covariances [D, D]. The trace of the root of the product is the sum of the roots of the eigenvalues of
+    the symmetric C_a^(1/2) C_b C_a^(1/2), which stays real where C_a is singular.
     """
     mean_a, covariance_a, mean_b, covariance_b = (x.double() for x in (mean_a, covariance_a, mean_b, covariance_b))
     values, vectors = torch.linalg.eigh(covariance_a)
@@ -26,9 +27,9 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
 def frechet_features(activations: list[Tensor]) -> Tensor:
     """Raw VGG activations of `PerceptualDistance.activations` -> [N, 16] features of whole frames.
 
-    Activations of the third stage are averaged over space and projected by a fixed random orthonormal basis: it is the same for every
-    video and run, belongs to neither side, and leaves far fewer dimensions than a test has frames, without which the covariances
-    would be noise. Only `vgg` counts: `alex` is in the losses.
+    Activations of the third stage are averaged over space and projected by a fixed random orthonormal basis: it is the
+    same for every video and run, belongs to neither side, and leaves far fewer dimensions than a test has frames,
+    without which the covariances would be noise. Only `vgg` counts: `alex` is in the losses.
     """
     pooled = activations[FRECHET_STAGE].mean(dim=(2, 3)).double()
     generator = torch.Generator().manual_seed(0)
@@ -38,7 +39,7 @@ def frechet_features(activations: list[Tensor]) -> Tensor:
 
 
 def frechet_of_samples(features_a: Tensor, features_b: Tensor) -> float:
-    """Fréchet distance of two sets of features [N, D] and [M, D]. Raises ValueError with fewer than 2 D samples on a side."""
+    """Fréchet distance of features [N, D] and [M, D]. Raises ValueError with fewer than 2 D samples on a side."""
     dimensions = features_a.shape[1]
     if min(len(features_a), len(features_b)) < 2 * dimensions:
         raise ValueError(f"needs {2 * dimensions} frames, got {min(len(features_a), len(features_b))}")

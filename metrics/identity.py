@@ -9,11 +9,11 @@ from torch import Tensor
 
 from runtime.media import to_uint8
 
-SAME_PERSON = 0.6  # distances below are the same person to dlib's authors
-
 
 class FaceIdentity:
-    """dlib's 128-dimensional face embedding (extra `identity`); distances of one person are 0.2-0.5, of two people 0.6-1.0.
+    """dlib's 128-dimensional face embedding (extra `identity`).
+
+    Distances of one person are 0.2-0.5, of two people 0.6-1.0 (its authors' threshold is 0.6).
 
     Raises ValueError, with the command that installs it, where the extra is missing.
     """

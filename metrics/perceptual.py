@@ -26,7 +26,9 @@ def metric_network(backend: Literal["stlpips", "lpips"], device: torch.device) -
 
 
 @torch.no_grad()
-def perceptual_measures(network: PerceptualDistance, truth: Tensor, rows: Mapping[str, Tensor], batch_size: int = 4) -> dict[str, PerceptualMeasures]:
+def perceptual_measures(
+    network: PerceptualDistance, truth: Tensor, rows: Mapping[str, Tensor], batch_size: int = 4
+) -> dict[str, PerceptualMeasures]:
     """Measures of each row and, under the name `truth`, of the truth itself; all videos are [T, 3, H, W] in [0, 1]."""
     videos = {"truth": truth, **rows}
     parts: dict[str, list[PerceptualMeasures]] = {name: [] for name in videos}
@@ -38,10 +40,21 @@ def perceptual_measures(network: PerceptualDistance, truth: Tensor, rows: Mappin
             features = network.normalized(activations)
             if name == "truth":
                 truth_features = features
-            before = [torch.cat([old, new[:-1]]) for old, new in zip(last[name], features, strict=True)] if start else [x[:-1] for x in features]
+            before = (
+                [torch.cat([old, new[:-1]]) for old, new in zip(last[name], features, strict=True)]
+                if start
+                else [x[:-1] for x in features]
+            )
             after = features if start else [x[1:] for x in features]
             parts[name].append(
-                PerceptualMeasures(network.between(features, truth_features), network.between(after, before), frechet_features(activations))
+                PerceptualMeasures(
+                    network.between(features, truth_features),
+                    network.between(after, before),
+                    frechet_features(activations),
+                )
             )
             last[name] = [x[-1:].clone() for x in features]
-    return {name: PerceptualMeasures(*(torch.cat(column) for column in zip(*measures, strict=True))) for name, measures in parts.items()}
+    return {
+        name: PerceptualMeasures(*(torch.cat(column) for column in zip(*measures, strict=True)))
+        for name, measures in parts.items()
+    }

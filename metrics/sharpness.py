@@ -1,4 +1,4 @@
-"""Sharpness band by band: power against the truth, and phase coherence with it, so that grain of the right power does not count."""
+"""Sharpness by band: power against the truth, and phase coherence with it, so that mere grain does not count."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 class Sharpness(NamedTuple):
-    """Per band [K]. power_error: dB, negative where the prediction is smoother; coherence: 1 in phase, 0 unrelated; bands: edges."""
+    """Per band [K]: power error in dB, negative where too smooth; coherence, 1 in phase, 0 unrelated; band edges."""
 
     power_error: Tensor
     coherence: Tensor
@@ -26,7 +26,7 @@ def bands_of(height: int, width: int) -> tuple[tuple[int, int], ...]:
 
 
 def spectrum(frames: Tensor) -> Tensor:
-    """Complex spectrum of the luminance, [T, 3, H, W] -> [T, H, W/2 + 1]; mean removed, Hann window against the frame's edges."""
+    """Spectrum of the luminance, [T, 3, H, W] -> complex [T, H, W/2 + 1]; mean removed, Hann window on the edges."""
     height, width = frames.shape[-2:]
     luminance = torch.einsum("tchw,c->thw", frames.float(), torch.tensor(_LUMA, device=frames.device))
     luminance = luminance - luminance.mean(dim=(1, 2), keepdim=True)

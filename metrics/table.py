@@ -35,7 +35,12 @@ def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] =
             if reason and (note := f"{column}: {reason}") not in notes:
                 notes.append(note)
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+    text = [
+        "  ".join(
+            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
     text.insert(1, "-" * len(text[0]))
     return "\n".join([*text, *(f"- {note}" for note in notes)])
 
@@ -69,21 +74,24 @@ def write_metrics(
     for name, figures in rows.items():
         for column, value in figures.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"metrics.json: row {name!r} has {column} = {value}: write None and '{column}_reason' instead")
+                raise ValueError(
+                    f"metrics.json: row {name!r} has {column} = {value}: write None and '{column}_reason' instead"
+                )
             if value is None and f"{column}_reason" not in figures:
                 raise ValueError(f"metrics.json: row {name!r} has no {column} and no '{column}_reason'")
-    report = {
-        "device": device_name(device), "commit": git_commit(), "config": config, "seed": seed, "protocol": protocol, **extra,
+    content = {
+        "device": device_name(device), "commit": git_commit(), "config": config, "seed": seed, "protocol": protocol,
+        **extra,
         "rows": {name: dict(figures) for name, figures in rows.items()},
     }  # fmt: skip
     path = Path(path)
-    text = json.dumps(report, indent=2, allow_nan=False)
+    text = json.dumps(content, indent=2, allow_nan=False)
     with atomic_path(path) as scratch:
         scratch.write_text(text + "\n")
     return path
 
 
-def report(path: str | Path, rows: Mapping[str, Mapping[str, Any]], **metadata: Any) -> None:
-    """Prints the table, writes the file (`metadata` as in `write_metrics`), and prints the file's path as the last line."""
+def report_metrics(path: str | Path, rows: Mapping[str, Mapping[str, Any]], **metadata: Any) -> None:
+    """Prints the table, writes the file (`metadata` as for `write_metrics`) and prints its path as the last line."""
     print(format_table(rows))
     print(write_metrics(path, rows, **metadata))

@@ -7,14 +7,14 @@ from torch import Tensor
 def temporal_error(prediction: Tensor, truth: Tensor) -> Tensor:
     """[T-1]: mean absolute difference between the frame-to-frame changes of prediction and truth, in [0, 1] units.
 
-    No optical flow is needed: both show the same motion at the same time, so a change that the truth lacks is an error (flicker,
-    swimming texture), and so is a change that the prediction lacks (stiffness).
+    No optical flow is needed: both show the same motion at the same time, so a change that the truth lacks is an error
+    (flicker, swimming texture), and so is a change that the prediction lacks (stiffness).
     """
     return (prediction.diff(dim=0) - truth.diff(dim=0)).abs().mean(dim=(1, 2, 3))
 
 
 def unrest(frames: Tensor) -> Tensor:
-    """[T-2]: mean absolute second difference in time, in [0, 1] units: what alternates from frame to frame, motion being smooth."""
+    """[T-2]: mean absolute second difference in time, in [0, 1] units: what alternates from frame to frame."""
     return frames.diff(n=2, dim=0).abs().mean(dim=(1, 2, 3))
 
 

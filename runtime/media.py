@@ -1,4 +1,4 @@
-"""Video files, labelled side-by-side videos and picture sheets. Frames are float tensors [T, 3, H, W] in [0, 1], RGB."""
+"""Video files, labelled side-by-side videos and picture sheets. Frames are RGB tensors [T, 3, H, W] in [0, 1]."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -14,7 +14,9 @@ from runtime.files import atomic_path
 
 def to_uint8(frames: Tensor) -> np.ndarray:
     """[..., 3, H, W] in [0, 1] (clamped) -> uint8 array [..., H, W, 3]."""
-    return frames.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
+    return (
+        frames.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
+    )
 
 
 def write_video(path: str | Path, frames: Tensor | Iterable[Tensor], fps: float, crf: int = 12) -> Path:
@@ -43,7 +45,9 @@ def write_video(path: str | Path, frames: Tensor | Iterable[Tensor], fps: float,
                 size = picture.shape
                 stream.height, stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
             elif picture.shape != size:
-                raise ValueError(f"{path}: all frames of a video must have one size, got {size[:2]} and then {picture.shape[:2]}")
+                raise ValueError(
+                    f"{path}: all frames of a video must have one size, got {size[:2]} and then {picture.shape[:2]}"
+                )
             picture = np.pad(picture, ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         if size is None:
@@ -55,7 +59,8 @@ def write_video(path: str | Path, frames: Tensor | Iterable[Tensor], fps: float,
 def read_video(path: str | Path, start: int = 0, stop: int | None = None) -> tuple[Tensor, float]:
     """Frames [start, stop) of a video as ([T, 3, H, W] in [0, 1], frames a second).
 
-    Decodes from the first frame, so that `start` counts frames exactly. Raises ValueError for a missing, unreadable or too short file.
+    Decodes from the first frame, so that `start` counts frames exactly. Raises ValueError for a missing, unreadable or
+    too short file.
     """
     import av
 
@@ -76,7 +81,9 @@ def read_video(path: str | Path, start: int = 0, stop: int | None = None) -> tup
     except av.FFmpegError as error:
         raise ValueError(f"video {path} cannot be read ({error}): give an mp4, mov or webm file") from None
     if not pictures or (stop is not None and len(pictures) < stop - start):
-        raise ValueError(f"video {path} has {start + len(pictures)} frames, asked for frames {start} to {stop if stop is not None else 'end'}")
+        raise ValueError(
+            f"video {path} has {start + len(pictures)} frames, asked for {start} to {'end' if stop is None else stop}"
+        )
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div_(255), fps
 
 
@@ -99,7 +106,9 @@ def side_by_side(columns: Mapping[str, Tensor], separator: int = 2) -> Tensor:
     lengths = {label: len(frames) for label, frames in videos.items()}
     heights = {label: frames.shape[-2] for label, frames in columns.items()}
     if len(set(lengths.values())) > 1 or len(set(heights.values())) > 1:
-        raise ValueError(f"columns of a side-by-side video must agree in length and height, got {lengths} frames and heights {heights}")
+        raise ValueError(
+            f"columns of a side-by-side video must agree in length and height, got lengths {lengths}, heights {heights}"
+        )
     num_frames = next(iter(lengths.values()))
     parts = []
     for label, frames in columns.items():
@@ -128,7 +137,10 @@ def sheet(rows: Mapping[str, Tensor], column_labels: Sequence[str] = (), separat
         bars = [torch.nn.functional.pad(_text_bar(label, width), (0, separator), value=1.0) for label in column_labels]
         lines.append(torch.cat([torch.ones(3, bars[0].shape[1], margin), *bars], dim=-1))
     for label, pictures in rows.items():
-        cells = [torch.nn.functional.pad(p.detach().float().cpu().clamp(0, 1), (0, separator, 0, separator), value=1.0) for p in pictures]
+        cells = [
+            torch.nn.functional.pad(p.detach().float().cpu().clamp(0, 1), (0, separator, 0, separator), value=1.0)
+            for p in pictures
+        ]
         lines.append(torch.cat([_text_bar(label, margin, cells[0].shape[-2]), *cells], dim=-1))
     return torch.cat(lines, dim=-2)
 

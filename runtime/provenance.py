@@ -11,7 +11,8 @@ def git_commit() -> str:
     """Revision of this source tree, `+changed` where tracked files differ from it, `unknown` outside git."""
     root = Path(__file__).resolve().parent.parent
     try:
-        # The tree must be the repository itself: an installed copy inside somebody's other repository is not that revision.
+        # The tree must be the repository itself: an installed copy inside somebody's other repository is not that
+        # revision.
         top = _git(root, "rev-parse", "--show-toplevel")
         if Path(top).resolve() != root:
             return "unknown"
