@@ -1,0 +1,292 @@
+"""Few-step autoregressive painting with a key-value cache: one object for training rollouts, `predict` and streaming.
+
+Shapes as in `networks/shader.py`; t latent frames of one chunk (chunk_frames, fewer in a video's last chunk).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from networks.sampler import draw_noise, guided, with_unconditional
+from networks.shader import (
+    AttentionContext,
+    Prediction,
+    RotaryTable,
+    SemanticContext,
+    ShaderCondition,
+    VideoShader,
+    Window,
+    attend,
+    rotate,
+)
+
+
+class KVCache:
+    """Keys and values of the reference, the sink, the recent frames and the chunk being painted, allocated once.
+
+    Keys are kept before rotary embedding; a rotated copy is renewed once a chunk, when positions change, instead of at each denoising
+    step. Slots: reference, sink, ring of recent frames, chunk. Attention does not care for the order of keys, so sliding moves
+    nothing: the new chunk overwrites the oldest slots of the ring.
+    """
+
+    def __init__(self, shader: VideoShader, batch: int, rotary: RotaryTable, window: Window, dtype: torch.dtype) -> None:
+        if window.sink_frames % shader.chunk_frames or window.recent_frames % shader.chunk_frames:
+            raise ValueError(f"sink and recent frames must be multiples of the chunk's {shader.chunk_frames} frames: {window}")
+        if not window.recent_frames:
+            raise ValueError("recent_frames must be at least one chunk")
+        self.window = window
+        self.tokens_per_frame = rotary.tokens_per_frame
+        num_slots = 1 + window.capacity + shader.chunk_frames
+        self.rotary = rotary.at(range(num_slots))
+        shape = (batch, num_slots * rotary.tokens_per_frame, shader.num_heads, shader.head_dim)
+        layers = range(len(shader.transformer.blocks))
+        device = self.rotary.device
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in layers]
+        self.rotated_keys = [torch.empty(shape, dtype=dtype, device=device) for _ in layers]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in layers]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, the reference included."""
+        self.num_held = 0  # slots in use, the reference's among them
+        self._oldest = 0  # of the ring's slots
+
+    def tokens(self, start: int, stop: int) -> slice:
+        """Tokens of the slots `start:stop`."""
+        return slice(start * self.tokens_per_frame, stop * self.tokens_per_frame)
+
+    def commit(self, num_frames: int) -> None:
+        """Keep the chunk that the last pass wrote behind the held frames."""
+        full = 1 + self.window.capacity
+        if self.num_held < full:
+            self.num_held += num_frames
+            return
+        ring = full - self.window.recent_frames
+        source = self.tokens(full, full + num_frames)
+        target = self.tokens(ring + self._oldest, ring + self._oldest + num_frames)
+        self._oldest = (self._oldest + num_frames) % self.window.recent_frames
+        span = self.tokens(ring, full)
+        positions = self.rotary[span].roll(self._oldest * self.tokens_per_frame, dims=0)
+        for keys, rotated_keys, values in zip(self.keys, self.rotated_keys, self.values, strict=True):
+            keys[:, target] = keys[:, source]
+            values[:, target] = values[:, source]
+            rotated_keys[:, span] = rotate(keys[:, span], positions)
+
+
+class CachedAttention(AttentionContext):
+    """The current frames see what the cache holds and themselves.
+
+    Without gradient the current keys and values go straight into the cache's last slots; with gradient the cache is only read, and a copy
+    of what was read is kept, for the cache moves on before the backward pass.
+    """
+
+    def __init__(self, cache: KVCache, num_frames: int, keep_keys: bool, use_snapshot: bool) -> None:
+        self.num_frames = num_frames
+        self._cache, self._keep_keys = cache, keep_keys
+        self._held = cache.tokens(0, cache.num_held)
+        self._seen = cache.tokens(0, cache.num_held + num_frames)
+        self._current = slice(self._held.stop, self._seen.stop)
+        self._rotary = cache.rotary[self._current]
+        self._snapshot: list[tuple[Tensor, Tensor]] | None = None
+        if use_snapshot:
+            self._snapshot = [
+                (keys[:, self._held].clone(), values[:, self._held].clone())
+                for keys, values in zip(cache.rotated_keys, cache.values, strict=True)
+            ]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, rotated_key = rotate(query, self._rotary), rotate(key, self._rotary)
+        if self._snapshot is not None:
+            held_keys, held_values = self._snapshot[layer]
+            return attend(query, torch.cat([held_keys, rotated_key], 1), torch.cat([held_values, value], 1))
+        cache = self._cache
+        cache.rotated_keys[layer][:, self._current] = rotated_key
+        cache.values[layer][:, self._current] = value
+        if self._keep_keys:
+            cache.keys[layer][:, self._current] = key
+        return attend(query, cache.rotated_keys[layer][:, self._seen], cache.values[layer][:, self._seen])
+
+
+class CausalRollout:
+    """Paints a video chunk by chunk: a few denoising steps, then one pass over the clean chunk that writes its keys and values.
+
+    A step predicts x0, then adds fresh noise down to the next level. `start` with the reference, then `step` for each chunk; or
+    call the object for a whole clip.
+
+    Args:
+        shader: a network trained with block-causal attention.
+        noise_levels: the denoising steps, from 1 downwards.
+        window: frames that the cache holds besides the reference.
+        guidance: w of u + w (c - u); 1 is off (c + w' (c - u) in other papers is w = w' + 1). On, every pass runs on a doubled batch.
+    """
+
+    def __init__(
+        self,
+        shader: VideoShader,
+        noise_levels: Sequence[float] = (1.0, 0.9, 0.75, 0.5),
+        window: Window | None = None,
+        guidance: float = 1.0,
+    ) -> None:
+        levels = [float(level) for level in noise_levels]
+        if not levels or levels[0] != 1.0 or levels[-1] <= 0 or sorted(set(levels), reverse=True) != levels:
+            raise ValueError(f"noise_levels {levels}: start at 1.0 and fall strictly, above 0")
+        self.shader, self.noise_levels, self.guidance = shader, levels, guidance
+        self.window = window if window is not None else Window()
+        self._cache: KVCache | None = None
+        self._cache_key: tuple[object, ...] | None = None
+        self._semantic: SemanticContext | None = None
+        self._start: ShaderCondition | None = None
+        self._is_over = False
+
+    @torch.no_grad()
+    def start(self, condition: ShaderCondition) -> None:
+        """Begin a video: take reference and semantic tokens from `condition` (its driving frames are not read) and cache both."""
+        shader = self.shader
+        alone = replace(condition, guide=condition.guide[:, :, :0], maps=None, encoded=None)
+        start = with_unconditional(shader.encode_condition(alone), self.guidance)
+        tokens = shader.embed_reference(start)
+        size = condition.guide.shape[-2:]
+        self._prepare_cache(start.batch_size, size)
+        self._start, self._is_over = start, False
+        self._semantic = SemanticContext(shader.semantic_tokens(start), 1)
+        self._semantic.keys_values = [
+            self._semantic.project(block.attn2, layer) for layer, block in enumerate(shader.transformer.blocks)
+        ]
+        level = tokens.new_zeros(start.batch_size, 1)
+        self._run(tokens.flatten(0, 1), level, self._semantic, CachedAttention(self._cache, 1, True, False))
+        self._cache.commit(1)
+
+    def step(
+        self,
+        condition: ShaderCondition,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        exit_step: int | None = None,
+        requires_grad: bool = False,
+    ) -> Tensor:
+        """Paint the next chunk -> x0 `[B,C,t,h,w]`.
+
+        Args:
+            condition: the chunk's driving frames (guide, maps or encoded, maps_dropped; the rest was taken at `start`).
+            generator: draws the noise.
+            noise: `[num_levels,B,C,t,h,w]`, in place of drawing it.
+            exit_step: index of the noise level whose x0 is returned; None for the last (self-forcing leaves at a random one).
+            requires_grad: keep the graph of the exit step, and of that one alone.
+        """
+        if self._start is None:
+            raise ValueError("the rollout has not begun: call start with the reference first")
+        if self._is_over:
+            raise ValueError("a chunk shorter than chunk_frames ends the video: call start for the next one")
+        if not 1 <= condition.num_frames <= self.shader.chunk_frames:
+            raise ValueError(f"a chunk has 1 to {self.shader.chunk_frames} latent frames, not {condition.num_frames}")
+        last = len(self.noise_levels) - 1 if exit_step is None else exit_step
+        if not 0 <= last < len(self.noise_levels):
+            raise ValueError(f"exit_step {last} is not one of the {len(self.noise_levels)} noise levels")
+        with torch.set_grad_enabled(requires_grad):
+            encoded = self._driving(condition)
+        state = x0 = None
+        for index, level in enumerate(self.noise_levels[: last + 1]):
+            fresh = draw_noise(condition.guide, generator) if noise is None else noise[index]
+            state = fresh if x0 is None else (1 - level) * x0 + level * fresh
+            with torch.set_grad_enabled(requires_grad and index == last):
+                x0 = self._denoise(state, level, encoded).x0
+        with torch.no_grad():
+            self._write(x0.detach(), encoded)
+        self._is_over = condition.num_frames < self.shader.chunk_frames
+        return x0
+
+    def __call__(
+        self,
+        condition: ShaderCondition,
+        generator: torch.Generator | None = None,
+        exit_step: int | None = None,
+        requires_grad: bool = False,
+        num_grad_chunks: int | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Paint all frames of `condition` -> latents `[B,C,T,h,w]`.
+
+        Args:
+            num_grad_chunks: with `requires_grad`, only this many chunks at the end keep their graph, which bounds the memory; None for all.
+            noise: `[num_levels,B,C,T,h,w]`, in place of drawing it.
+            generator, exit_step, requires_grad: as in `step`, the same exit for every chunk.
+        """
+        size = self.shader.chunk_frames
+        starts = range(0, condition.num_frames, size)
+        first_grad = 0 if num_grad_chunks is None else len(starts) - num_grad_chunks
+        with torch.set_grad_enabled(requires_grad):
+            # The reference's graph is not wanted here: `start` encodes it without gradient.
+            driving = self.shader.encode_condition(_without_reference(condition))
+        self.start(condition)
+        chunks = []
+        for index, first in enumerate(starts):
+            frames = slice(first, min(first + size, condition.num_frames))
+            chunk_noise = None if noise is None else noise[:, :, :, frames]
+            keeps_graph = requires_grad and index >= first_grad
+            chunk = driving.slice(frames.start, frames.stop)
+            chunks.append(self.step(chunk, generator, chunk_noise, exit_step, keeps_graph))
+        return torch.cat(chunks, dim=2)
+
+    def _prepare_cache(self, batch: int, size: Sequence[int]) -> None:
+        """Empty the cache; allocate it anew only where shape, precision or device changed."""
+        weight = self.shader.skip
+        device = weight.device
+        is_autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if is_autocast else weight.dtype
+        key = (batch, tuple(size), dtype, device)
+        if self._cache is None or key != self._cache_key:
+            self._cache = None  # let the old memory go first
+            self._cache = KVCache(self.shader, batch, self.shader.rotary_table(size, device), self.window, dtype)
+            self._cache_key = key
+        self._cache.reset()
+
+    def _driving(self, condition: ShaderCondition) -> ShaderCondition:
+        condition = self.shader.encode_condition(_without_reference(condition))
+        return with_unconditional(condition, self.guidance)
+
+    def _denoise(self, state: Tensor, level: float, condition: ShaderCondition) -> Prediction:
+        shader = self.shader
+        state = state if self.guidance == 1.0 else torch.cat([state, state])
+        num_frames = state.shape[2]
+        levels = state.new_full((state.shape[0], num_frames), level)
+        tokens = shader.embed_frames(state, levels, condition).flatten(0, 1)
+        needs_grad = torch.is_grad_enabled()
+        # Kept keys and values of the semantic tokens carry no gradient: the step that learns projects them anew.
+        semantic = SemanticContext(shader.semantic_tokens(self._start), num_frames) if needs_grad else self._semantic
+        semantic.num_frames = num_frames
+        context = CachedAttention(self._cache, num_frames, keep_keys=False, use_snapshot=needs_grad)
+        tokens, embedded_level = self._run(tokens, levels, semantic, context)
+        raw = shader.project_out(tokens, embedded_level, num_frames, state.shape[-2:])
+        return guided(shader.interpret(raw, state, levels, condition.guide), self.guidance)
+
+    def _write(self, x0: Tensor, condition: ShaderCondition) -> None:
+        x0 = x0 if self.guidance == 1.0 else torch.cat([x0, x0])
+        num_frames = x0.shape[2]
+        levels = x0.new_zeros(x0.shape[0], num_frames)
+        tokens = self.shader.embed_frames(x0, levels, condition).flatten(0, 1)
+        self._semantic.num_frames = num_frames
+        self._run(tokens, levels, self._semantic, CachedAttention(self._cache, num_frames, True, False))
+        self._cache.commit(num_frames)
+
+    def _run(
+        self, tokens: Tensor, levels: Tensor, semantic: SemanticContext, context: CachedAttention
+    ) -> tuple[Tensor, object]:
+        embedded_level = self.shader.embed_level(levels)
+        for layer in range(len(self.shader.transformer.blocks)):
+            tokens = self.shader.run_block(layer, tokens, embedded_level, semantic, context)
+        return tokens, embedded_level
+
+
+def _without_reference(condition: ShaderCondition) -> ShaderCondition:
+    """The driving frames alone, so that a chunk does not encode the reference again."""
+    return ShaderCondition(
+        guide=condition.guide,
+        maps=condition.maps,
+        encoded=condition.encoded,
+        maps_dropped=condition.maps_dropped,
+        starts_clip=condition.starts_clip,
+    )
