@@ -79,7 +79,7 @@ class _Splatting(torch.autograd.Function):
         dtype = _flat(means[:0]).dtype
         blocks = (0,) * ((channels + LANES) // LANES)
         padded, total = LANES * len(blocks), num_frames * count
-        columns, rows = -(-width // kernels.TILE_WIDTH), -(-height // kernels.TILE_HEIGHT)
+        columns, rows = -(-width // kernels.TILE), -(-height // kernels.TILE)
         camera = _pack_camera(intrinsics, world_to_camera)
         shape, box = np.empty(total * kernels.SHAPE_SIZE, dtype), np.empty(total * kernels.BOX_SIZE, np.int32)
         depth_key, table = np.empty(total, dtype), np.empty(total * padded, dtype)

@@ -30,13 +30,15 @@ from networks.rasterizer.simd import (
 
 Array = np.ndarray
 
-ROW = (0,)  # blocks in a pixel row
-TILE_WIDTH = LANES
-TILE_HEIGHT = 8
-TILE_PIXELS = TILE_WIDTH * TILE_HEIGHT
+SIDE = 4  # of a pixel block
+PIXELS = (0,) * (SIDE * SIDE // LANES)  # a vector of a block's pixels
+LANE_COUNT = SIDE * SIDE
+TILE_BLOCKS = 2  # blocks along a tile's side
+TILE = SIDE * TILE_BLOCKS
+TILE_PIXELS = TILE * TILE
 CHUNK = 256  # Gaussians a task
 SHAPE_SIZE = 8  # x, y, conic a, b, c, opacity, 2 unused
-BOX_SIZE = 6  # tile columns [0, 1), tile rows [2, 3), pixel rows [4, 5)
+BOX_SIZE = 4  # pixel columns [0, 1), pixel rows [2, 3)
 CAMERA_SIZE = 16  # fx, fy, cx, cy, translation (3), rotation (9)
 RADIX_BITS = 11
 
@@ -64,6 +66,12 @@ def _pixel_range(centre: float, half: float, size: int) -> tuple[int, int]:
     half += 1e-3
     first = int(np.ceil(min(max(centre - half - 0.5, 0.0), float(size))))
     return first, int(np.floor(min(max(centre + half - 0.5, -1.0), size - 1.0))) + 1
+
+
+@inline
+def _tiles_end(end: int) -> int:
+    """One past the last tile that pixels before `end` touch."""
+    return (end - 1) // TILE + 1
 
 
 @kernel
@@ -96,10 +104,8 @@ def project_chunks(
             shape[s], shape[s + 1], shape[s + 5] = x, y, opacities[g]
             shape[s + 2], shape[s + 3], shape[s + 4] = conic_a, conic_b, conic_c
             depth[g] = z
-            box[o], box[o + 1] = left // TILE_WIDTH, (right - 1) // TILE_WIDTH + 1
-            box[o + 2], box[o + 3] = top // TILE_HEIGHT, (bottom - 1) // TILE_HEIGHT + 1
-            box[o + 4], box[o + 5] = top, bottom
-            num_tiles[g] = (box[o + 1] - box[o]) * (box[o + 3] - box[o + 2])
+            box[o], box[o + 1], box[o + 2], box[o + 3] = left, right, top, bottom
+            num_tiles[g] = (_tiles_end(right) - left // TILE) * (_tiles_end(bottom) - top // TILE)
             for c in range(channels):
                 table[g * padded + c] = features[g * channels + c]
             table[g * padded + channels] = z
@@ -153,8 +159,8 @@ def bin_frames(
         cursor = np.zeros(tiles + 1, np.int64)
         for g in order:
             o = g * BOX_SIZE
-            for row in range(box[o + 2], box[o + 3]):
-                for column in range(box[o], box[o + 1]):
+            for row in range(box[o + 2] // TILE, _tiles_end(box[o + 3])):
+                for column in range(box[o] // TILE, _tiles_end(box[o + 1])):
                     cursor[row * tile_columns + column + 1] += 1
         cursor[0] = frame_start[b]
         for tile in range(tiles):
@@ -162,56 +168,83 @@ def bin_frames(
             tile_start[b * tiles + tile] = cursor[tile]
         for g in order:
             o = g * BOX_SIZE
-            for row in range(box[o + 2], box[o + 3]):
-                for column in range(box[o], box[o + 1]):
+            for row in range(box[o + 2] // TILE, _tiles_end(box[o + 3])):
+                for column in range(box[o] // TILE, _tiles_end(box[o + 1])):
                     tile = row * tile_columns + column
                     tile_list[cursor[tile]] = g
                     cursor[tile] += 1
 
 
 @inline
+def _blocks(start: int, end: int, tile_start: int) -> tuple[int, int]:
+    """Range of a tile's blocks, along one side, that the pixels [start, end) touch."""
+    return max(start - tile_start, 0) // SIDE, (min(end - tile_start, TILE) + SIDE - 1) // SIDE
+
+
+@inline
 def _splat_tile(
     first: int, last: int, left: int, top: int, live: int, tile_list: Array, shape: Array, box: Array, table: Array, blocks: tuple,
-    painted: Array, transmittance: Array, stop: Array, weight: Array, centres: Array,
+    painted: Array, transmittance: Array, stop: Array, weight: Array, column: Array, row: Array,
 ) -> None:  # fmt: skip
-    """Composite a tile's Gaussians front to back into `painted` [pixel, channel]; `live` counts the pixels inside the picture."""
+    """Composite a tile's Gaussians front to back into `painted` [block pixel, channel]; `live` counts pixels inside the picture."""
     padded = LANES * len(blocks)
-    column = load(centres, 0, ROW) + left
+    columns, rows = load(column, 0, PIXELS), load(row, 0, PIXELS)
     for position in range(first, last):
         g = tile_list[position]
         s, o = g * SHAPE_SIZE, g * BOX_SIZE
-        dx = shape[s] - column
-        conic_b, conic_c, opacity = shape[s + 3], shape[s + 4], shape[s + 5]
-        along = dx * dx * (0.5 * shape[s + 2])
+        x, y = shape[s] - left, shape[s + 1] - top
+        half_a, conic_b, half_c, opacity = shape[s + 2] * 0.5, shape[s + 3], shape[s + 4] * 0.5, shape[s + 5]
         channels = load(table, g * padded, blocks)
-        for row in range(max(box[o + 4] - top, 0), min(box[o + 5] - top, TILE_HEIGHT)):
-            dy = shape[s + 1] - (top + row + 0.5)
-            sigma = along + dx * (conic_b * dy) + 0.5 * conic_c * dy * dy
-            alpha = minimum(exp_negative(sigma) * opacity, ALPHA_CAP)
-            halt = load(stop, row * LANES, ROW)
-            hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (halt > position)
-            if bits(hit) == 0:
-                continue
-            before = load(transmittance, row * LANES, ROW)
-            after = before - before * alpha
-            done = hit & (after <= STOP_TRANSMITTANCE)
-            if bits(done) != 0:
-                store(stop, row * LANES, select(done, position, halt))
-                left_over = bits(done)
-                while left_over != 0:
-                    live -= 1
-                    left_over &= left_over - np.uint64(1)
-                hit = without(hit, done)
-            store(transmittance, row * LANES, select(hit, after, before))
-            store(weight, 0, alpha * before)
-            hits = bits(hit)
-            while hits != 0:
-                lane = lowest_bit(hits)
-                hits &= hits - np.uint64(1)
-                pixel = (row * LANES + lane) * padded
-                store(painted, pixel, load(painted, pixel, blocks) + channels * weight[lane])
+        across = _blocks(box[o], box[o + 1], left)
+        down = _blocks(box[o + 2], box[o + 3], top)
+        for block_row in range(down[0], down[1]):
+            dy = (y - SIDE * block_row) - rows
+            fall_y = dy * dy * half_c
+            shear = dy * conic_b
+            for block_column in range(across[0], across[1]):
+                place = (block_row * TILE_BLOCKS + block_column) * LANE_COUNT
+                dx = (x - SIDE * block_column) - columns
+                sigma = dx * (dx * half_a + shear) + fall_y
+                alpha = minimum(exp_negative(sigma) * opacity, ALPHA_CAP)
+                halt = load(stop, place, PIXELS)
+                hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (halt > position)
+                if bits(hit) == 0:
+                    continue
+                before = load(transmittance, place, PIXELS)
+                after = before - before * alpha
+                done = hit & (after <= STOP_TRANSMITTANCE)
+                if bits(done) != 0:
+                    store(stop, place, select(done, position, halt))
+                    left_over = bits(done)
+                    while left_over != 0:
+                        live -= 1
+                        left_over &= left_over - np.uint64(1)
+                    hit = without(hit, done)
+                store(transmittance, place, select(hit, after, before))
+                store(weight, 0, alpha * before)
+                hits = bits(hit)
+                while hits != 0:
+                    lane = lowest_bit(hits)
+                    hits &= hits - np.uint64(1)
+                    pixel = (place + lane) * padded
+                    store(painted, pixel, load(painted, pixel, blocks) + channels * weight[lane])
         if live == 0:
             break
+
+
+@inline
+def _place(row: int, column: int) -> int:
+    """Where a tile's scratch keeps the pixel (row, column) of the tile: block by block."""
+    return ((row // SIDE) * TILE_BLOCKS + column // SIDE) * LANE_COUNT + (row % SIDE) * SIDE + column % SIDE
+
+
+@inline
+def _block_offsets(like: Array) -> tuple[Array, Array]:
+    """Column and row of the centre of each pixel of a block."""
+    column, row = np.empty(LANE_COUNT, like.dtype), np.empty(LANE_COUNT, like.dtype)
+    for lane in range(LANE_COUNT):
+        column[lane], row[lane] = lane % SIDE + 0.5, lane // SIDE + 0.5
+    return column, row
 
 
 @kernel
@@ -221,30 +254,30 @@ def splat_tiles(
 ) -> None:  # fmt: skip
     """Image [B,H,W,C], alpha and expected depth [B,H,W], and for the backward pass each pixel's transmittance and stop position."""
     padded = LANES * len(blocks)
-    columns, rows = (width + TILE_WIDTH - 1) // TILE_WIDTH, (height + TILE_HEIGHT - 1) // TILE_HEIGHT
+    columns, rows = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     channels = image.size // max(alpha.size, 1)
     painted = np.empty(TILE_PIXELS * padded, image.dtype)
     transmittance = np.empty(TILE_PIXELS, image.dtype)
-    weight = np.empty(LANES, image.dtype)
+    weight = np.empty(LANE_COUNT, image.dtype)
     stop = np.empty(TILE_PIXELS, np.int32)
-    centres = (np.arange(LANES) + 0.5).astype(image.dtype)
+    column, row = _block_offsets(image)
     while True:
         tile = take_ticket(ticket)
         if tile >= tile_start.size - 1:
             break
         first, last = tile_start[tile], tile_start[tile + 1]
-        b, top, left = tile // (columns * rows), tile // columns % rows * TILE_HEIGHT, tile % columns * TILE_WIDTH
+        b, top, left = tile // (columns * rows), tile // columns % rows * TILE, tile % columns * TILE
         painted[:] = 0.0
         transmittance[:] = 1.0
         stop[:] = last
-        live = min(TILE_HEIGHT, height - top) * min(TILE_WIDTH, width - left)
+        live = min(TILE, height - top) * min(TILE, width - left)
         _splat_tile(
-            first, last, left, top, live, tile_list, shape, box, table, blocks, painted, transmittance, stop, weight, centres
+            first, last, left, top, live, tile_list, shape, box, table, blocks, painted, transmittance, stop, weight, column, row
         )
-        for row in range(min(TILE_HEIGHT, height - top)):
-            for lane in range(min(TILE_WIDTH, width - left)):
-                place = row * LANES + lane
-                pixel = (b * height + top + row) * width + left + lane
+        for i in range(min(TILE, height - top)):
+            for j in range(min(TILE, width - left)):
+                place = _place(i, j)
+                pixel = (b * height + top + i) * width + left + j
                 covered = 1.0 - transmittance[place]
                 for c in range(channels):
                     image[pixel * channels + c] = painted[place * padded + c]
@@ -257,20 +290,22 @@ def splat_tiles(
 @inline
 def _load_tile_gradient(
     b: int, left: int, top: int, width: int, height: int, padded: int, channels: int, alpha: Array, depth: Array, remaining: Array,
-    stop_at: Array, g_image: Array, g_alpha: Array, g_depth: Array, wanted: Array, transmittance: Array, behind: Array, stop: Array,
+    stop_at: Array, g_image: Array, g_alpha: Array, g_depth: Array, wanted: Array, planes: Array, transmittance: Array, behind: Array,
+    stop: Array,
 ) -> int:  # fmt: skip
-    """Fill the tile's scratch with the output gradients; returns one past the last position that any pixel used."""
+    """Fill the tile's scratch with the output gradients, pixel by pixel in `wanted` and again channel by channel in `planes`.
+
+    Returns one past the last position that any pixel used.
+    """
     end = 0
     stop[:] = 0
     transmittance[:] = 1.0
-    for row in range(min(TILE_HEIGHT, height - top)):
-        for lane in range(min(TILE_WIDTH, width - left)):
-            place = row * LANES + lane
-            pixel = (b * height + top + row) * width + left + lane
+    for i in range(min(TILE, height - top)):
+        for j in range(min(TILE, width - left)):
+            place = _place(i, j)
+            pixel = (b * height + top + i) * width + left + j
             for c in range(channels):
                 wanted[place * padded + c] = g_image[pixel * channels + c]
-            for c in range(channels + 1, padded):
-                wanted[place * padded + c] = 0.0
             # expected depth = accumulated depth / max(alpha, floor)
             divisor = max(alpha[pixel], MIN_ALPHA)
             wanted[place * padded + channels] = g_depth[pixel] / divisor
@@ -281,75 +316,91 @@ def _load_tile_gradient(
             behind[place] = -g_covered * remaining[pixel]
             stop[place] = stop_at[pixel]
             end = max(end, stop_at[pixel])
+            plane = (place // LANE_COUNT) * padded * LANE_COUNT + place % LANE_COUNT
+            for c in range(channels + 1):
+                planes[plane + c * LANE_COUNT] = wanted[place * padded + c]
     return end
 
 
 @inline
 def _splat_tile_gradient(
-    first: int, last: int, end: int, left: int, top: int, tile: tuple, base: int, tile_list: Array, first_slot: Array, shape: Array, box: Array,
-    table: Array, blocks: tuple, wanted: Array, transmittance: Array, behind: Array, stop: Array, weight: Array, dots: Array,
-    centres: Array, pairs: Array,
+    first: int, last: int, end: int, left: int, top: int, tile: tuple, base: int, tile_list: Array, first_slot: Array, shape: Array,
+    box: Array, table: Array, blocks: tuple, wanted: Array, planes: Array, transmittance: Array, behind: Array, stop: Array,
+    weight: Array, column: Array, row: Array, pairs: Array,
 ) -> None:  # fmt: skip
     """Walk a tile back to front; each (Gaussian, tile) pair's gradient goes to its row of `pairs`: channels, then shape."""
     padded = LANES * len(blocks)
     stride = padded + SHAPE_SIZE
-    column = load(centres, 0, ROW) + left
-    zero = fill(0.0, column)
+    columns, rows = load(column, 0, PIXELS), load(row, 0, PIXELS)
+    zero = fill(0.0, columns)
     for position in range(last - 1, first - 1, -1):
         g = tile_list[position]
         s, o = g * SHAPE_SIZE, g * BOX_SIZE
-        slot = stride * (first_slot[g] - base + (tile[0] - box[o + 2]) * (box[o + 1] - box[o]) + tile[1] - box[o])
+        tile_column = box[o] // TILE
+        slot = first_slot[g] - base + (tile[0] - box[o + 2] // TILE) * (_tiles_end(box[o + 1]) - tile_column) + tile[1] - tile_column
+        slot *= stride
         channels = load(table, g * padded, blocks)
         g_channels = fill(0.0, channels)
         if position >= end:
             store(pairs, slot, g_channels)
-            store(pairs, slot + padded, zero)
+            pairs[slot + padded : slot + stride] = 0.0
             continue
-        dx = shape[s] - column
+        x, y = shape[s] - left, shape[s + 1] - top
         conic_a, conic_b, conic_c, opacity = shape[s + 2], shape[s + 3], shape[s + 4], shape[s + 5]
-        along = dx * dx * (0.5 * conic_a)
+        half_a, half_c = conic_a * 0.5, conic_c * 0.5
+        across = _blocks(box[o], box[o + 1], left)
+        down = _blocks(box[o + 2], box[o + 3], top)
         sum_x = sum_y = sum_xx = sum_xy = sum_yy = sum_o = zero
-        for row in range(max(box[o + 4] - top, 0), min(box[o + 5] - top, TILE_HEIGHT)):
-            dy = shape[s + 1] - (top + row + 0.5)
-            sigma = along + dx * (conic_b * dy) + 0.5 * conic_c * dy * dy
-            falloff = exp_negative(sigma)
-            raw = falloff * opacity
-            alpha = minimum(raw, ALPHA_CAP)
-            hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (load(stop, row * LANES, ROW) > position)
-            hits = bits(hit)
-            if hits == 0:
-                continue
-            inverse = 1.0 / (1.0 - alpha)
-            after = load(transmittance, row * LANES, ROW)
-            before = select(hit, after * inverse, after)
-            weights = alpha * before
-            store(transmittance, row * LANES, before)
-            store(weight, 0, weights)
-            while hits != 0:
-                lane = lowest_bit(hits)
-                hits &= hits - np.uint64(1)
-                g_pixel = load(wanted, (row * LANES + lane) * padded, blocks)
-                g_channels = g_channels + g_pixel * weight[lane]
-                dots[lane] = total(g_pixel * channels)
-            dot = select(hit, load(dots, 0, ROW), 0.0)
-            rest = load(behind, row * LANES, ROW)
-            # dL/dalpha = T (c . g) - (what lies behind) / (1 - alpha)
-            g_alpha = select(hit & (raw <= ALPHA_CAP), before * dot - rest * inverse, 0.0)
-            store(behind, row * LANES, select(hit, rest + weights * dot, rest))
-            sum_o = sum_o + falloff * g_alpha
-            g_sigma = zero - raw * g_alpha
-            sum_x = sum_x + g_sigma * dx
-            sum_y = sum_y + g_sigma * dy
-            sum_xx = sum_xx + g_sigma * dx * dx
-            sum_xy = sum_xy + g_sigma * dx * dy
-            sum_yy = sum_yy + g_sigma * (dy * dy)
+        for block_row in range(down[0], down[1]):
+            dy = (y - SIDE * block_row) - rows
+            fall_y = dy * dy * half_c
+            shear = dy * conic_b
+            for block_column in range(across[0], across[1]):
+                block = block_row * TILE_BLOCKS + block_column
+                place = block * LANE_COUNT
+                dx = (x - SIDE * block_column) - columns
+                sigma = dx * (dx * half_a + shear) + fall_y
+                falloff = exp_negative(sigma)
+                raw = falloff * opacity
+                alpha = minimum(raw, ALPHA_CAP)
+                hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (load(stop, place, PIXELS) > position)
+                hits = bits(hit)
+                if hits == 0:
+                    continue
+                inverse = 1.0 / (1.0 - alpha)
+                after = load(transmittance, place, PIXELS)
+                before = select(hit, after * inverse, after)
+                weights = alpha * before
+                store(transmittance, place, before)
+                store(weight, 0, weights)
+                while hits != 0:
+                    lane = lowest_bit(hits)
+                    hits &= hits - np.uint64(1)
+                    g_channels = g_channels + load(wanted, (place + lane) * padded, blocks) * weight[lane]
+                even, odd = zero, zero
+                for c in range(0, padded, 2):
+                    plane = (block * padded + c) * LANE_COUNT
+                    even = even + load(planes, plane, PIXELS) * table[g * padded + c]
+                    odd = odd + load(planes, plane + LANE_COUNT, PIXELS) * table[g * padded + c + 1]
+                dot = select(hit, even + odd, 0.0)
+                rest = load(behind, place, PIXELS)
+                # dL/dalpha = T (c . g) - (what lies behind) / (1 - alpha)
+                g_alpha = select(hit & (raw <= ALPHA_CAP), before * dot - rest * inverse, 0.0)
+                store(behind, place, rest + weights * dot)
+                sum_o = sum_o + falloff * g_alpha
+                g_sigma = raw * g_alpha
+                sum_x = sum_x + g_sigma * dx
+                sum_y = sum_y + g_sigma * dy
+                sum_xx = sum_xx + g_sigma * dx * dx
+                sum_xy = sum_xy + g_sigma * dx * dy
+                sum_yy = sum_yy + g_sigma * dy * dy
         store(pairs, slot, g_channels)
         moment_x, moment_y, slot = total(sum_x), total(sum_y), slot + padded
-        pairs[slot] = conic_a * moment_x + conic_b * moment_y
-        pairs[slot + 1] = conic_b * moment_x + conic_c * moment_y
-        pairs[slot + 2] = 0.5 * total(sum_xx)
-        pairs[slot + 3] = total(sum_xy)
-        pairs[slot + 4] = 0.5 * total(sum_yy)
+        pairs[slot] = -(conic_a * moment_x + conic_b * moment_y)
+        pairs[slot + 1] = -(conic_b * moment_x + conic_c * moment_y)
+        pairs[slot + 2] = -0.5 * total(sum_xx)
+        pairs[slot + 3] = -total(sum_xy)
+        pairs[slot + 4] = -0.5 * total(sum_yy)
         pairs[slot + 5] = total(sum_o)
 
 
@@ -364,13 +415,13 @@ def splat_tiles_gradient(
     `frames` is (first frame, one past the last, number of the first frame's first pair).
     """
     padded = LANES * len(blocks)
-    columns, rows = (width + TILE_WIDTH - 1) // TILE_WIDTH, (height + TILE_HEIGHT - 1) // TILE_HEIGHT
+    columns, rows = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     channels = g_image.size // max(g_alpha.size, 1)
-    wanted = np.zeros(TILE_PIXELS * padded, table.dtype)
+    wanted, planes = np.zeros(TILE_PIXELS * padded, table.dtype), np.zeros(TILE_PIXELS * padded, table.dtype)
     transmittance, behind = np.ones(TILE_PIXELS, table.dtype), np.zeros(TILE_PIXELS, table.dtype)
-    weight, dots = np.empty(LANES, table.dtype), np.zeros(LANES, table.dtype)
+    weight = np.empty(LANE_COUNT, table.dtype)
     stop = np.empty(TILE_PIXELS, np.int32)
-    centres = (np.arange(LANES) + 0.5).astype(table.dtype)
+    column, row = _block_offsets(table)
     while True:
         tile = take_ticket(ticket) + frames[0] * columns * rows
         if tile >= frames[1] * columns * rows:
@@ -378,15 +429,15 @@ def splat_tiles_gradient(
         first, last = tile_start[tile], tile_start[tile + 1]
         if first == last:
             continue
-        b, row, column = tile // (columns * rows), tile // columns % rows, tile % columns
-        left, top = column * TILE_WIDTH, row * TILE_HEIGHT
+        b, tile_row, tile_column = tile // (columns * rows), tile // columns % rows, tile % columns
+        left, top = tile_column * TILE, tile_row * TILE
         end = _load_tile_gradient(
             b, left, top, width, height, padded, channels, alpha, depth, remaining, stop_at, g_image, g_alpha, g_depth,
-            wanted, transmittance, behind, stop,
+            wanted, planes, transmittance, behind, stop,
         )  # fmt: skip
         _splat_tile_gradient(
-            first, last, end, left, top, (row, column), frames[2], tile_list, first_slot, shape, box, table, blocks,
-            wanted, transmittance, behind, stop, weight, dots, centres, pairs,
+            first, last, end, left, top, (tile_row, tile_column), frames[2], tile_list, first_slot, shape, box, table, blocks,
+            wanted, planes, transmittance, behind, stop, weight, column, row, pairs,
         )  # fmt: skip
 
 
@@ -412,11 +463,11 @@ def project_chunks_gradient(
             if num_tiles[g] == 0:
                 continue
             start = (first_slot[g] - frames[2]) * (padded + SHAPE_SIZE)
-            channel_sum, shape_sum = load(pairs, start, blocks), load(pairs, start + padded, ROW)
+            channel_sum, shape_sum = load(pairs, start, blocks), load(pairs, start + padded, (0,))
             for _ in range(1, num_tiles[g]):
                 start += padded + SHAPE_SIZE
                 channel_sum = channel_sum + load(pairs, start, blocks)
-                shape_sum = shape_sum + load(pairs, start + padded, ROW)
+                shape_sum = shape_sum + load(pairs, start + padded, (0,))
             store(sums, 0, channel_sum)
             store(sums, padded, shape_sum)
             g_features[g * channels : (g + 1) * channels] = sums[:channels]
