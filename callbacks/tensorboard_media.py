@@ -38,11 +38,8 @@ def encode_gif(frames: Tensor, fps: float) -> bytes:
     """[T, 3, H, W] in [0, 1] -> an endless GIF; each frame has its own palette of 256 colours."""
     pictures = [Image.fromarray(picture).quantize(256) for picture in to_uint8(frames)]
     buffer = io.BytesIO()
-    # Without disposal 1 and optimize off PIL merges equal frames, and a video that stands still would lose its time.
     duration = max(10 * round(100 / fps), 20)
-    pictures[0].save(
-        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0, disposal=1, optimize=False
-    )
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
     return buffer.getvalue()
 
 

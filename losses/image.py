@@ -11,7 +11,7 @@ def l1(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - SSIM of each frame: [N, 3, H, W] in [0, 1] against the same -> [N] (Wang et al. 2004, 11x11 window)."""
+    """1 - SSIM of each frame, [N, 3, H, W] in [0, 1] -> [N] (Wang et al. 2004, 11x11 window, edges reflected)."""
     similarity = structural_similarity_index_measure(prediction, target, data_range=1.0, reduction="none")
     assert isinstance(similarity, Tensor)
     return 1 - similarity

@@ -1,0 +1,152 @@
+"""Losses on frames, against the packages and numbers that they are written from."""
+
+import importlib.util
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from losses.image import box_weight, l1, mask_loss, region_weight, ssim_loss, weighted_mean
+from losses.perceptual import PerceptualDistance
+
+
+def _frames(num_frames: int, size: int, seed: int = 0) -> torch.Tensor:
+    """Smooth random pictures: noise at an eighth of the size, enlarged."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(num_frames, 3, size // 8, size // 8, generator=generator)
+    return F.interpolate(coarse, size=(size, size), mode="bilinear")
+
+
+@pytest.fixture(scope="module")
+def published_stlpips() -> types.ModuleType:
+    """The package itself, with stand-ins for two modules that it imports but does not use to compute."""
+    missing = {name: types.ModuleType(name) for name in ("IPython", "torchsummary") if name not in sys.modules}
+    for name, module in missing.items():
+        if importlib.util.find_spec(name) is None:
+            module.embed = module.summary = None  # type: ignore[attr-defined]
+            sys.modules[name] = module
+    try:
+        from stlpips_pytorch import stlpips
+    finally:
+        for name, module in missing.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+    return stlpips
+
+
+@pytest.mark.parametrize("network", ["alex", "vgg"])
+def test_distance_equals_the_package(published_stlpips: types.ModuleType, network: str) -> None:
+    reference = published_stlpips.LPIPS(net=network, variant="shift_tolerant", verbose=False)
+    distance = PerceptualDistance(network)
+    a, b = (F.interpolate(_frames(2, 64, seed), size=(72, 57)) for seed in (1, 2))
+    with torch.no_grad():
+        expected = reference(a, b, normalize=True).flatten()
+        torch.testing.assert_close(distance(a, b), expected, rtol=1e-5, atol=1e-7)
+    # Gradients in double precision: in single, rounding decides some ties of the max pooling.
+    a, b = a.double().requires_grad_(), b.double()
+    (gradient,) = torch.autograd.grad(distance.double()(a, b).sum(), a)
+    (expected,) = torch.autograd.grad(reference.double()(a, b, normalize=True).sum(), a)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-10)
+
+
+def test_distance_of_equal_frames_is_zero_with_finite_gradient() -> None:
+    distance = PerceptualDistance("alex")
+    black = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    value = distance(black, torch.zeros(1, 3, 64, 64))
+    value.sum().backward()
+    assert value.item() == 0
+    assert torch.isfinite(black.grad).all()
+
+
+def test_distance_grows_with_blur_and_is_fixed() -> None:
+    distance = PerceptualDistance("alex")
+    frames = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    blurred = [F.interpolate(F.avg_pool2d(frames, k), size=64, mode="bilinear") for k in (2, 4)]
+    near, far = (distance(x, frames).item() for x in blurred)
+    assert 0 < near < far
+    distance.train()
+    assert not distance.training
+    assert not any(p.requires_grad for p in distance.parameters())
+
+
+def test_bad_choices_are_named() -> None:
+    with pytest.raises(ValueError, match="'resnet' is unknown: choose 'alex' or 'vgg'"):
+        PerceptualDistance("resnet")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="backend 'dists' is unknown"):
+        PerceptualDistance("alex", "dists")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of one shape"):
+        PerceptualDistance("alex")(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 32, 32))
+
+
+def test_lpips_backend_equals_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    lpips = pytest.importorskip("lpips")
+    original = lpips.LPIPS
+    # A random trunk stands for torchvision's download: what is tested is the way around it.
+    monkeypatch.setattr(lpips, "LPIPS", lambda **options: original(pnet_rand=True, **options))
+    torch.manual_seed(0)
+    distance = PerceptualDistance("alex", backend="lpips")
+    torch.manual_seed(0)
+    reference = original(net="alex", pnet_rand=True, verbose=False)
+    a, b = _frames(2, 64, 1), _frames(2, 64, 2)
+    torch.testing.assert_close(distance(a, b), reference(a, b, normalize=True).flatten(), rtol=1e-5, atol=1e-8)
+
+
+def _ssim_by_hand(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean SSIM of one channel straight from the definition, a window at each pixel, edges reflected."""
+    d = np.arange(-5, 6)
+    line = np.exp(-0.5 * (d / 1.5) ** 2)
+    window = np.outer(line, line) / np.outer(line, line).sum()
+    values = []
+    a, b = np.pad(a, 5, mode="reflect"), np.pad(b, 5, mode="reflect")
+    for y in range(a.shape[0] - 10):
+        for x in range(a.shape[1] - 10):
+            p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
+            mp, mq = (window * p).sum(), (window * q).sum()
+            vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+            cov = (window * (p - mp) * (q - mq)).sum()
+            values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
+    return float(np.mean(values))
+
+
+def test_ssim_loss_is_the_definition() -> None:
+    a, b = _frames(2, 32, 1), _frames(2, 32, 2)
+    by_hand = [
+        np.mean([_ssim_by_hand(x, y) for x, y in zip(p, q, strict=True)])
+        for p, q in zip(a.double().numpy(), b.double().numpy(), strict=True)
+    ]
+    loss = ssim_loss(a, b)
+    assert loss.shape == (2,)
+    np.testing.assert_allclose(loss.numpy(), 1 - np.array(by_hand), atol=1e-4)
+    assert ssim_loss(a, a).abs().max() < 1e-6
+
+
+def test_l1_and_mask_loss_are_unreduced() -> None:
+    a, b = _frames(2, 16, 1), _frames(2, 16, 2)
+    np.testing.assert_array_equal(l1(a, b).numpy(), np.abs(a.numpy() - b.numpy()))
+    assert mask_loss(a[:, :1], b[:, :1]).shape == (2, 1, 16, 16)
+
+
+def test_region_weight_ends_and_middle() -> None:
+    mask = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
+    assert region_weight(mask, foreground=4, background=1).flatten().tolist() == [1, 2.5, 4]
+
+
+def test_box_weight_counts_pixel_centres() -> None:
+    boxes = torch.tensor([[1.0, 0.0, 3.0, 2.0], [1.5, 1.4, 2.6, 1.6], [2.0, 2.0, 2.0, 2.0]])
+    weight = box_weight(boxes, height=3, width=4, inside=5.0)
+    assert weight.shape == (3, 1, 3, 4)
+    assert weight[0, 0].tolist() == [[1, 5, 5, 1], [1, 5, 5, 1], [1, 1, 1, 1]]
+    assert weight[1, 0].tolist() == [[1, 1, 1, 1], [1, 5, 5, 1], [1, 1, 1, 1]]
+    assert (weight[2] == 1).all()
+
+
+def test_weighted_mean_is_numpy_average() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(2, 4, 3, 8, 8, generator=generator)
+    weight = torch.rand(2, 4, 1, 8, 8, generator=generator)
+    expected = np.average(values.numpy(), weights=weight.expand_as(values).numpy(), axis=(2, 3, 4))
+    np.testing.assert_allclose(weighted_mean(values, weight).numpy(), expected, rtol=1e-5)
+    assert weighted_mean(values, torch.zeros_like(weight)).tolist() == [[0.0] * 4] * 2

@@ -1,0 +1,285 @@
+"""Measures against closed forms, other implementations and signals whose answer is known."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from metrics import identity
+from metrics.evaluation import MEASURES, Prediction, evaluate_rows
+from metrics.frechet import FRECHET_DIMENSIONS, frechet_distance, frechet_features, frechet_of_samples
+from metrics.image import colour_error, psnr, ssim
+from metrics.perceptual import metric_network, perceptual_measures
+from metrics.sharpness import bands_of, sharpness, spectrum
+from metrics.table import format_table, report_metrics, write_metrics
+from metrics.temporal import flicker, temporal_error, tlp, unrest
+
+PHOTO = Path(__file__).parents[2] / "shared" / "real" / "astronaut.png"
+
+
+def _clip(num_frames: int = 6, size: int = 64, seed: int = 0) -> torch.Tensor:
+    """A textured picture that slides by one px a frame, [T, 3, size, size]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, size // 4, size // 4 + num_frames, generator=generator)
+    wide = F.interpolate(coarse, size=(size, size + 4 * num_frames), mode="bicubic").clamp(0, 1)
+    return torch.stack([wide[0, :, :, t : t + size] for t in range(num_frames)])
+
+
+def _blur(frames: torch.Tensor, factor: int) -> torch.Tensor:
+    return F.interpolate(F.avg_pool2d(frames, factor), size=frames.shape[-2:], mode="bilinear")
+
+
+def test_psnr_of_a_constant_error() -> None:
+    truth = torch.full((2, 3, 16, 16), 0.5)
+    prediction = truth + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
+    np.testing.assert_allclose(psnr(prediction, truth).numpy(), [20.0, 40.0], atol=1e-3)
+    assert torch.isinf(psnr(truth, truth)).all()
+
+
+def test_ssim_of_each_frame_apart() -> None:
+    clip = _clip(6)
+    mixed = torch.cat([clip[:3], _blur(clip[3:], 4)])
+    values = ssim(mixed, clip)
+    assert values.shape == (6,)
+    np.testing.assert_allclose(values[:3].numpy(), 1, atol=1e-6)
+    assert (values[3:] < 0.99).all()
+    torch.testing.assert_close(values[5:], ssim(mixed[5:], clip[5:]))
+
+
+def test_colour_error_of_known_changes() -> None:
+    clip = _clip()
+    shift, contrast = colour_error(clip + 0.1, clip)
+    assert shift == pytest.approx(0.1, abs=1e-5)
+    assert contrast == pytest.approx(0, abs=1e-5)
+    mean = clip.mean(dim=(0, 2, 3), keepdim=True)
+    shift, contrast = colour_error(mean + 1.2 * (clip - mean), clip)
+    assert shift == pytest.approx(0, abs=1e-5)
+    assert contrast == pytest.approx(0.2, abs=1e-4)
+
+
+def test_temporal_measures() -> None:
+    clip = _clip()
+    assert (temporal_error(clip + 0.1, clip) < 1e-6).all()  # a constant offset does not move
+    np.testing.assert_allclose(
+        temporal_error(torch.zeros_like(clip), clip).numpy(),
+        np.abs(np.diff(clip.numpy(), axis=0)).mean(axis=(1, 2, 3)),
+        rtol=1e-5,
+    )
+    ramp = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 8, 8) * 0.1
+    assert unrest(ramp).abs().max() < 1e-6  # even motion is at rest
+    assert flicker(clip, clip) == pytest.approx(1)
+    assert flicker(clip[:1].expand_as(clip), clip) == 0
+    alternating = clip + 0.05 * torch.tensor([1.0, -1.0]).repeat(3).view(6, 1, 1, 1)
+    assert flicker(alternating, clip) > 1.5
+    assert tlp(torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.3])).tolist() == pytest.approx([0.1, 0.0])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (65, 63)])
+def test_band_powers_are_the_full_plane(size: tuple[int, int]) -> None:
+    """Half-plane sums equal a full complex transform in numpy, ring by ring."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 2, 3, *size, generator=generator)
+    measured = sharpness(a, b)
+    height, width = size
+    side = min(size)
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :]) * side
+    window = np.outer(*(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n) for n in size))
+
+    def transform(frames: torch.Tensor) -> np.ndarray:
+        luma = np.einsum("tchw,c->thw", frames.double().numpy(), [0.299, 0.587, 0.114])
+        return np.fft.fft2((luma - luma.mean(axis=(1, 2), keepdims=True)) * window)
+
+    p, q = transform(a), transform(b)
+    assert measured.bands == bands_of(height, width)
+    for k, (low, high) in enumerate(measured.bands):
+        ring = (radius >= low) & (radius < high)
+        power = 10 * np.log10((np.abs(p) ** 2)[:, ring].sum() / (np.abs(q) ** 2)[:, ring].sum())
+        cross = (p * q.conj()).real[:, ring].sum(axis=1)
+        norm = np.sqrt((np.abs(p) ** 2)[:, ring].sum(axis=1) * (np.abs(q) ** 2)[:, ring].sum(axis=1))
+        assert float(measured.power_error[k]) == pytest.approx(power, abs=1e-3)
+        assert float(measured.coherence[k]) == pytest.approx((cross / norm).mean(), abs=1e-4)
+    assert spectrum(a).shape == (2, height, width // 2 + 1)
+
+
+def test_sharpness_tells_blur_grain_and_truth_apart() -> None:
+    clip = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    same = sharpness(clip, clip)
+    assert same.power_error.abs().max() < 1e-4
+    assert same.coherence.min() > 0.9999
+    assert same.bands == ((4, 8), (8, 12), (12, 16), (16, 24), (24, 32), (32, 48), (48, 64))
+    half = sharpness(0.5 * clip, clip)
+    np.testing.assert_allclose(half.power_error.numpy(), 20 * math.log10(0.5), atol=1e-3)
+    blurred = _blur(clip, 4)
+    assert sharpness(blurred, clip).power_error[-2:].max() < -10
+    grain = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    replaced = sharpness(blurred + grain - _blur(grain, 4), clip)
+    assert replaced.power_error.abs()[-2:].max() < 1  # the power is back
+    assert replaced.coherence[-2:].max() < 0.2  # the picture is not
+    with pytest.raises(ValueError, match="at least 16 px"):
+        sharpness(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
+
+
+def test_frechet_distance_closed_forms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean_a, mean_b = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    # Commuting covariances: tr(A + B - 2 sqrt(AB)) = sum (sqrt(a) - sqrt(b))^2 over the shared eigenvectors.
+    basis = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.float64)).Q
+    a, b = torch.rand(2, 5, generator=generator, dtype=torch.float64)
+    expected = (mean_a - mean_b).square().sum() + (a.sqrt() - b.sqrt()).square().sum()
+    measured = frechet_distance(mean_a, basis @ a.diag() @ basis.T, mean_b, basis @ b.diag() @ basis.T)
+    assert measured == pytest.approx(float(expected), rel=1e-9)
+    # General covariances, against scipy's matrix square root.
+    linalg = pytest.importorskip("scipy.linalg")
+    ra, rb = torch.randn(2, 5, 5, generator=generator, dtype=torch.float64)
+    ca, cb = ra @ ra.T, rb @ rb.T
+    root = np.real(linalg.sqrtm((ca @ cb).numpy()))
+    expected = (mean_a - mean_b).square().sum() + ca.trace() + cb.trace() - 2 * np.trace(root)
+    assert frechet_distance(mean_a, ca, mean_b, cb) == pytest.approx(float(expected), rel=1e-7)
+
+
+def test_frechet_distance_of_singular_covariances() -> None:
+    zero, one = torch.zeros(4, 4), torch.ones(4, 4)
+    assert frechet_distance(torch.zeros(4), one, torch.zeros(4), one) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(torch.zeros(4), one, torch.zeros(4), zero) == pytest.approx(4)
+    samples = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert frechet_of_samples(samples, samples) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="needs 8 frames, got 7"):
+        frechet_of_samples(samples[:7], samples)
+
+
+def test_perceptual_measures_equal_the_plain_distance() -> None:
+    network = metric_network("stlpips", torch.device("cpu"))
+    clip = _clip(7)
+    blurred = _blur(clip, 4)
+    measured = perceptual_measures(network, clip, {"blurred": blurred}, batch_size=3)
+    with torch.no_grad():
+        torch.testing.assert_close(measured["blurred"].distance, network(blurred, clip), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(measured["blurred"].step, network(blurred[1:], blurred[:-1]), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(measured["truth"].step, network(clip[1:], clip[:-1]), rtol=1e-4, atol=1e-7)
+        features = frechet_features(network.activations(clip))
+    assert measured["truth"].distance.abs().max() == 0
+    assert features.shape == (7, FRECHET_DIMENSIONS)
+    torch.testing.assert_close(measured["truth"].features, features, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluate_rows_keeps_blocks_apart_and_gives_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity.importlib.util, "find_spec", lambda _: None)
+    truth = torch.cat([_clip(4, seed=0), _clip(4, seed=1)])
+    rows = {
+        "blurred": Prediction(_blur(truth, 4), num_steps=4, fps=30.0),
+        "exact": Prediction(truth, reasons={"fps": "not a method"}),
+        "wild": Prediction(truth * 3 - 1),
+    }
+    measures = [m for m in MEASURES if m != "perceptual"]
+    results = evaluate_rows(truth, rows, [4, 4], measures=measures)
+    error = temporal_error(rows["blurred"].frames, truth)
+    assert results["blurred"]["temporal"] == pytest.approx(float(torch.cat([error[:3], error[4:]]).mean()), rel=1e-4)
+    assert results["blurred"]["num_steps"] == 4
+    assert results["exact"]["psnr"] is None
+    assert results["exact"]["psnr_reason"] == "a frame is equal to the truth"
+    assert results["exact"]["fps_reason"] == "not a method"
+    assert results["exact"]["flicker"] == pytest.approx(1)
+    assert results["wild"]["psnr"] == pytest.approx(float(psnr((truth * 3 - 1).clamp(0, 1), truth).mean()), rel=1e-5)
+    assert results["blurred"]["identity"] is None
+    assert "pip install '.[identity]'" in results["blurred"]["identity_reason"]
+    assert len(results["blurred"]["power_db"]) == len(results["blurred"]["bands"]) == 5
+
+
+def test_evaluate_rows_perceptual_figures() -> None:
+    truth = _clip(5)
+    results = evaluate_rows(truth, {"blurred": Prediction(_blur(truth, 4))}, [3, 2], measures=["perceptual"])["blurred"]
+    network = metric_network("stlpips", torch.device("cpu"))
+    with torch.no_grad():
+        expected = network(_blur(truth, 4), truth).mean()
+    assert results["perceptual"] == pytest.approx(float(expected), rel=1e-4)
+    assert results["tlp"] > 0
+    assert results["frechet"] is None
+    assert results["frechet_reason"] == "needs 32 frames, got 5"
+
+
+def test_single_frames_have_no_temporal_figures() -> None:
+    truth = _clip(3)
+    results = evaluate_rows(truth, {"a": Prediction(_blur(truth, 4))}, [1, 1, 1], measures=["temporal", "perceptual"])[
+        "a"
+    ]
+    for column in ("temporal", "flicker", "tlp"):
+        assert results[column] is None
+        assert "consecutive" in results[f"{column}_reason"]
+
+
+def test_evaluate_rows_names_bad_input() -> None:
+    truth = _clip(3)
+    with pytest.raises(ValueError, match="row 'a' has frames"):
+        evaluate_rows(truth, {"a": Prediction(truth[:2])})
+    with pytest.raises(ValueError, match="do not add up to 3 frames"):
+        evaluate_rows(truth, {}, [2, 2])
+    with pytest.raises(ValueError, match=r"unknown measures \['lpips'\]"):
+        evaluate_rows(truth, {}, measures=["lpips"])
+
+
+def test_identity_pairs_and_rates() -> None:
+    a, b = np.zeros(128), np.eye(128)[0]
+    assert identity.mean_distance([a, None, b], [b, b, b]) == pytest.approx(0.5)
+    assert identity.mean_distance([None], [a]) is None
+    assert identity.detection_rate([a, None, b, b]) == 0.75
+
+
+@pytest.mark.skipif(not PHOTO.is_file(), reason="the sample photo is not beside the repository")
+def test_identity_of_a_real_face_at_small_size() -> None:
+    pytest.importorskip("dlib", reason="extra 'identity' is not installed")
+    pytest.importorskip("importlib.metadata").version("face_recognition_models")
+    photo = torch.from_numpy(np.array(Image.open(PHOTO).convert("RGB"))).permute(2, 0, 1).float() / 255
+    crop = photo[:, :400, 50:450]
+    small = F.interpolate(crop[None], size=128, mode="area")
+    results = evaluate_rows(
+        small.expand(2, -1, -1, -1),
+        {"self": Prediction(small.expand(2, -1, -1, -1)), "grey": Prediction(torch.full((2, 3, 128, 128), 0.5))},
+        photo=crop, measures=["identity"], identity_every=1,
+    )  # fmt: skip
+    assert results["self"]["identity"] == pytest.approx(0, abs=1e-6)
+    assert results["self"]["identity_photo"] < 0.4
+    assert results["self"]["detection_rate"] == 1
+    assert results["grey"]["identity"] is None
+    assert results["grey"]["detection_rate"] == 0
+    assert "no face found" in results["grey"]["identity_reason"]
+
+
+def test_table_shows_dashes_and_reasons() -> None:
+    rows = {
+        "splat": {"psnr": 27.123, "num_steps": None, "num_steps_reason": "not a diffusion model"},
+        "student": {"psnr": 30.0, "num_steps": 4},
+    }
+    lines = format_table(rows, ["psnr", "num_steps"]).splitlines()
+    assert lines[0].split() == ["PSNR", "dB", "^", "steps"]
+    assert lines[2].split() == ["splat", "27.12", "-"]
+    assert lines[3].split() == ["student", "30.00", "4"]
+    assert lines[4] == "- num_steps: not a diffusion model"
+    assert len({len(line) for line in lines[:4]}) == 1
+
+
+def test_metrics_file_is_whole_and_its_path_is_printed_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run" / "metrics.json"
+    rows = {"student": {"psnr": 30.5, "identity": None, "identity_reason": "no dlib"}}
+    report_metrics(path, rows, config="shader.yaml", seed=3, protocol="block 1", num_frames=67)
+    assert capsys.readouterr().out.splitlines()[-1] == str(path)
+    content = json.loads(path.read_text())
+    assert content["rows"] == rows
+    assert (content["config"], content["seed"], content["protocol"], content["num_frames"]) == (
+        "shader.yaml",
+        3,
+        "block 1",
+        67,
+    )
+    assert content["device"]
+    assert content["commit"]
+    with pytest.raises(ValueError, match="row 'a' has no psnr"):
+        write_metrics(path, {"a": {"psnr": None}}, config="", seed=0, protocol="")
+    with pytest.raises(ValueError, match="psnr = inf"):
+        write_metrics(path, {"a": {"psnr": math.inf}}, config="", seed=0, protocol="")
+    assert json.loads(path.read_text()) == content
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
