@@ -1,6 +1,7 @@
 """Codecs between pixels and the normalised latents that the video shader paints.
 
-Shapes: B batch, T pixel frames, T' latent frames, H W pixels, C latent channels, h w latent grid (H / spatial_stride, W / spatial_stride).
+Shapes: B batch, T pixel frames, T' latent frames, H W pixels, C latent channels, h w latent grid (pixels divided by
+spatial_stride).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 BLOCK = 8  # side of a transform block, px
-# Coefficients kept of luma, red-blue and green-magenta. At 128 px this split gives 46.9 dB on a real webcam clip, 0.1 dB below
-# the best 64 of 192 for that clip.
+# Coefficients kept of luma, red-blue and green-magenta. At 128 px this split gives 46.9 dB on a real webcam clip, 0.1
+# dB below the best 64 of 192 for that clip.
 KEPT_CHANNELS = (38, 14, 12)
 
 
@@ -88,7 +89,7 @@ class BlockCodec(nn.Module):
 
     @torch.no_grad()
     def measure_statistics(self, frames: Tensor) -> None:
-        """Set `mean` and `scale` so that the latents of `frames` `[B,T,3,H,W]` have zero mean and unit variance a channel."""
+        """Set `mean` and `scale` so that latents of `frames` `[B,T,3,H,W]` have mean 0, variance 1 in each channel."""
         self.mean.zero_()
         self.scale.fill_(1.0)
         latents = self.encode(frames).transpose(0, 1).flatten(1)
@@ -115,8 +116,9 @@ class BlockCodecStream:
 class StreamingDecoder(Protocol):
     """A light stand-in for the Wan decoder (a tiny distilled one, say).
 
-    Called with normalised latents `[B,C,t,h,w]` and the state that the previous chunk left (None at the start of a video); gives
-    frames `[B,T,3,H,W]` in [0,1] and the state for the next chunk. The first latent frame of a video is one pixel frame, each later one four.
+    Called with normalised latents `[B,C,t,h,w]` and the state that the previous chunk left (None at the start of a
+    video); gives frames `[B,T,3,H,W]` in [0,1] and the state for the next chunk. The first latent frame of a video is
+    one pixel frame, each later one four.
     """
 
     def __call__(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]: ...
@@ -125,10 +127,12 @@ class StreamingDecoder(Protocol):
 class WanCodec(nn.Module):
     """diffusers' `AutoencoderKLWan` with its latent statistics; posterior mode, frozen.
 
-    The first pixel frame of a video is a latent frame of its own and each later latent frame holds four: 1 + 4k frames are 1 + k latents.
+    The first pixel frame of a video is a latent frame of its own and each later latent frame holds four: 1 + 4k frames
+    are 1 + k latents.
 
     Args:
-        pretrained: folder or hub name of an `AutoencoderKLWan` (its `vae` subfolder is found too); None for random weights.
+        pretrained: folder or hub name of an `AutoencoderKLWan` (its `vae` subfolder is found too); None for random
+            weights.
         config: constructor arguments of `AutoencoderKLWan`, used where `pretrained` is None.
         decoder: takes the place of the Wan decoder; None for the Wan decoder itself.
     """
@@ -136,7 +140,10 @@ class WanCodec(nn.Module):
     temporal_stride = 4
 
     def __init__(
-        self, pretrained: str | None = None, config: dict[str, Any] | None = None, decoder: StreamingDecoder | None = None
+        self,
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+        decoder: StreamingDecoder | None = None,
     ) -> None:
         super().__init__()
         if pretrained is not None and config is not None:
@@ -144,7 +151,9 @@ class WanCodec(nn.Module):
         self.vae = _load_vae(pretrained) if pretrained is not None else AutoencoderKLWan(**(config or {}))
         self.vae.requires_grad_(False).eval()
         if sum(self.vae.config.temperal_downsample) != 2 or self.vae.config.patch_size is not None:
-            raise ValueError("WanCodec: the autoencoder must halve time twice and have no patch_size (Wan 2.1's layout)")
+            raise ValueError(
+                "WanCodec: the autoencoder must halve time twice and have no patch_size (Wan 2.1's layout)"
+            )
         self.decoder = decoder
         self.latent_channels = int(self.vae.config.z_dim)
         self.spatial_stride = 2 ** (len(self.vae.config.dim_mult) - 1)
@@ -185,8 +194,8 @@ class WanCodec(nn.Module):
 class WanCodecStream:
     """Codes one video chunk by chunk, equal to coding it whole.
 
-    `AutoencoderKLWan.encode` and `.decode` clear their feature cache on entry, so the encoder and the decoder are driven here with
-    feature maps that outlive a call.
+    `AutoencoderKLWan.encode` and `.decode` clear their feature cache on entry, so the encoder and the decoder are
+    driven here with feature maps that outlive a call.
     """
 
     def __init__(self, codec: WanCodec) -> None:
@@ -198,12 +207,14 @@ class WanCodecStream:
         self._has_encoded = self._has_decoded = False
 
     def encode(self, frames: Tensor) -> Tensor:
-        """The next frames `[B,t,3,H,W]` -> latents `[B,C,t',h,w]`; t is 1 + 4k in the first call and 4k in later ones."""
+        """The next frames `[B,t,3,H,W]` -> latents `[B,C,t',h,w]`; t is 1 + 4k in the first call, then 4k."""
         codec, stride = self.codec, self.codec.temporal_stride
         _check_size(frames.shape[-2], frames.shape[-1], codec.spatial_stride)
         num_lone = 0 if self._has_encoded else 1
         if frames.shape[1] < 1 or (frames.shape[1] - num_lone) % stride:
-            raise ValueError(f"{frames.shape[1]} frames do not fit the Wan codec: give {num_lone} + {stride}k frames in this call")
+            raise ValueError(
+                f"{frames.shape[1]} frames do not fit the Wan codec: give {num_lone} + {stride}k frames in this call"
+            )
         self._has_encoded = True
         pixels = frames.transpose(1, 2) * 2 - 1
         pieces = ([pixels[:, :, :1]] if num_lone else []) + list(pixels[:, :, num_lone:].split(stride, dim=2))
@@ -241,14 +252,17 @@ def _check_size(height: int, width: int, stride: int) -> None:
 def _block_basis() -> Tensor:
     """Orthonormal rows `[64,192]` over (colour, y, x) of one block, in double precision before the cast.
 
-    Colours: luma R+G+B, then R-B and 2G-R-B. DCT-II coefficients are ordered by u + v, those nearest the diagonal first.
+    Colours: luma R+G+B, then R-B and 2G-R-B. DCT-II coefficients are ordered by u + v, those nearest the diagonal
+    first.
     """
     colours = torch.tensor([[1, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64)
     colours = colours / colours.norm(dim=1, keepdim=True)
     index = torch.arange(BLOCK, dtype=torch.float64)
     cosines = torch.cos(math.pi * (index[None] + 0.5) * index[:, None] / BLOCK) * math.sqrt(2 / BLOCK)
     cosines[0] /= math.sqrt(2)
-    order = sorted(((u, v) for u in range(BLOCK) for v in range(BLOCK)), key=lambda uv: (sum(uv), abs(uv[0] - uv[1]), uv))
+    order = sorted(
+        ((u, v) for u in range(BLOCK) for v in range(BLOCK)), key=lambda uv: (sum(uv), abs(uv[0] - uv[1]), uv)
+    )
     rows = [
         torch.einsum("c,y,x->cyx", colours[channel], cosines[u], cosines[v]).flatten()
         for channel, kept in enumerate(KEPT_CHANNELS)

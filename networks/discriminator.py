@@ -26,17 +26,20 @@ class Logits:
 class WanDiscriminator(nn.Module):
     """Classification heads on the tokens that a (pretrained) shader computes of a noised clip.
 
-    The local branch: a register token cross-attends the tokens of one frame after each depth; the K answers, concatenated, give
-    that frame's logit. The global branch: the reference photo's tokens attend those of all frames, so that it is judged whether
-    the clip shows this person; without `use_reference` one register token asks in their place.
+    The local branch: a register token cross-attends the tokens of one frame after each depth; the K answers,
+    concatenated, give that frame's logit. The global branch: the reference photo's tokens attend those of all frames,
+    so that it is judged whether the clip shows this person; without `use_reference` one register token asks in their
+    place.
 
     Args:
-        backbone: the shader to read tokens from; it is registered here, so give a copy where another module owns it too.
+        backbone: the shader to read tokens from; it is registered here, so give a copy where another module owns it
+            too.
         depths: shares of the backbone's blocks after which tokens are taken.
         width: W, None for the backbone's token width.
         num_heads: of the branches' attention; divides W.
         use_reference: whether the global branch asks with the reference's tokens.
-        train_backbone: whether the backbone learns too; otherwise it is frozen and lets gradients through to its input alone.
+        train_backbone: whether the backbone learns too; otherwise it is frozen and lets gradients through to its input
+            alone.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class WanDiscriminator(nn.Module):
     ) -> Logits:
         """Judge noised latents `[B,C,T,h,w]` at levels `[B,T]`; real and fake must be given at the same levels."""
         if self.use_reference and condition.reference is None:
-            raise ValueError("the global branch needs a reference: give one in the condition, or set use_reference to false")
+            raise ValueError(
+                "the global branch needs a reference: give one in the condition, or set use_reference to false"
+            )
         # A frozen backbone of an input without gradient needs no graph: the judge's own updates are then cheap.
         needs_graph = torch.is_grad_enabled() and (self.train_backbone or noisy.requires_grad)
         with torch.set_grad_enabled(needs_graph):
@@ -91,8 +96,8 @@ class WanDiscriminator(nn.Module):
 class TokenProbe(nn.Module):
     """Cross-attention that sums a set of tokens up in one vector: tokens `[B,L,D]` -> `[B,W]`.
 
-    The question is one learned register token, or (`asks_with_tokens`) M tokens `[B,M,D]`, each of which is compared with its answer
-    before the mean is taken.
+    The question is one learned register token, or (`asks_with_tokens`) M tokens `[B,M,D]`, each of which is compared
+    with its answer before the mean is taken.
     """
 
     def __init__(self, token_width: int, width: int, num_heads: int, asks_with_tokens: bool) -> None:
@@ -105,7 +110,9 @@ class TokenProbe(nn.Module):
         self.key_value = nn.Linear(token_width, 2 * width)
         self.query = nn.Linear(token_width, width) if asks_with_tokens else None
         self.register_token = None if asks_with_tokens else nn.Parameter(torch.randn(width) / math.sqrt(width))
-        self.compare = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width)) if asks_with_tokens else None
+        self.compare = (
+            nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width)) if asks_with_tokens else None
+        )
 
     def forward(self, tokens: Tensor, question: Tensor | None) -> Tensor:
         key, value = self.key_value(self.norm(tokens)).unflatten(-1, (2, self.num_heads, -1)).unbind(2)

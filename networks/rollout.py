@@ -28,14 +28,18 @@ from networks.shader import (
 class KVCache:
     """Keys and values of the reference, the sink, the recent frames and the chunk being painted, allocated once.
 
-    Keys are kept before rotary embedding; a rotated copy is renewed once a chunk, when positions change, instead of at each denoising
-    step. Slots: reference, sink, ring of recent frames, chunk. Attention does not care for the order of keys, so sliding moves
-    nothing: the new chunk overwrites the oldest slots of the ring.
+    Keys are kept before rotary embedding; a rotated copy is renewed once a chunk, when positions change, instead of at
+    each denoising step. Slots: reference, sink, ring of recent frames, chunk. Attention does not care for the order of
+    keys, so sliding moves nothing: the new chunk overwrites the oldest slots of the ring.
     """
 
-    def __init__(self, shader: VideoShader, batch: int, rotary: RotaryTable, window: Window, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shader: VideoShader, batch: int, rotary: RotaryTable, window: Window, dtype: torch.dtype
+    ) -> None:
         if window.sink_frames % shader.chunk_frames or window.recent_frames % shader.chunk_frames:
-            raise ValueError(f"sink and recent frames must be multiples of the chunk's {shader.chunk_frames} frames: {window}")
+            raise ValueError(
+                f"sink and recent frames must be multiples of the chunk's {shader.chunk_frames} frames: {window}"
+            )
         if not window.recent_frames:
             raise ValueError("recent_frames must be at least one chunk")
         self.window = window
@@ -80,8 +84,8 @@ class KVCache:
 class CachedAttention(AttentionContext):
     """The current frames see what the cache holds and themselves.
 
-    Without gradient the current keys and values go straight into the cache's last slots; with gradient the cache is only read, and a copy
-    of what was read is kept, for the cache moves on before the backward pass.
+    Without gradient the current keys and values go straight into the cache's last slots; with gradient the cache is
+    only read, and a copy of what was read is kept, for the cache moves on before the backward pass.
     """
 
     def __init__(self, cache: KVCache, num_frames: int, keep_keys: bool, use_snapshot: bool) -> None:
@@ -112,16 +116,17 @@ class CachedAttention(AttentionContext):
 
 
 class CausalRollout:
-    """Paints a video chunk by chunk: a few denoising steps, then one pass over the clean chunk that writes its keys and values.
+    """Paints a video chunk by chunk: a few denoising steps, then a pass over the clean chunk for its keys and values.
 
-    A step predicts x0, then adds fresh noise down to the next level. `start` with the reference, then `step` for each chunk; or
-    call the object for a whole clip.
+    A step predicts x0, then adds fresh noise down to the next level. `start` with the reference, then `step` for each
+    chunk; or call the object for a whole clip.
 
     Args:
         shader: a network trained with block-causal attention.
         noise_levels: the denoising steps, from 1 downwards.
         window: frames that the cache holds besides the reference.
-        guidance: w of u + w (c - u); 1 is off (c + w' (c - u) in other papers is w = w' + 1). On, every pass runs on a doubled batch.
+        guidance: w of u + w (c - u); 1 is off (c + w' (c - u) in other papers is w = w' + 1). On, every pass runs on a
+            doubled batch.
     """
 
     def __init__(
@@ -144,7 +149,7 @@ class CausalRollout:
 
     @torch.no_grad()
     def start(self, condition: ShaderCondition) -> None:
-        """Begin a video: take reference and semantic tokens from `condition` (its driving frames are not read) and cache both."""
+        """Begin a video: cache reference and semantic tokens of `condition`; its driving frames are not read."""
         shader = self.shader
         alone = replace(condition, guide=condition.guide[:, :, :0], maps=None, encoded=None)
         start = with_unconditional(shader.encode_condition(alone), self.guidance)
@@ -174,7 +179,8 @@ class CausalRollout:
             condition: the chunk's driving frames (guide, maps or encoded, maps_dropped; the rest was taken at `start`).
             generator: draws the noise.
             noise: `[num_levels,B,C,t,h,w]`, in place of drawing it.
-            exit_step: index of the noise level whose x0 is returned; None for the last (self-forcing leaves at a random one).
+            exit_step: index of the noise level whose x0 is returned; None for the last. Self-forcing
+                leaves at a random one.
             requires_grad: keep the graph of the exit step, and of that one alone.
         """
         if self._start is None:
@@ -211,7 +217,8 @@ class CausalRollout:
         """Paint all frames of `condition` -> latents `[B,C,T,h,w]`.
 
         Args:
-            num_grad_chunks: with `requires_grad`, only this many chunks at the end keep their graph, which bounds the memory; None for all.
+            num_grad_chunks: with `requires_grad`, only this many chunks at the end keep their graph, which bounds the
+                memory; None for all.
             noise: `[num_levels,B,C,T,h,w]`, in place of drawing it.
             generator, exit_step, requires_grad: as in `step`, the same exit for every chunk.
         """

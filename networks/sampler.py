@@ -6,6 +6,7 @@ Shapes as in `networks/shader.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from networks.shader import AttentionMode, Prediction, ShaderCondition, VideoSha
 
 
 def shifted_levels(num_steps: int, shift: float) -> list[float]:
-    """Noise levels from 1 down to 0, `num_steps` + 1 of them: s = shift t / (1 + (shift - 1) t) for even t (Esser et al. 2024, eq. 23)."""
+    """`num_steps` + 1 noise levels from 1 down to 0: s = shift t / (1 + (shift - 1) t) for even t (SD3, eq. 23)."""
     times = [1 - step / num_steps for step in range(num_steps + 1)]
     return [shift * time / (1 + (shift - 1) * time) for time in times]
 
@@ -47,11 +48,11 @@ def integrate(
     guidance: float = 1.0,
     attention: AttentionMode = "full",
 ) -> Iterator[tuple[float, Tensor]]:
-    """Euler's method from `noise` `[B,C,T,h,w]` at `levels[0]` through the falling `levels`; yields (level, state), the start included."""
+    """Euler's method from `noise` `[B,C,T,h,w]` through falling `levels`; yields (level, state), the start included."""
     condition = with_unconditional(shader.encode_condition(condition), guidance)
     state = noise
     yield levels[0], state
-    for level, lower in zip(levels[:-1], levels[1:], strict=True):
+    for level, lower in pairwise(levels):
         doubled = state if guidance == 1.0 else torch.cat([state, state])
         frame_levels = doubled.new_full((doubled.shape[0], doubled.shape[2]), level)
         prediction = guided(shader(doubled, frame_levels, condition, attention), guidance)
@@ -70,7 +71,7 @@ def sample_bidirectional(
     guidance: float = 1.0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """Paint a whole clip in `num_steps` steps -> latents `[B,C,T,h,w]`; `noise` of that shape, else drawn from `generator`."""
+    """Paint a whole clip -> latents `[B,C,T,h,w]`; `noise` has that shape, or is drawn from `generator`."""
     if noise is None:
         noise = draw_noise(condition.guide, generator)
     *_, (_, latents) = integrate(shader, condition, shifted_levels(num_steps, shift), noise, guidance)

@@ -1,12 +1,13 @@
-"""The video shader: diffusers' Wan transformer, told by splatted 3D-aware maps, a reference photo and semantic tokens what to paint.
+"""The video shader: diffusers' Wan transformer, told what to paint by splatted maps, a photo and F_sem tokens.
 
-Shapes: B batch, C latent channels, T latent frames, Tpix pixel frames, H W pixels, h w latent grid, N tokens a frame, D token width,
-F splatted feature channels, R reference frames (0 or 1). Noise level s in [0,1]: x_s = (1 - s) x0 + s e, velocity v = e - x0.
+Shapes: B batch, C latent channels, T latent frames, Tpix pixel frames, H W pixels, h w latent grid, N tokens a frame, D
+token width, F splatted feature channels, R reference frames (0 or 1). Noise level s in [0,1]: x_s = (1 - s) x0 + s e,
+velocity v = e - x0.
 
 The network lives in *residual coordinates* of the guide g (the codec latent of the splat's RGB): it reads
 x_s - (1 - s) k g = (1 - s)(x0 - k g) + s e, where k [C] is one learned skip a channel, and its raw output F stands for
     prediction "velocity": F = e - (x0 - k g), so v = F - k g and x0_hat = x_s - s v;
-    prediction "x0":       F = x0 - k g, so x0_hat = F + k g and v = (x_s - x0_hat) / s   ("Back to basics", Li and He 2025).
+    prediction "x0":       F = x0 - k g, so x0_hat = F + k g and v = (x_s - x0_hat) / s   (Li and He, "JiT", 2025).
 With k = 0 and "velocity" this is the pretrained network's own task.
 """
 
@@ -38,17 +39,21 @@ ROTARY_BASE = 10000.0
 class ShaderCondition:
     """What the shader is told about a clip; every tensor leads with the batch.
 
-    guide `[B,C,T,h,w]`: codec latent of the splat's RGB composite, g. maps `[B,Tpix,F+4,H,W]`: splatted features, RGB, alpha, in this
-    order; or already passed through the condition head: encoded `[B,Cc,T,h,w]`. reference `[B,C,1,h,w]`: latent of the photo, coded
-    alone; reference_guide and reference_maps `[B,1,F+4,H,W]` (or reference_encoded): its own splat. semantic `[B,L,S]`: F_sem tokens.
-    starts_clip: whether frame 0 is the first of the video (a codec with temporal stride gives that frame a latent of its own).
+    guide `[B,C,T,h,w]`: codec latent of the splat's RGB composite, g. maps `[B,Tpix,F+4,H,W]`: splatted features, RGB,
+    alpha, in this order; or already passed through the condition head: encoded `[B,Cc,T,h,w]`. reference `[B,C,1,h,w]`:
+    latent of the photo, coded alone; reference_guide and reference_maps `[B,1,F+4,H,W]` (or reference_encoded): its own
+    splat. semantic `[B,L,S]`: F_sem tokens. starts_clip: whether frame 0 is the first of the video (a codec with
+    temporal stride gives that frame a latent of its own).
 
-    **What "dropped" means** (guidance dropout in training and the unconditional branch in sampling alike), by sample `[B]`, True = dropped:
+    **What "dropped" means** (guidance dropout in training and the unconditional branch in sampling alike), by sample
+    `[B]`, True = dropped:
       maps: the guide's input channels become zero and the encoded maps one learned vector (zero at the start);
       semantic: every token becomes one learned vector;
-      reference: the reference frame stays in the sequence, its latent and guide channels zero, its encoded maps that same vector.
-    The skip path k g is never dropped: it only names the coordinates in which the network works and cancels in the difference of two
-    branches. A signal that is absent (None) counts as dropped; without `reference` there is no reference frame at all.
+      reference: the reference frame stays in the sequence, its latent and guide channels zero, its encoded maps that
+      same vector.
+    The skip path k g is never dropped: it only names the coordinates in which the network works and cancels in the
+    difference of two branches. A signal that is absent (None) counts as dropped; without `reference` there is no
+    reference frame at all.
     """
 
     guide: Tensor
@@ -140,9 +145,11 @@ class TokenFeatures:
 
 @dataclass(frozen=True)
 class Window:
-    """Which earlier frames a chunk sees besides the reference: the first `sink_frames` for ever, and the `recent_frames` before it.
+    """Which earlier frames a chunk sees besides the reference: the first `sink_frames` for ever, and the
+    `recent_frames` before it.
 
-    Positions count the frames seen, so that distances stop growing once the window slides: reference 0, sink 1.., recent, chunk.
+    Positions count the frames seen, so that distances stop growing once the window slides: reference 0, sink 1..,
+    recent, chunk.
     """
 
     sink_frames: int = 3
@@ -163,9 +170,10 @@ class Window:
 class VideoShader(nn.Module):
     """Wan transformer with channel-concatenated conditions, a clean reference frame and per-frame noise levels.
 
-    The blocks and weights are `WanTransformer3DModel`'s (keys under `transformer.`); only attention is replaced, by processors that
-    take their mask, cache and rotary positions from the context object of one call. A reference frame attends to itself alone, in
-    both attention modes: it is clean, so its keys and values do not depend on what is being painted and can be kept.
+    The blocks and weights are `WanTransformer3DModel`'s (keys under `transformer.`); only attention is replaced, by
+    processors that take their mask, cache and rotary positions from the context object of one call. A reference frame
+    attends to itself alone, in both attention modes: it is clean, so its keys and values do not depend on what is being
+    painted and can be kept.
 
     Args:
         latent_channels: C of the codec.
@@ -173,9 +181,10 @@ class VideoShader(nn.Module):
         semantic_dim: S, width of the F_sem tokens, projected to `text_dim`.
         condition_channels: channels of the condition head's output.
         spatial_stride, temporal_stride: of the codec; the head maps pixels to latents by them.
-        num_heads, head_dim, num_layers, ffn_dim, text_dim, freq_dim, patch_size: of the transformer; D = num_heads * head_dim.
+        num_heads, head_dim, num_layers, ffn_dim, text_dim, freq_dim, patch_size: of the transformer; D = num_heads *
+            head_dim.
         chunk_frames: latent frames that are painted at once in causal attention.
-        prediction: what the raw output stands for (see the module's head).
+        prediction: what the raw output stands for (see the file's top).
         guide_skip_init: start of the skip k; 0 leaves pretrained weights intact, 1 where training starts from nothing.
         zero_init_conditions: start the weights of the added input channels at zero, as pretrained weights need.
         minimum_level: s below which "x0" stops dividing by s when it states a velocity.
@@ -244,7 +253,7 @@ class VideoShader(nn.Module):
     # ------------------------------------------------------------------ conditions
 
     def encode_condition(self, condition: ShaderCondition) -> ShaderCondition:
-        """Pass the maps through the condition head, once for all denoising steps: fills `encoded`, `reference_encoded`, drops the maps."""
+        """Pass the maps through the condition head, once for all denoising steps: `encoded` takes their place."""
         encoded, reference_encoded = condition.encoded, condition.reference_encoded
         if condition.maps is not None:
             encoded = self.condition_head(condition.maps, condition.starts_clip)
@@ -260,8 +269,10 @@ class VideoShader(nn.Module):
             semantic = _replace_dropped(condition.semantic, condition.semantic_dropped, self.null_semantic)
         return self.transformer.condition_embedder.text_embedder(self.semantic_projection(semantic))
 
-    def _input_channels(self, residual: Tensor, guide: Tensor, encoded: Tensor | None, dropped: Tensor | None) -> Tensor:
-        """Concatenate on channels: residual and guide `[B,C,T,h,w]`, encoded maps `[B,Cc,T,h,w]` -> `[B,2C+Cc,T,h,w]`."""
+    def _input_channels(
+        self, residual: Tensor, guide: Tensor, encoded: Tensor | None, dropped: Tensor | None
+    ) -> Tensor:
+        """Join residual and guide `[B,C,T,h,w]` and encoded maps `[B,Cc,T,h,w]` on channels: `[B,2C+Cc,T,h,w]`."""
         null = self.null_maps.view(-1, 1, 1, 1)
         if encoded is None:
             encoded = null.expand(guide.shape[0], -1, *guide.shape[2:])
@@ -286,23 +297,20 @@ class VideoShader(nn.Module):
         """Noisy latents `[B,C,T,h,w]` at levels `[B,T]` -> tokens `[B,T,N,D]`; `condition` is already encoded."""
         signal = (1 - level)[:, None, :, None, None]
         residual = noisy - signal * self._skipped(condition.guide)
-        return self._patchify(self._input_channels(residual, condition.guide, condition.encoded, condition.maps_dropped))
+        return self._patchify(
+            self._input_channels(residual, condition.guide, condition.encoded, condition.maps_dropped)
+        )
 
     def _skipped(self, guide: Tensor) -> Tensor:
         return self.skip.view(-1, 1, 1, 1) * guide
 
     def _patchify(self, channels: Tensor) -> Tensor:
-        """`[B,C',T,h,w]` -> `[B,T,N,D]`. The patch embedding as one matrix product: several times faster on a CPU than its Conv3d."""
-        batch, width, num_frames, height, columns = channels.shape
+        """`[B,C',T,h,w]` -> tokens `[B,T,N,D]`."""
+        height, columns = channels.shape[-2:]
         _, rows_px, columns_px = self.patch_size
         if height % rows_px or columns % columns_px:
             raise ValueError(f"latents of {height}x{columns} do not divide into patches of {rows_px}x{columns_px}")
-        patches = channels.reshape(
-            batch, width, num_frames, height // rows_px, rows_px, columns // columns_px, columns_px
-        )
-        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
-        embedding = self.transformer.patch_embedding
-        return F.linear(patches, embedding.weight.flatten(1), embedding.bias)
+        return self.transformer.patch_embedding(channels).flatten(3).permute(0, 2, 3, 1)
 
     # ------------------------------------------------------------------ the network
 
@@ -320,8 +328,8 @@ class VideoShader(nn.Module):
             noisy: x_s `[B,C,T,h,w]`.
             level: s `[B,T]`, one for each latent frame.
             condition: of the same T frames.
-            attention: "full" lets every frame see every frame; "block_causal" lets a chunk of `chunk_frames` see itself, the reference
-                and earlier chunks.
+            attention: "full" lets every frame see every frame; "block_causal" lets a chunk of `chunk_frames` see
+                itself, the reference and earlier chunks.
             window: limits the earlier chunks in "block_causal", exactly as the rollout's cache does; None for no limit.
         """
         tokens, embedded_level, context, semantic = self._prepare(noisy, level, condition, attention, window)
@@ -392,8 +400,8 @@ class VideoShader(nn.Module):
     ) -> Tensor:
         """One diffusers block over tokens `[B*T,N,D]`.
 
-        Frames stand in the batch, so that the block's own modulation broadcasts over a frame's tokens; the processors join a clip's
-        frames for attention. The contexts travel in the arguments that the block only hands on.
+        Frames stand in the batch, so that the block's own modulation broadcasts over a frame's tokens; the processors
+        join a clip's frames for attention. The contexts travel in the arguments that the block only hands on.
         """
         block = self.transformer.blocks[layer]
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -412,7 +420,7 @@ class VideoShader(nn.Module):
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
     def interpret(self, raw: Tensor, noisy: Tensor, level: Tensor, guide: Tensor) -> Prediction:
-        """Raw output F, x_s and g `[B,C,T,h,w]` at levels `[B,T]` -> velocity and x0 (equations in the module's head)."""
+        """Raw output F, x_s and g `[B,C,T,h,w]` at levels `[B,T]` -> velocity and x0 (equations at the file's top)."""
         level = level[:, None, :, None, None]
         if self.prediction == "velocity":
             velocity = raw - self._skipped(guide)
@@ -421,7 +429,7 @@ class VideoShader(nn.Module):
         return Prediction((noisy - x0) / level.clamp(min=self.minimum_level), x0)
 
     def rotary_table(self, size: Sequence[int], device: torch.device) -> RotaryTable:
-        """Rotary positions of a latent grid `size` (h, w): whole patches from 0, as Wan counts them, at every resolution."""
+        """Rotary angles of a latent grid `size` (h, w): whole patches from 0 as in Wan, at every resolution."""
         return RotaryTable(self.head_dim, size[0] // self.patch_size[1], size[1] // self.patch_size[2], device)
 
     # ------------------------------------------------------------------ weights
@@ -434,7 +442,7 @@ class VideoShader(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> VideoShader:
-        """Read a file of `save_pretrained`; `overrides` replace constructor arguments (gradient_checkpointing, chunk_frames ...)."""
+        """Read a file of `save_pretrained`; `overrides` replace constructor arguments, such as chunk_frames."""
         if not Path(path).is_file():
             raise ValueError(f"shader weights {path} do not exist: train the teacher first, or give another `path`")
         with safe_open(str(path), framework="pt") as file:
@@ -448,22 +456,30 @@ class VideoShader(nn.Module):
     def load_wan_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the weights of a diffusers-format Wan 2.1 text-to-video transformer; every key must fit.
 
-        Only the patch embedding differs: its first `latent_channels` inputs are copied and the added ones start at zero.
+        Only the patch embedding differs: its first `latent_channels` inputs are copied, the added ones become zero.
         """
         own = self.transformer.state_dict()
         if missing := sorted(own.keys() - state.keys()):
-            raise ValueError(f"the Wan weights lack {len(missing)} tensors ({missing[0]}, ...): is it the right checkpoint?")
+            raise ValueError(
+                f"the Wan weights lack {len(missing)} tensors ({missing[0]}, ...): is it the right checkpoint?"
+            )
         if unexpected := sorted(state.keys() - own.keys()):
-            raise ValueError(f"the Wan weights hold {len(unexpected)} unknown tensors ({unexpected[0]}, ...): use Wan 2.1 T2V")
+            raise ValueError(
+                f"the Wan weights hold {len(unexpected)} unknown tensors ({unexpected[0]}, ...): use Wan 2.1 T2V"
+            )
         name = "patch_embedding.weight"
         latent_weight = state[name]
         if latent_weight.shape[1] != self.latent_channels:
-            raise ValueError(f"{name} reads {latent_weight.shape[1]} latent channels, the shader has {self.latent_channels}")
+            raise ValueError(
+                f"{name} reads {latent_weight.shape[1]} latent channels, the shader has {self.latent_channels}"
+            )
         padding = own[name].shape[1] - self.latent_channels
         state = {**state, name: F.pad(latent_weight, (0, 0, 0, 0, 0, 0, 0, padding))}
         for key, value in state.items():
             if value.shape != own[key].shape:
-                raise ValueError(f"{key} is {tuple(value.shape)}, the shader's {tuple(own[key].shape)}: check its sizes")
+                raise ValueError(
+                    f"{key} is {tuple(value.shape)}, the shader's {tuple(own[key].shape)}: check its sizes"
+                )
         self.transformer.load_state_dict(state, assign=next(iter(own.values())).is_meta)
 
     def load_wan_checkpoint(self, folder: str | Path) -> None:
@@ -472,7 +488,9 @@ class VideoShader(nn.Module):
         folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
         shards = sorted(folder.glob("*.safetensors"))
         if not shards:
-            raise ValueError(f"no safetensors in {folder}: download Wan-AI/Wan2.1-T2V-1.3B-Diffusers and give its folder")
+            raise ValueError(
+                f"no safetensors in {folder}: download Wan-AI/Wan2.1-T2V-1.3B-Diffusers and give its folder"
+            )
         self.load_wan_state_dict({key: value for shard in shards for key, value in load_file(str(shard)).items()})
 
 
@@ -506,7 +524,9 @@ class ConditionHead(nn.Module):
             hidden = torch.cat([hidden[:, :1].expand(-1, stride - 1, -1, -1, -1), hidden], dim=1)
         if hidden.shape[1] % stride:
             expected = f"1 + {stride}k" if starts_clip else f"{stride}k"
-            raise ValueError(f"maps of {num_frames} frames do not fit the codec's temporal stride: give {expected} frames")
+            raise ValueError(
+                f"maps of {num_frames} frames do not fit the codec's temporal stride: give {expected} frames"
+            )
         groups = hidden.unflatten(1, (-1, stride)).flatten(2, 3)
         return self.project(groups.flatten(0, 1)).unflatten(0, (batch, -1)).transpose(1, 2)
 
@@ -523,7 +543,7 @@ class EmbeddedLevel:
 
 
 class RotaryTable:
-    """Rotary angles of Wan: the head's channels split into time, rows and columns; no longest length, any temporal position."""
+    """Rotary angles of Wan, a head's channels split into time, rows and columns; for any temporal position."""
 
     def __init__(self, head_dim: int, rows: int, columns: int, device: torch.device) -> None:
         axis = 2 * (head_dim // 6)
@@ -595,7 +615,8 @@ class FullAttention(AttentionContext):
 class BlockCausalAttention(AttentionContext):
     """A chunk sees the reference, the earlier chunks that the window holds, and itself.
 
-    Chunk by chunk rather than under one dense mask: it skips what is masked, and positions differ between chunks once the window slides.
+    Chunk by chunk rather than under one dense mask: it skips what is masked, and positions differ between chunks once
+    the window slides.
     """
 
     def __init__(
@@ -637,7 +658,7 @@ class BlockCausalAttention(AttentionContext):
 
 
 class SemanticContext:
-    """What cross-attention reads: tokens `[B,L,D]`, or their keys and values of every layer where they are kept between calls."""
+    """What cross-attention reads: tokens `[B,L,D]`, or every layer's keys and values of them, kept between calls."""
 
     def __init__(self, tokens: Tensor, num_frames: int) -> None:
         self.tokens = tokens
@@ -666,7 +687,9 @@ class SelfAttentionProcessor:
         key = attention.norm_k(attention.to_k(tokens))
         value = attention.to_v(tokens)
         query, key, value = (
-            tensor.reshape(-1, context.num_frames * tokens.shape[1], attention.heads, tensor.shape[-1] // attention.heads)
+            tensor.reshape(
+                -1, context.num_frames * tokens.shape[1], attention.heads, tensor.shape[-1] // attention.heads
+            )
             for tensor in (query, key, value)
         )
         output = context.attend(self.layer, query.type_as(value), key.type_as(value), value)
@@ -684,7 +707,9 @@ class CrossAttentionProcessor:
     ) -> Tensor:
         del mask, rotary
         query = attention.norm_q(attention.to_q(tokens))
-        query = query.reshape(-1, semantic.num_frames * tokens.shape[1], attention.heads, query.shape[-1] // attention.heads)
+        query = query.reshape(
+            -1, semantic.num_frames * tokens.shape[1], attention.heads, query.shape[-1] // attention.heads
+        )
         key, value = semantic.project(attention, self.layer)
         output = attend(query.type_as(value), key.type_as(value), value)
         return attention.to_out[0](output.reshape(tokens.shape[0], tokens.shape[1], -1))
