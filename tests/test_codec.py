@@ -12,7 +12,7 @@ REAL_CLIP = Path(__file__).parents[2] / "shared" / "real" / "webcam_man.mp4"
 SMALL_VAE = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 
 
-@pytest.fixture()
+@pytest.fixture
 def whitened() -> BlockCodec:
     codec = BlockCodec()
     generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,8 @@ def test_block_codec_codes_each_frame_alone(whitened: BlockCodec) -> None:
     stream = whitened.stream()
     parts = torch.cat([stream.encode(frames[:, :1]), stream.encode(frames[:, 1:])], dim=2)
     torch.testing.assert_close(parts, whitened.encode(frames))
-    assert whitened.num_latent_frames(4) == 4 and whitened.num_pixel_frames(4) == 4
+    assert whitened.num_latent_frames(4) == 4
+    assert whitened.num_pixel_frames(4) == 4
 
 
 def test_block_codec_quality_on_real_video() -> None:
@@ -75,7 +76,8 @@ def test_statistics_survive_a_file(whitened: BlockCodec, tmp_path: Path) -> None
     path = tmp_path / "statistics.safetensors"
     whitened.save_statistics(path)
     loaded = BlockCodec(statistics=str(path))
-    assert torch.equal(loaded.mean, whitened.mean) and torch.equal(loaded.scale, whitened.scale)
+    assert torch.equal(loaded.mean, whitened.mean)
+    assert torch.equal(loaded.scale, whitened.scale)
 
 
 def test_codecs_name_what_is_wrong(tmp_path: Path) -> None:
@@ -144,4 +146,6 @@ def test_a_light_decoder_takes_the_wan_decoders_place() -> None:
     codec = WanCodec(config=SMALL_VAE, decoder=decoder)
     stream = codec.stream()
     first, second = stream.decode(torch.zeros(1, 4, 3, 2, 2)), stream.decode(torch.zeros(1, 4, 3, 2, 2))
-    assert first.shape[1] == 9 and second.shape[1] == 12 and float(second.mean()) == 9
+    assert first.shape[1] == 9
+    assert second.shape[1] == 12
+    assert float(second.mean()) == 9

@@ -197,7 +197,8 @@ def test_dropped_signals_are_gone_and_by_sample() -> None:
     other.guide = condition.guide  # the skip path stays, dropped or not
     for which in (("maps",), ("semantic",), ("reference",)):
         mixed = shader(noisy, level, condition.drop(torch.tensor([True, False]), which)).x0
-        assert torch.equal(mixed[1], whole[1]) and not torch.allclose(mixed[0], whole[0])
+        assert torch.equal(mixed[1], whole[1])
+        assert not torch.allclose(mixed[0], whole[0])
     one = shader(noisy, level, condition.drop()).x0
     torch.testing.assert_close(shader(noisy, level, other.drop()).x0, one)
     # Absent and dropped are one thing; the skip of the guide remains.
@@ -212,9 +213,11 @@ def test_dropped_signals_are_gone_and_by_sample() -> None:
 def test_conditions_slice_and_join() -> None:
     condition = make_condition()
     part = condition.slice(2, 5)
-    assert part.guide.shape[2] == part.maps.shape[1] == 3 and not part.starts_clip
+    assert part.guide.shape[2] == part.maps.shape[1] == 3
+    assert not part.starts_clip
     joined = ShaderCondition.cat([condition, condition.drop(which=["maps"])])
-    assert joined.batch_size == 4 and joined.maps_dropped.tolist() == [False, False, True, True]
+    assert joined.batch_size == 4
+    assert joined.maps_dropped.tolist() == [False, False, True, True]
     assert joined.semantic_dropped is None
     with pytest.raises(ValueError, match="encode_condition"):
         make_condition(temporal_stride=4).slice(0, 2)
@@ -259,7 +262,8 @@ def test_checkpointing_changes_no_gradient(attention: str) -> None:
 def test_features_are_those_of_the_forward_pass() -> None:
     shader, condition, (noisy, level) = make_shader(), make_condition(), make_noisy()
     features = shader.features(noisy, level, condition, [0, 2])
-    assert features[0].frames.shape == (2, 8, 6, 24) and features[0].reference.shape == (2, 1, 6, 24)
+    assert features[0].frames.shape == (2, 8, 6, 24)
+    assert features[0].reference.shape == (2, 1, 6, 24)
     tokens = torch.cat([features[1].reference, features[1].frames], dim=1).flatten(0, 1)
     embedded = shader.embed_level(torch.nn.functional.pad(level, (1, 0)))
     raw = shader.project_out(tokens, embedded, 9, (4, 6))[:, :, 1:]
@@ -286,7 +290,8 @@ def test_weights_survive_a_file(tmp_path: Path) -> None:
     path = tmp_path / "weights" / "shader.safetensors"
     shader.save_pretrained(path)
     loaded = VideoShader.from_pretrained(path, chunk_frames=1).eval()
-    assert loaded.chunk_frames == 1 and loaded.prediction == "x0"
+    assert loaded.chunk_frames == 1
+    assert loaded.prediction == "x0"
     with torch.no_grad():
         assert torch.equal(loaded(noisy, level, condition).x0, shader(noisy, level, condition).x0)
     with pytest.raises(ValueError, match="do not exist"):
@@ -304,7 +309,8 @@ def test_wan_1_3b_has_the_published_keys_and_shapes() -> None:
             num_attention_heads=12, attention_head_dim=128, num_layers=30, ffn_dim=8960, text_dim=4096
         )
     state = original.state_dict()
-    assert len(state) == 825 and sum(value.numel() for value in state.values()) == 1_418_996_800
+    assert len(state) == 825
+    assert sum(value.numel() for value in state.values()) == 1_418_996_800
     assert state["patch_embedding.weight"].shape == (1536, 16, 1, 2, 2)
     shader.load_wan_state_dict(state)
     added = sum(value.numel() for value in shader.transformer.parameters()) - 1_418_996_800

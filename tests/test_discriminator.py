@@ -1,0 +1,127 @@
+"""The discriminator: what its branches see, who learns, and that it can learn."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from networks.discriminator import TokenProbe, WanDiscriminator
+from networks.shader import ShaderCondition, VideoShader
+from tests.test_shader import make_condition, make_noisy, make_shader
+
+
+def make_discriminator(**arguments: object) -> WanDiscriminator:
+    shader = make_shader()
+    return WanDiscriminator(shader, **{"width": 16, "num_heads": 2, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "expected"), [(1, [0]), (2, [0, 1]), (6, [2, 4, 5]), (30, [13, 20, 29]), (20, [8, 13, 19])]
+)
+def test_depths_become_blocks(num_layers: int, expected: list[int]) -> None:
+    with torch.device("meta"):
+        shader = VideoShader(num_layers=num_layers, num_heads=1, head_dim=12, ffn_dim=8, text_dim=8)
+        discriminator = WanDiscriminator(shader)
+    assert discriminator.layers == expected
+    assert len(discriminator.local_probes) == len(expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("use_reference", [True, False])
+def test_local_logits_judge_frames_and_the_clip_logit_all(use_reference: bool) -> None:
+    """Given the backbone's tokens, a frame's logit reads that frame alone, the clip's logit every frame."""
+    discriminator = make_discriminator(use_reference=use_reference)
+    noisy, level = make_noisy()
+    features = discriminator.backbone.features(noisy, level, make_condition(), discriminator.layers)
+    before = discriminator.judge(features)
+    assert before.local.shape == (2, 8)
+    assert before.clip.shape == (2,)
+    for feature in features:
+        feature.frames[0, 3].neg_()
+    after = discriminator.judge(features)
+    changed = (after.local - before.local).abs() > 1e-6
+    assert changed.nonzero().tolist() == [[0, 3]]
+    assert ((after.clip - before.clip).abs() > 1e-6).tolist() == [True, False]
+    for feature in features:
+        feature.reference.neg_()
+    assert ((discriminator.judge(features).clip - after.clip).abs() > 1e-6).tolist() == [use_reference] * 2
+
+
+@torch.no_grad()
+def test_probe_is_softmax_attention() -> None:
+    """Independent reference: one head, written out."""
+    torch.manual_seed(0)
+    probe = TokenProbe(6, 4, 1, False)
+    tokens = torch.randn(2, 5, 6)
+    key, value = probe.key_value(torch.nn.functional.layer_norm(tokens, (6,))).chunk(2, dim=-1)
+    weights = torch.softmax((key @ probe.register_token) / 2.0, dim=-1)
+    torch.testing.assert_close(probe(tokens, None), (weights[..., None] * value).sum(1))
+
+
+def test_a_frozen_backbone_passes_gradients_to_its_input_alone() -> None:
+    discriminator = make_discriminator()
+    (noisy, level), condition = make_noisy(), make_condition()
+    logits = discriminator(noisy, level, condition)
+    (logits.local.sum() + logits.clip.sum()).backward()
+    for name, parameter in discriminator.named_parameters():
+        assert (parameter.grad is None) == name.startswith("backbone."), name
+    noisy.requires_grad_()
+    logits = discriminator(noisy, level, condition)
+    gradient = torch.autograd.grad(logits.local.sum() + logits.clip.sum(), noisy)[0]
+    assert gradient.abs().amax((1, 3, 4)).min() > 0
+
+
+def test_a_trained_backbone_learns() -> None:
+    discriminator = make_discriminator(train_backbone=True)
+    (noisy, level), condition = make_noisy(), make_condition()
+    logits = discriminator(noisy, level, condition)
+    (logits.local.sum() + logits.clip.sum()).backward()
+    assert discriminator.backbone.transformer.blocks[0].attn1.to_q.weight.grad.abs().max() > 0
+    assert discriminator.backbone.condition_head.project.weight.grad.abs().max() > 0
+
+
+def test_learns_whether_the_clip_shows_the_reference() -> None:
+    """Real: the clip repeats its photo. Fake: the photo of another sample. Only the global branch can tell."""
+    torch.manual_seed(0)
+    shader = make_shader(num_layers=2)
+    discriminator = WanDiscriminator(shader, width=16, num_heads=2)
+    optimizer = torch.optim.Adam([p for p in discriminator.parameters() if p.requires_grad], lr=3e-3)
+
+    def logits(batch: int) -> Tensor:
+        photo = torch.randn(batch, 4, 1, 1, 1).expand(-1, -1, -1, 4, 4)
+        clip = photo.expand(-1, -1, 2, -1, -1)
+        both = torch.cat([photo, photo.roll(1, 0)])
+        zeros = torch.zeros_like(both)
+        condition = ShaderCondition(zeros.expand(-1, -1, 2, -1, -1), reference=both, reference_guide=zeros)
+        level = torch.full((2 * batch, 2), 0.1)
+        noisy = 0.9 * clip + 0.1 * torch.randn_like(clip)
+        return discriminator(noisy.repeat(2, 1, 1, 1, 1), level, condition).clip
+
+    for _ in range(300):
+        real, fake = logits(32).chunk(2)
+        optimizer.zero_grad()
+        torch.nn.functional.softplus(fake - real).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        real, fake = logits(256).chunk(2)
+    assert (real > fake).float().mean() > 0.75
+
+
+def test_misuse_is_named() -> None:
+    with pytest.raises(ValueError, match="depths"):
+        make_discriminator(depths=(0.0, 0.5))
+    with pytest.raises(ValueError, match="must divide"):
+        make_discriminator(width=15)
+    (noisy, level), condition = make_noisy(), make_condition()
+    alone = ShaderCondition(guide=condition.guide, maps=condition.maps, semantic=condition.semantic)
+    with pytest.raises(ValueError, match="needs a reference"):
+        make_discriminator()(noisy, level, alone)
+    assert make_discriminator(use_reference=False)(noisy, level, alone).clip.shape == (2,)
+
+
+def test_copies_do_not_share_the_backbone() -> None:
+    shader = make_shader()
+    discriminator = WanDiscriminator(copy.deepcopy(shader), width=16, num_heads=2)
+    assert all(parameter.requires_grad for parameter in shader.parameters())
+    assert not any(parameter.requires_grad for parameter in discriminator.backbone.parameters())
