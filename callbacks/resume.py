@@ -1,0 +1,46 @@
+"""Checkpoints for exact resume, by the stage's own step counter."""
+
+# ruff: noqa: ARG002 (the signatures of hooks are Lightning's)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from runtime.files import atomic_path
+
+
+class ResumeCheckpoint(Callback):
+    """Writes `checkpoints/last.ckpt` into the run's folder, whole or not at all, and goes on from it with `--ckpt_path last`.
+
+    `ModelCheckpoint` counts `global_step`, which is every optimizer's steps; this counts training batches.
+
+    Args:
+        every: training batches between checkpoints.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        if every < 1:
+            raise ValueError(f"resume checkpoint: every must be at least 1 batch, got {every}")
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % self.every == 0 and not trainer.fast_dev_run:
+            self._write(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run:
+            self._write(trainer)
+
+    @staticmethod
+    def _write(trainer: Trainer) -> None:
+        folder = Path(trainer.log_dir or ".") / "checkpoints"
+        if trainer.world_size > 1:
+            trainer.save_checkpoint(folder / "last.ckpt")  # a collective call: every rank has to take part
+            return
+        with atomic_path(folder / "last.ckpt") as scratch:
+            trainer.save_checkpoint(scratch)

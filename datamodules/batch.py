@@ -1,0 +1,44 @@
+"""The one typed batch record that every stage consumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from networks.body import BodyParams
+
+
+@dataclass
+class VideoBatch:
+    """B windows of T frames, each with one reference photo of the same person.
+
+    Attributes:
+        frames: `[B,T,3,H,W]` in [0,1], matted over `background`.
+        masks: `[B,T,1,H,W]` soft foreground in [0,1].
+        body: parameters `[B,T,...]` (metres, radians; betas repeated over T).
+        intrinsics: `[B,T,3,3]` pixels of the H x W picture, pixel centres at +0.5.
+        world_to_camera: `[B,T,4,4]` OpenCV (x right, y down, z forward).
+        valid: `[B,T]` bool, False where the tracker found nobody.
+        reference, reference_mask, reference_body, reference_intrinsics, reference_world_to_camera: the photo, without T.
+        background: `[B,3]` the colour behind the matte.
+        names: B clip names.
+        frame_numbers: `[B,T]` int64 frame numbers in the clip.
+        reference_numbers: `[B]` int64.
+    """
+
+    frames: Tensor
+    masks: Tensor
+    body: BodyParams
+    intrinsics: Tensor
+    world_to_camera: Tensor
+    valid: Tensor
+    reference: Tensor
+    reference_mask: Tensor
+    reference_body: BodyParams
+    reference_intrinsics: Tensor
+    reference_world_to_camera: Tensor
+    background: Tensor
+    names: list[str]
+    frame_numbers: Tensor
+    reference_numbers: Tensor

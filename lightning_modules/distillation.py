@@ -1,0 +1,228 @@
+"""Stage 3: the causal student, distilled from the bidirectional teacher.
+
+`objective: ode` regresses the end of the teacher's trajectories (CausVid); `distribution_matching` trains on the student's own
+rollouts against the teacher's score, with a critic that follows the student (Self-Forcing, arXiv:2506.08009).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import VideoBatch
+from lightning_modules.shading import ShadingStage
+from lightning_modules.stage import COMMANDS
+from losses.distillation import distribution_matching_loss, ode_regression_loss
+from losses.flow import add_noise, sample_levels, velocity_loss
+from networks.codec import BlockCodec, WanCodec
+from networks.rollout import CausalRollout
+from networks.sampler import integrate, shifted_levels
+from networks.shader import ShaderCondition, VideoShader
+from networks.weights import load_weights
+
+
+class Distillation(ShadingStage):
+    """Teacher -> causal few-step student.
+
+    Args:
+        shader: architecture of student, teacher and critic.
+        codec: frames <-> latents.
+        num_steps: training batches, each one generator update; the data module owns the number.
+        objective: `ode` or `distribution_matching`.
+        teacher_weights: the second stage's file.
+        student_weights: where the student starts; the critic starts from the teacher.
+        body_model, remove_neck, feature_channels, reconstruction_weights: as the reconstruction was trained.
+        noise_levels: the student's denoising steps, from 1 downwards.
+        learning_rate, critic_learning_rate: of AdamW.
+        critic_updates: critic updates for each generator update, on the generator's rollout.
+        guidance: w of the teacher's `u + w (c - u)`; 1 is off.
+        shift: timestep shift of teacher and critic.
+        trajectory_steps: Euler steps of the teacher's trajectories (`ode`).
+        clip_norm: largest gradient norm of each network.
+        test_sampling_steps, test_window: of the teacher's row in `test`.
+        out: where `predict` writes.
+        seed: of the noise.
+    """
+
+    stage = "shader"
+    shipped = "assets/weights/student.safetensors"
+    frozen = ("conditioner.", "perceptual.", "teacher.")
+
+    def __init__(
+        self,
+        shader: VideoShader,
+        codec: BlockCodec | WanCodec,
+        num_steps: int = 100,
+        objective: Literal["ode", "distribution_matching"] = "distribution_matching",
+        teacher_weights: str = "assets/weights/teacher.safetensors",
+        student_weights: str = "assets/weights/student_ode.safetensors",
+        body_model: str = "assets/body/smplx_anny.npz",
+        remove_neck: bool = True,
+        feature_channels: int = 16,
+        reconstruction_weights: str = "assets/weights/reconstruction.safetensors",
+        noise_levels: list[float] = [1.0, 0.9, 0.75, 0.5],  # noqa: B006
+        learning_rate: float = 2e-5,
+        critic_learning_rate: float = 4e-5,
+        critic_updates: int = 2,
+        guidance: float = 1.0,
+        shift: float = 3.0,
+        trajectory_steps: int = 8,
+        clip_norm: float = 1.0,
+        test_sampling_steps: int = 20,
+        test_window: int = 9,
+        out: str = "out.mp4",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed)
+        self.automatic_optimization = False
+        self.objective, self.noise_levels, self.guidance, self.shift = objective, list(noise_levels), guidance, shift
+        self.learning_rate, self.critic_learning_rate, self.critic_updates = (
+            learning_rate,
+            critic_learning_rate,
+            critic_updates,
+        )
+        self.trajectory_steps, self.clip_norm = trajectory_steps, clip_norm
+        self.test_sampling_steps, self.test_window, self.out = test_sampling_steps, test_window, out
+        self.student = shader
+        self.teacher = copy.deepcopy(shader)
+        load_weights(self.teacher, teacher_weights, COMMANDS["teacher"])
+        load_weights(self.student, student_weights, COMMANDS["shader"] + " -c configs/shader_ode.yaml")
+        self.teacher.requires_grad_(False)
+        self.critic = copy.deepcopy(self.teacher).requires_grad_(True) if objective == "distribution_matching" else None
+        self.rollout = CausalRollout(self.student, self.noise_levels)
+
+    def configure_optimizers(self) -> list[dict[str, Any]]:
+        """AdamW for the student, and for the critic where there is one; momentum as in Self-Forcing."""
+        betas = (0.9, 0.98) if self.objective == "ode" else (0.0, 0.99)
+        pairs = [(self.student, self.learning_rate)]
+        if self.critic is not None:
+            pairs.append((self.critic, self.critic_learning_rate))
+        configured = []
+        for network, rate in pairs:
+            optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=betas, weight_decay=1e-2)
+            configured.append({"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer)}})
+        return configured
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        """One generator update, then the critic's updates on the same rollout."""
+        condition, _, _ = self.read(batch)
+        if self.objective == "ode":
+            self.update("student", self.ode_terms(condition), {})
+        else:
+            terms, sample = self.matching_terms(condition)
+            self.update("student", terms, {})
+            self.critic_step(condition, sample.detach())
+        self.step += 1
+
+    def update(self, name: str, terms: dict[str, Tensor], weights: dict[str, float]) -> None:
+        """Backward, clip and step the optimizer of one network (`student`, `critic`, ...), then its schedule."""
+        index = self.networks().index(name)
+        optimizers = self.optimizers()
+        optimizer = optimizers[index] if isinstance(optimizers, list) else optimizers
+        schedules = self.lr_schedulers()
+        schedule = schedules[index] if isinstance(schedules, list) else schedules
+        optimizer.zero_grad()
+        self.manual_backward(self.weighted_sum(terms, weights))
+        norm = nn.utils.clip_grad_norm_(getattr(self, name).parameters(), self.clip_norm)
+        self.log(f"gradient_norm/{name}_unclipped", norm)
+        optimizer.step()
+        schedule.step()
+        self.log(f"learning_rate/{name}", schedule.get_last_lr()[0])
+
+    def networks(self) -> list[str]:
+        """Names of the trained networks in the order of their optimizers."""
+        return ["student"] if self.critic is None else ["student", "critic"]
+
+    def ode_terms(self, condition: ShaderCondition) -> dict[str, Tensor]:
+        """Regression from states of the teacher's trajectory, each chunk at a level of its own (or clean, as context)."""
+        levels = sorted({*shifted_levels(self.trajectory_steps, self.shift), *self.noise_levels}, reverse=True)
+        states: dict[float, Tensor] = {}
+        with torch.no_grad():
+            for level, state in integrate(
+                self.teacher, condition, levels, self.noise(condition.guide, 0), self.guidance
+            ):
+                if level in self.noise_levels or level == 0.0:
+                    states[level] = state
+        kept = sorted(states, reverse=True)  # the last is 0: clean
+        stacked, table = torch.stack([states[level] for level in kept]), torch.tensor(kept)
+        size, total = self.student.chunk_frames, condition.num_frames
+        choice = torch.randint(len(kept), (condition.batch_size, -(-total // size)), generator=self.generator(1))
+        # Without a noisy chunk there is nothing to learn from: the last is never clean.
+        choice[:, -1] = choice[:, -1].clamp(max=len(kept) - 2)
+        per_frame = choice.repeat_interleave(size, dim=1)[:, :total]
+        level = table[per_frame].to(condition.guide)
+        index = per_frame.to(condition.guide.device)[None, :, None, :, None, None].expand(1, *stacked.shape[1:])
+        noisy = stacked.gather(0, index)[0]
+        prediction = self.student(noisy, level, condition, "block_causal")
+        return {"ode": ode_regression_loss(prediction.x0, states[0.0], (level > 0).float())}
+
+    def matching_terms(self, condition: ShaderCondition) -> tuple[dict[str, Tensor], Tensor]:
+        """Distribution matching on the student's own rollout, and the rollout with its graph.
+
+        The exit step is the same on all ranks, so that all run the same number of passes.
+        """
+        shared = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        exit_step = int(torch.randint(len(self.noise_levels), (1,), generator=shared))
+        x = self.rollout(condition, self.generator(2), exit_step=exit_step, requires_grad=True)
+        with torch.no_grad():
+            level = (
+                sample_levels((x.shape[0],), self.shift, self.generator(3), x.device)
+                .clamp(0.02, 0.98)[:, None]
+                .expand(-1, x.shape[2])
+            )
+            noisy = add_noise(x, self.noise(x, 4), level)
+            real = self.estimate(self.teacher, noisy, level, condition, self.guidance)
+            fake = self.estimate(self.critic, noisy, level, condition, 1.0)
+        self.log("distillation/score_gap", (fake - real).abs().mean())
+        return {"distribution_matching": distribution_matching_loss(x, real, fake).mean()}, x
+
+    @staticmethod
+    def estimate(
+        network: nn.Module, noisy: Tensor, level: Tensor, condition: ShaderCondition, guidance: float
+    ) -> Tensor:
+        """x0 under guidance `u + w (c - u)`."""
+        x0 = network(noisy, level, condition).x0
+        if guidance == 1.0:
+            return x0
+        unguided = network(noisy, level, condition.drop()).x0
+        return unguided + guidance * (x0 - unguided)
+
+    def critic_step(self, condition: ShaderCondition, sample: Tensor) -> None:
+        """The critic learns the student's distribution by flow matching on its sample."""
+        for update in range(self.critic_updates):
+            level = sample_levels((sample.shape[0],), self.shift, self.generator(10 + 2 * update), sample.device)[
+                :, None
+            ].expand(-1, sample.shape[2])
+            noise = self.noise(sample, 11 + 2 * update)
+            velocity = self.critic(add_noise(sample, noise, level), level, condition).velocity
+            self.update("critic", {"critic": velocity_loss(velocity, sample, noise).mean()}, {})
+
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        """One rollout of the validation window against the truth."""
+        _, _, splat = self.read(batch)
+        self.log_validation(
+            batch, batch_idx, {"splat": splat[0], "student": self.paint_student(self.student, batch, self.noise_levels)}
+        )
+
+    def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Rows: splat, teacher, teacher at the student's number of steps (undistilled), student."""
+        assert self.report is not None
+        self.test_splat(batch)
+        few = len(self.noise_levels)
+        for name, num_steps in (("teacher", self.test_sampling_steps), (f"teacher, {few} steps", few)):
+            with self.report.timed(name, batch, num_steps) as row:
+                row.frames = self.paint_teacher(self.teacher, batch, num_steps, self.test_window, self.shift)
+        with self.report.timed("student", batch, few) as row:
+            row.frames = self.paint_student(self.student, batch, self.noise_levels)
+        self.report.close_block(batch)
+
+    def predict_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Paint the photo's person in the driver's motion, in one unbroken rollout."""
+        self.write_prediction(batch, self.paint_student(self.student, batch, self.noise_levels), self.out, fps=25)
+
+    def exported(self) -> nn.Module:
+        """The student."""
+        return self.student

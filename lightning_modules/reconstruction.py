@@ -1,0 +1,169 @@
+"""Stage 1: one photo -> Gaussians and 3D-aware features on the template (ViSA, first stage)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from callbacks.tensorboard_media import log_image, log_video
+from datamodules.batch import VideoBatch
+from lightning_modules.report import TestReport
+from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
+from losses.image import l1, mask_loss, weighted_mean
+from losses.perceptual import PerceptualDistance
+from metrics.image import psnr
+from networks.conditioner import photo_of
+from networks.gaussians import Avatar, Gaussians, SplatMaps, splat
+from networks.reconstructor import FeatureDecoder
+from networks.weights import load_weights
+from runtime.media import sheet, side_by_side
+
+
+class Reconstruction(Stage):
+    """Photo -> avatar, trained by splatting it into other frames of the same clip.
+
+    Args:
+        num_steps: training batches; the data module owns the number.
+        body_model: SMPL-X-format file.
+        remove_neck: use the neck-removed template.
+        feature_channels: C of the 3D-aware feature.
+        learning_rate: of AdamW.
+        loss_weights: weight of each raw term: `l1`, `perceptual`, `mask`, `refined`, `offset`, `scale`.
+        perceptual_frames: frames a batch that the perceptual loss looks at (it costs more than the splatting).
+        weights: start from this file; None starts from nothing.
+        seed: of the noise.
+    """
+
+    stage = "reconstruction"
+    shipped = "assets/weights/reconstruction.safetensors"
+    frozen = ("perceptual.",)
+
+    def __init__(
+        self,
+        num_steps: int = 1000,
+        body_model: str = "assets/body/smplx_anny.npz",
+        remove_neck: bool = True,
+        feature_channels: int = 16,
+        learning_rate: float = 1e-3,
+        loss_weights: dict[str, float] = {
+            "l1": 1.0,
+            "perceptual": 0.1,
+            "mask": 0.3,
+            "refined": 0.5,
+            "offset": 0.05,
+            "scale": 0.01,
+        },  # noqa: B006
+        perceptual_frames: int = 1,
+        weights: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_steps, seed)
+        self.learning_rate, self.loss_weights, self.perceptual_frames = (
+            learning_rate,
+            dict(loss_weights),
+            perceptual_frames,
+        )
+        self.reconstructor = build_reconstructor(body_model, remove_neck, feature_channels)
+        self.decoder = FeatureDecoder(feature_channels)
+        self.perceptual = PerceptualDistance("alex")
+        self.weights = weights
+        if weights is not None:
+            load_weights(self.reconstructor, weights, COMMANDS[self.stage])
+        self.report: TestReport | None = None
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW; the per-anchor prior is a table, so it takes no weight decay."""
+        named = [*self.reconstructor.named_parameters(), *self.decoder.named_parameters()]
+        groups = [
+            {"params": [p for n, p in named if "prior" not in n], "weight_decay": 1e-2},
+            {"params": [p for n, p in named if "prior" in n], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"}}
+
+    def render(self, batch: VideoBatch, use_heads: bool = True) -> tuple[Avatar, SplatMaps]:
+        """Reconstruct from the reference photo and splat into every frame of the batch."""
+        avatar, _ = self.reconstructor(photo_of(batch), use_heads)
+        body = self.reconstructor.body
+        return avatar, avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
+        """Losses on the splat and on the features' light decoding."""
+        avatar, maps = self.render(batch)
+        weight = 1 - self.neck_hole(avatar, batch, maps.alpha)
+        refined = self.decoder(maps.condition().flatten(0, 1), maps.rgb.flatten(0, 1)).unflatten(0, maps.rgb.shape[:2])
+        chosen = torch.randperm(batch.frames.shape[1], generator=self.generator(0))[: self.perceptual_frames]
+        gaussians = avatar.gaussians
+        rest = self.reconstructor.body.rest_vertices(
+            avatar.betas, torch.zeros_like(batch.reference_body.expression), avatar.vertex_ids
+        )
+        terms = {
+            "l1": weighted_mean(l1(maps.rgb, batch.frames), weight).mean(),
+            "perceptual": self.perceptual(
+                (maps.rgb * weight + batch.frames * (1 - weight))[:, chosen].flatten(0, 1),
+                batch.frames[:, chosen].flatten(0, 1),
+            ).mean(),
+            "mask": weighted_mean(mask_loss(maps.alpha, batch.masks), weight).mean(),
+            "refined": l1(refined, batch.frames).mean(),
+            "offset": ((gaussians.means - rest) / 0.01).square().mean(),
+            "scale": (gaussians.scales / 0.01).square().mean(),
+        }
+        self.step += 1
+        return self.weighted_sum(terms, self.loss_weights)
+
+    @torch.no_grad()
+    def neck_hole(self, avatar: Avatar, batch: VideoBatch, alpha: Tensor) -> Tensor:
+        """`[B,T,1,H,W]`: 1 where the removed neck band shows and nothing else covers it; 0 everywhere if the neck stays.
+
+        The truth has skin there and the template has nothing: a loss there would only pull the neighbours into the gap.
+        """
+        body, ids = self.reconstructor.body, self.reconstructor.template.neck_ids.to(self.device)
+        if len(ids) == 0:
+            return torch.zeros_like(alpha)
+        rest = body.rest_vertices(avatar.betas, torch.zeros_like(batch.reference_body.expression), ids)
+        quats = torch.zeros(*rest.shape[:2], 4, device=self.device)
+        quats[..., 0] = 1
+        band = Gaussians(
+            rest, quats, torch.full_like(rest, 0.012), torch.full_like(rest[..., 0], 0.95), rest, rest[..., :0]
+        )
+        posed = Avatar(band, avatar.betas, ids, avatar.background).pose(body, batch.body)
+        neck = splat(posed, batch.intrinsics, batch.world_to_camera, alpha.shape[-1], avatar.background).alpha
+        return neck * (1 - alpha)
+
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        """PSNR and mask error on the validation block; pictures of the first window."""
+        _, maps = self.render(batch)
+        refined = self.decoder(maps.condition().flatten(0, 1), maps.rgb.flatten(0, 1)).unflatten(0, maps.rgb.shape[:2])
+        self.log("val/psnr_splat", psnr(maps.rgb[0].clamp(0, 1), batch.frames[0]).mean(), prog_bar=True, batch_size=1)
+        self.log("val/psnr_refined", psnr(refined[0].clamp(0, 1), batch.frames[0]).mean(), batch_size=1)
+        self.log("val/mask", mask_loss(maps.alpha, batch.masks).mean(), batch_size=1)
+        self.log("val/perceptual", self.perceptual(maps.rgb[0].clamp(0, 1), batch.frames[0]).mean(), batch_size=1)
+        if batch_idx == 0:
+            rows = {"truth": batch.frames[0], "splat": maps.rgb[0], "decoded": refined[0]}
+            log_image(self.loggers, "val/sheet", sheet(rows), self.step)
+            log_video(self.loggers, "val/video", side_by_side({"photo": batch.reference[0], **rows}), 25, self.step)
+
+    def on_test_start(self) -> None:
+        """Open the report."""
+        self.report = TestReport(self)
+
+    def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Rows: freeze, nearest, projected colours only (no learning), splat."""
+        assert self.report is not None
+        with self.report.timed("splat", batch) as row:
+            _, maps = self.render(batch)
+            row.frames = maps.rgb[0]
+        with self.report.timed("projected", batch) as row:
+            row.frames = self.render(batch, use_heads=False)[1].rgb[0]
+        self.report.close_block(batch)
+
+    def on_test_end(self) -> None:
+        """Print the table and write metrics.json, the video and the sheet."""
+        assert self.report is not None
+        self.report.write("each test block from the reference photo alone")
+
+    def exported(self) -> nn.Module:
+        """The reconstructor."""
+        return self.reconstructor

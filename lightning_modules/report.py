@@ -1,0 +1,103 @@
+"""Collects the rows of a test, measures them once, and writes table, metrics.json, side-by-side video and sheet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datamodules.baselines import frozen_frame, nearest_frames
+from datamodules.batch import VideoBatch
+from datamodules.video import VideoDataModule
+from metrics.evaluation import Prediction, evaluate_rows
+from metrics.table import report_metrics
+from networks.body import BodyModel
+from runtime.media import sheet, side_by_side, write_image, write_video
+
+if TYPE_CHECKING:
+    from lightning_modules.stage import Stage
+
+
+class TestReport:
+    """Rows of a test over its blocks. Rows of another clip than the first get that clip's name in brackets.
+
+    Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, then `close_block(batch)`; `write` at the end.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.directory = Path(stage.trainer.log_dir or ".")
+        self.rows: dict[str, dict[str, list[Prediction]]] = {}
+        self.truth: dict[str, list[Tensor]] = {}
+        self.photo: dict[str, Tensor] = {}
+
+    @contextmanager
+    def timed(self, name: str, batch: VideoBatch, num_steps: int | None = None) -> Iterator[Prediction]:
+        """Fill the yielded row's `frames [T,3,H,W]`; the time inside the block counts as the row's."""
+        row = Prediction(frames=torch.empty(0), num_steps=num_steps)
+        begin = time.perf_counter()
+        yield row
+        seconds = time.perf_counter() - begin
+        valid = batch.valid[0].cpu()
+        if row.fps is None:
+            row.fps = len(row.frames) / seconds
+        row.frames = row.frames.detach().float().cpu().clamp(0, 1)[valid]
+        self.rows.setdefault(batch.names[0], {}).setdefault(name, []).append(row)
+
+    def close_block(self, batch: VideoBatch) -> None:
+        """Add truth and the rows freeze and nearest of the block that was just predicted."""
+        clip_name, module = batch.names[0], self.stage.trainer.datamodule
+        assert isinstance(module, VideoDataModule)
+        clip = next(c for c in [*module.clips, *(block[0] for block in module.extra_blocks)] if c.name == clip_name)
+        numbers, valid = batch.frame_numbers[0].cpu().numpy(), batch.valid[0].cpu()
+        body = BodyModel.from_file(module.body_model)
+        reason = {"fps": "a stored frame, nothing is computed"}
+        for name, chosen in (("freeze", frozen_frame(clip, numbers)), ("nearest", nearest_frames(clip, numbers, body))):
+            stored = module.reader.read(clip, chosen, clip.reference_frame(), module.resolution)
+            row = Prediction(frames=stored.frames[0][valid], num_steps=0, reasons=reason)
+            self.rows[clip_name].setdefault(name, []).append(row)
+        self.truth.setdefault(clip_name, []).append(batch.frames[0].cpu()[valid])
+        self.photo.setdefault(clip_name, batch.reference[0].cpu())
+
+    def write(self, protocol: str) -> None:
+        """Measure, print the table, and write every file into the run's folder; the last line printed is the path of metrics.json."""
+        module = self.stage.trainer.datamodule
+        figures, order = {}, ["freeze", "nearest"]
+        for clip_name, rows in self.rows.items():
+            names = [*order, *(name for name in rows if name not in order)]
+            lengths = [len(block) for block in self.truth[clip_name]]
+            joined = {name: self._joined(rows[name]) for name in names}
+            truth, photo = torch.cat(self.truth[clip_name]), self.photo[clip_name]
+            measured = evaluate_rows(truth, joined, lengths, photo)
+            suffix = "" if clip_name == next(iter(self.rows)) else f" ({clip_name})"
+            figures.update({f"{name}{suffix}": measured[name] for name in names})
+            shown = {name: joined[name].frames for name in names if name not in order}
+            columns = {"photo": photo, **shown, "truth": truth}
+            write_video(self.directory / f"{clip_name}.mp4", side_by_side(columns), fps=25 / max(module.test_stride, 1))
+            times = torch.linspace(0, len(truth) - 1, 8).long()
+            write_image(
+                self.directory / f"{clip_name}.png",
+                sheet({name: value[times] for name, value in {"truth": truth, **shown}.items()}),
+            )
+        frames = "every frame" if module.test_stride == 1 else f"every {module.test_stride}th frame"
+        report_metrics(
+            self.directory / "metrics.json",
+            figures,
+            config=self.stage.stage,
+            seed=self.stage.seed,
+            protocol=f"{protocol}; {module.resolution} px, {frames} of the test blocks",
+            device=self.stage.device,
+        )
+
+    @staticmethod
+    def _joined(blocks: list[Prediction]) -> Prediction:
+        """One row of all blocks; frames a second as the total of frames over the total of time."""
+        frames = torch.cat([block.frames for block in blocks])
+        known = [block for block in blocks if block.fps is not None]
+        fps = sum(len(b.frames) for b in known) / sum(len(b.frames) / b.fps for b in known) if known else None
+        return Prediction(frames=frames, num_steps=blocks[0].num_steps, fps=fps, reasons=blocks[0].reasons)

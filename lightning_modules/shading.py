@@ -1,0 +1,155 @@
+"""What teacher, student and adversarial stage share: conditions from the frozen reconstruction, sampling, validation, test, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from callbacks.tensorboard_media import log_image, log_video
+from datamodules.batch import VideoBatch
+from lightning_modules.report import TestReport
+from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
+from losses.perceptual import PerceptualDistance
+from metrics.image import psnr
+from networks.codec import BlockCodec, WanCodec
+from networks.conditioner import Conditioner
+from networks.rollout import CausalRollout
+from networks.sampler import sample_bidirectional
+from networks.shader import ShaderCondition, VideoShader
+from networks.weights import load_weights
+from runtime.media import sheet, side_by_side, write_video
+from runtime.stream import AvatarStream
+
+
+class ShadingStage(Stage):
+    """Base of the stages that paint.
+
+    Args:
+        num_steps: training batches; the data module owns the number.
+        body_model: SMPL-X-format file.
+        codec: frames <-> latents.
+        reconstruction_weights: the first stage's file.
+        remove_neck: as the reconstruction was trained.
+        feature_channels: as the reconstruction was trained.
+        seed: of the noise.
+    """
+
+    frozen = ("conditioner.", "perceptual.")
+
+    def __init__(
+        self,
+        num_steps: int,
+        body_model: str,
+        codec: BlockCodec | WanCodec,
+        reconstruction_weights: str,
+        remove_neck: bool,
+        feature_channels: int,
+        seed: int,
+    ) -> None:
+        super().__init__(num_steps, seed)
+        reconstructor = build_reconstructor(body_model, remove_neck, feature_channels)
+        load_weights(reconstructor, reconstruction_weights, COMMANDS["reconstruction"])
+        self.conditioner = Conditioner(reconstructor, codec)
+        self.perceptual = PerceptualDistance("alex")
+        self.report: TestReport | None = None
+
+    @property
+    def codec(self) -> BlockCodec | WanCodec:
+        """Frames <-> latents."""
+        return self.conditioner.codec
+
+    @torch.no_grad()
+    def read(self, batch: VideoBatch) -> tuple[ShaderCondition, Tensor, Tensor]:
+        """Condition, clean latents `[B,C,T,h,w]` and splatted RGB `[B,T,3,H,W]` of a batch."""
+        condition, splat = self.conditioner(batch)
+        return condition, self.codec.encode(batch.frames), splat
+
+    def noise(self, like: Tensor, stream: int) -> Tensor:
+        """Standard normal noise of this step, one stream a use."""
+        return torch.randn(like.shape, generator=self.generator(stream)).to(like.device)
+
+    def drop_conditions(self, condition: ShaderCondition, probabilities: dict[str, float]) -> ShaderCondition:
+        """Guidance dropout: each signal is dropped for each sample with its own probability."""
+        draws = torch.rand(len(probabilities), condition.batch_size, generator=self.generator(7))
+        for (name, probability), draw in zip(sorted(probabilities.items()), draws, strict=True):
+            condition = condition.drop((draw < probability).to(condition.guide.device), [name])
+        return condition
+
+    @torch.no_grad()
+    def paint_teacher(
+        self, teacher: VideoShader, batch: VideoBatch, num_steps: int, window: int, shift: float
+    ) -> Tensor:
+        """Frames `[T,3,H,W]` of the bidirectional teacher, in consecutive windows from the reference alone."""
+        generator = torch.Generator().manual_seed(self.seed)
+        painted, total = [], batch.intrinsics.shape[1]
+        for first in range(0, total, window):
+            condition, _ = self.conditioner(_frames(batch, slice(first, min(first + window, total))))
+            latents = sample_bidirectional(teacher, condition, num_steps, shift, generator)
+            painted.append(self.codec.decode(latents)[0])
+        return torch.cat(painted)
+
+    def paint_student(self, student: VideoShader, batch: VideoBatch, noise_levels: list[float]) -> Tensor:
+        """Frames `[T,3,H,W]` of one unbroken causal rollout from the reference alone."""
+        stream = AvatarStream(self.conditioner, CausalRollout(student, noise_levels), self.seed)
+        return stream.paint(batch)[0]
+
+    def log_validation(self, batch: VideoBatch, batch_idx: int, rows: dict[str, Tensor]) -> None:
+        """PSNR and perceptual distance of each row, pictures and video of the first window.
+
+        The perceptual network is the one of the losses (`alex`): the reported one (`vgg`) is opened by `test` alone.
+        """
+        truth = batch.frames[0]
+        for name, frames in rows.items():
+            frames = frames.clamp(0, 1)
+            self.log(f"val/psnr_{name}", psnr(frames, truth).mean(), prog_bar=name != "splat", batch_size=1)
+            self.log(f"val/perceptual_{name}", self.perceptual(frames, truth).mean(), batch_size=1)
+        if batch_idx == 0:
+            shown = {"truth": truth, **rows}
+            log_image(self.loggers, "val/sheet", sheet(shown), self.step)
+            log_video(self.loggers, "val/video", side_by_side({"photo": batch.reference[0], **shown}), 25, self.step)
+
+    def on_test_start(self) -> None:
+        """Open the report."""
+        self.report = TestReport(self)
+
+    @torch.no_grad()
+    def test_splat(self, batch: VideoBatch) -> None:
+        """The row `splat`: the frozen reconstruction's own picture."""
+        assert self.report is not None
+        with self.report.timed("splat", batch, 0) as row:
+            avatar, _ = self.conditioner.avatar(batch)
+            maps = avatar.render(
+                self.conditioner.body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1]
+            )
+            row.frames = maps.rgb[0]
+
+    def on_test_end(self) -> None:
+        """Print the table and write every file."""
+        assert self.report is not None
+        self.report.write(
+            "student: one unbroken rollout of each block from the reference alone; teacher: windows from the reference alone"
+        )
+
+    def write_prediction(self, batch: VideoBatch, painted: Tensor, out: str, fps: float) -> Path:
+        """Write the painted video of `predict`."""
+        path = write_video(out, painted.clamp(0, 1), fps)
+        self.print(f"{batch.names[0]}: {len(painted)} frames\n{path}")
+        return path
+
+
+def _frames(batch: VideoBatch, frames: slice) -> VideoBatch:
+    """The batch cut to some frames of its windows."""
+    from dataclasses import replace
+
+    return replace(
+        batch,
+        frames=batch.frames[:, frames],
+        masks=batch.masks[:, frames],
+        body=batch.body.map(lambda value: value[:, frames]),
+        intrinsics=batch.intrinsics[:, frames],
+        world_to_camera=batch.world_to_camera[:, frames],
+        valid=batch.valid[:, frames],
+        frame_numbers=batch.frame_numbers[:, frames],
+    )

@@ -1,0 +1,112 @@
+"""What the four stages have in common: a step counter of their own, reproducible noise, checkpoints without frozen parts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from callbacks.finite import check_finite
+from datamodules.template import build_template
+from networks.body import BodyModel
+from networks.reconstructor import GaussianReconstructor
+from networks.weights import load_weights, save_weights
+from runtime.provenance import git_commit
+
+COMMANDS = {
+    "reconstruction": "python train.py fit -c configs/reconstruction.yaml",
+    "teacher": "python train.py fit -c configs/teacher.yaml",
+    "shader": "python train.py fit -c configs/shader.yaml",
+    "adversarial": "python train.py fit -c configs/adversarial.yaml",
+}
+
+
+def build_reconstructor(body_model: str, remove_neck: bool, feature_channels: int) -> GaussianReconstructor:
+    """The reconstructor on the template of a body model file."""
+    body = BodyModel.from_file(body_model)
+    return GaussianReconstructor(body, build_template(body, remove_neck), feature_channels=feature_channels)
+
+
+class Stage(lightning.LightningModule):
+    """Base of the stages.
+
+    `step` counts training batches (`global_step` counts every optimizer's steps). Noise is drawn from (seed, rank, step),
+    so that a resumed run repeats the run that was cut off, bit for bit.
+    """
+
+    stage: str
+    shipped: str
+    frozen: tuple[str, ...] = ()
+
+    def __init__(self, num_steps: int, seed: int) -> None:
+        super().__init__()
+        self.num_steps, self.seed, self.step = num_steps, seed, 0
+
+    def generator(self, stream: int) -> torch.Generator:
+        """A CPU generator of this step and rank; streams with other numbers are independent."""
+        mixed = (self.seed * 1_000_003 + self.step) * 4_099 + self.global_rank * 31 + stream
+        return torch.Generator().manual_seed(mixed)
+
+    def learning_rate_factor(self, step: int, warmup: int = 20) -> float:
+        """Linear warm-up, then half a cosine down to a twentieth at `num_steps`."""
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min((step - warmup) / max(self.num_steps - warmup, 1), 1.0)
+        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        """The learning rate by optimizer step, see `learning_rate_factor`."""
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
+
+    def weighted_sum(self, terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
+        """Sum of the terms by weight (1 where none is given); logs each raw term and stops on one that is not finite."""
+        check_finite(terms, self.step)
+        for name, value in terms.items():
+            self.log(f"loss/{name}", value.detach(), prog_bar=name == next(iter(terms)))
+        return torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the step; leave frozen networks out, their own files hold them."""
+        checkpoint["step"] = self.step
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(self.frozen)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the step; frozen networks keep the values of their own files, all else is loaded strictly."""
+        self.step = int(checkpoint["step"])
+        own = {name: value for name, value in self.state_dict().items() if name.startswith(self.frozen)}
+        checkpoint["state_dict"] = {**own, **checkpoint["state_dict"]}
+
+    def exported(self) -> nn.Module:
+        """The network whose weights the next stage starts from."""
+        raise TypeError(f"{type(self).__name__} exports no network")
+
+    def load_exported(self, choice: str | None, runs: Path) -> None:
+        """Load the network that validate, test and predict look at.
+
+        Args:
+            choice: a file; `shipped` for the one under assets; None for the newest complete fit run's, else the shipped one.
+            runs: folder of the runs; a fit run is complete when its folder holds `weights.safetensors`.
+        """
+        found = sorted((runs / self.stage).glob("version_*/weights.safetensors"), key=lambda path: path.stat().st_mtime)
+        if choice is None and found:
+            path = found[-1]
+        elif choice in (None, "shipped"):
+            path = Path(self.shipped)
+        else:
+            path = Path(choice)
+        load_weights(self.exported(), path, COMMANDS[self.stage])
+        rank_zero_info(f"{self.stage}: weights of {path}")
+
+    def export_weights(self, path: Path, metadata: dict[str, Any]) -> None:
+        """Write the network that the next stage starts from."""
+        save_weights(
+            path,
+            self.exported().state_dict(),
+            {"stage": self.stage, "steps": self.step, "commit": git_commit(), **metadata},
+        )

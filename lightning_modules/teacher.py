@@ -1,0 +1,106 @@
+"""Stage 2: the bidirectional teacher, a many-step video shader trained by flow matching."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import VideoBatch
+from lightning_modules.shading import ShadingStage
+from lightning_modules.stage import COMMANDS
+from losses.flow import add_noise, sample_levels, velocity_loss
+from networks.codec import BlockCodec, WanCodec
+from networks.shader import VideoShader
+from networks.weights import load_weights
+
+
+class Teacher(ShadingStage):
+    """Flow matching on whole windows with the splatted conditions.
+
+    Args:
+        shader: the network.
+        codec: frames <-> latents.
+        num_steps: training batches; the data module owns the number.
+        body_model: SMPL-X-format file.
+        remove_neck, feature_channels: as the reconstruction was trained.
+        reconstruction_weights: the first stage's file.
+        weights: start from this file; None starts from the network's own initialisation.
+        learning_rate: of AdamW.
+        shift: timestep shift of training and sampling.
+        dropout: probability of dropping each signal, for guidance.
+        validation_sampling_steps, test_sampling_steps: Euler steps.
+        test_window: frames that one teacher window paints in `test`.
+        seed: of the noise.
+    """
+
+    stage = "teacher"
+    shipped = "assets/weights/teacher.safetensors"
+
+    def __init__(
+        self,
+        shader: VideoShader,
+        codec: BlockCodec | WanCodec,
+        num_steps: int = 1000,
+        body_model: str = "assets/body/smplx_anny.npz",
+        remove_neck: bool = True,
+        feature_channels: int = 16,
+        reconstruction_weights: str = "assets/weights/reconstruction.safetensors",
+        weights: str | None = None,
+        learning_rate: float = 4e-4,
+        shift: float = 3.0,
+        dropout: dict[str, float] = {"maps": 0.05, "semantic": 0.1, "reference": 0.1},  # noqa: B006
+        validation_sampling_steps: int = 8,
+        test_sampling_steps: int = 50,
+        test_window: int = 9,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed)
+        self.shader, self.learning_rate, self.shift, self.dropout = shader, learning_rate, shift, dict(dropout)
+        self.validation_sampling_steps, self.test_sampling_steps, self.test_window = (
+            validation_sampling_steps,
+            test_sampling_steps,
+            test_window,
+        )
+        if weights is not None:
+            load_weights(self.shader, weights, COMMANDS[self.stage])
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over the shader."""
+        optimizer = torch.optim.AdamW(
+            self.shader.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=1e-2
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"}}
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
+        """One noise level a window, velocity loss on every latent."""
+        condition, x0, _ = self.read(batch)
+        level = sample_levels((x0.shape[0],), self.shift, self.generator(0), x0.device)[:, None].expand(-1, x0.shape[2])
+        noise = self.noise(x0, 1)
+        condition = self.drop_conditions(condition, self.dropout)
+        prediction = self.shader(add_noise(x0, noise, level), level, condition)
+        terms = {"flow": velocity_loss(prediction.velocity, x0, noise).mean()}
+        self.step += 1
+        return self.weighted_sum(terms, {})
+
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        """Many-step samples against the truth of the validation block."""
+        _, _, splat = self.read(batch)
+        painted = self.paint_teacher(
+            self.shader, batch, self.validation_sampling_steps, batch.frames.shape[1], self.shift
+        )
+        self.log_validation(batch, batch_idx, {"splat": splat[0], "teacher": painted})
+
+    def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Rows: splat and the teacher at many, four, two and one steps."""
+        assert self.report is not None
+        self.test_splat(batch)
+        for num_steps in (self.test_sampling_steps, 4, 2, 1):
+            with self.report.timed(f"teacher {num_steps}", batch, num_steps) as row:
+                row.frames = self.paint_teacher(self.shader, batch, num_steps, self.test_window, self.shift)
+        self.report.close_block(batch)
+
+    def exported(self) -> nn.Module:
+        """The shader."""
+        return self.shader

@@ -1,0 +1,358 @@
+"""Feed-forward reconstruction: one tracked photo -> a canonical Gaussian avatar on the template.
+
+Three feature families meet on the anchors (ViSA, first stage): `F_sem` (tokens of the photo), `F_vis` (fine local detail,
+sampled where the anchor projects) and `F_prior` (a learned embedding of each anchor). Anchors the photo does not show take
+their colour from their mirrored counterpart, else from the nearest seen part of the body, so that the untrained network
+already gives an avatar in the person's own colours; the heads learn what to change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datamodules.template import Template
+from networks.body import BodyModel, BodyParams
+from networks.encoders import SemanticEncoder, VisualEncoder
+from networks.gaussians import Avatar, Gaussians, matrix_to_quaternion, quaternion_multiply
+from networks.rasterizer import rasterize
+
+# B photos, N anchors, K clusters of anchors, D channels.
+
+
+@dataclass
+class Photo:
+    """A tracked photo: what reconstruction reads.
+
+    Attributes:
+        image: `[B,3,H,W]` in [0,1], matted over `background`.
+        mask: `[B,1,H,W]` soft foreground.
+        body: parameters `[B,...]`.
+        intrinsics: `[B,3,3]` pixels.
+        world_to_camera: `[B,4,4]` OpenCV.
+        background: `[B,3]`.
+    """
+
+    image: Tensor
+    mask: Tensor
+    body: BodyParams
+    intrinsics: Tensor
+    world_to_camera: Tensor
+    background: Tensor
+
+
+@dataclass
+class Projection:
+    """Where the anchors lie in the photo.
+
+    Attributes:
+        grid: `[B,N,2]` coordinates of `grid_sample` (align_corners false).
+        visible: `[B,N]` 1 where the photo shows the anchor, else 0.
+        normals: `[B,N,3]` unit normals in the camera's axes.
+    """
+
+    grid: Tensor
+    visible: Tensor
+    normals: Tensor
+
+
+class CrossBlock(nn.Module):
+    """Transformer block: anchor clusters attend to each other, then to the photo's tokens."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm_self, self.norm_cross, self.norm_ffn = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.self_attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.cross_attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.ffn = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """`tokens [B,K,D]`, `context [B,L,D]` -> `[B,K,D]`."""
+        normed = self.norm_self(tokens)
+        tokens = tokens + self.self_attention(normed, normed, normed, need_weights=False)[0]
+        tokens = tokens + self.cross_attention(self.norm_cross(tokens), context, context, need_weights=False)[0]
+        return tokens + self.ffn(self.norm_ffn(tokens))
+
+
+class GaussianReconstructor(nn.Module):
+    """Photo -> `Avatar`.
+
+    Args:
+        body: the body model (held outside the state dict; its file is its own asset).
+        template: anchors, see `datamodules.template`.
+        feature_channels: C of the 3D-aware feature.
+        width: channels of cluster tokens.
+        num_clusters: K; anchors share tokens by cluster, and a per-anchor network adds the detail.
+        num_layers: transformer blocks over the clusters.
+        prior_channels: channels of `F_prior`.
+        use_semantic, use_visual, use_prior: switch a feature family off, to measure what it earns.
+        max_offset: largest move of a Gaussian from its anchor, metres.
+    """
+
+    def __init__(
+        self,
+        body: BodyModel,
+        template: Template,
+        feature_channels: int = 16,
+        width: int = 128,
+        num_clusters: int = 512,
+        num_layers: int = 2,
+        prior_channels: int = 16,
+        use_semantic: bool = True,
+        use_visual: bool = True,
+        use_prior: bool = True,
+        max_offset: float = 0.04,
+    ) -> None:
+        super().__init__()
+        self._body = [body]  # in a list: a submodule's buffers would enter every checkpoint
+        self.template, self.feature_channels, self.max_offset = template, feature_channels, max_offset
+        self.use_semantic, self.use_visual, self.use_prior = use_semantic, use_visual, use_prior
+        self.semantic, self.visual = SemanticEncoder(width=width), VisualEncoder()
+        self._build_geometry(num_clusters)
+        num_anchors, num_clusters = len(template.vertex_ids), len(self.centres)
+        self.prior = nn.Parameter(torch.randn(num_anchors, prior_channels) * 0.02)
+        self.cluster_prior = nn.Parameter(torch.randn(num_clusters, width) * 0.02)
+        sampled = self.visual.width + 3 + 1  # F_vis, filled colour, visibility
+        self.token_in = nn.Linear(sampled + 3, width)
+        self.blocks = nn.ModuleList(CrossBlock(width, 4) for _ in range(num_layers))
+        self.token_out = nn.Linear(width, width // 2)
+        self.anchor = nn.Sequential(
+            nn.Linear(sampled + 3 + prior_channels + width // 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        # offset 3, log scale 3, rotation 3, opacity 1, colour 3, features C: zeros leave the projected colours on the template
+        self.heads = nn.Linear(width, 13 + feature_channels)
+        nn.init.zeros_(self.heads.weight)
+        nn.init.zeros_(self.heads.bias)
+
+    @property
+    def body(self) -> BodyModel:
+        """The body model, moved to this network's device."""
+        if self._body[0].v_template.device != self.prior.device:
+            self._body[0] = self._body[0].to(self.prior.device)
+        return self._body[0]
+
+    def _build_geometry(self, num_clusters: int) -> None:
+        """Constants of the template: frames and sizes of the Gaussians, clusters, and how colour spreads among them."""
+        body, ids = self._body[0], self.template.vertex_ids
+        points = body.v_template[ids]
+        normals = _vertex_normals(body.v_template, body.faces)[ids]
+        spacing = _vertex_spacing(body.v_template, body.faces)[ids]
+        self.register_buffer("frames", matrix_to_quaternion(_tangent_frames(normals)), persistent=False)
+        self.register_buffer("normals", normals, persistent=False)
+        flat = spacing[:, None] * points.new_tensor([0.75, 0.75, 0.25])
+        self.register_buffer("log_scale", flat.clamp(1e-3, 3e-2).log(), persistent=False)
+        centres = _farthest_points(points, num_clusters)
+        distance = torch.cdist(points, points[centres])
+        nearest = distance.topk(4, largest=False)
+        weights = torch.softmax(-nearest.values / nearest.values.mean(dim=1, keepdim=True).clamp_min(1e-4) * 2, dim=1)
+        self.register_buffer("centres", centres, persistent=False)
+        self.register_buffer("cluster_of", nearest.indices[:, 0], persistent=False)
+        self.register_buffer("blend_index", nearest.indices, persistent=False)
+        self.register_buffer("blend_weight", weights, persistent=False)
+        self.register_buffer("cluster_points", points[centres], persistent=False)
+        between = torch.cdist(points[centres], points[centres])
+        spread = torch.stack([torch.exp(-((between / sigma) ** 2)) for sigma in (0.02, 0.06, 0.2, 0.8)])
+        self.register_buffer("spread", spread, persistent=False)
+        self.register_buffer("mirror", self.template.mirror, persistent=False)
+
+    def project(self, photo: Photo) -> Projection:
+        """Project the anchors and test their visibility against the splatted depth of the bare template."""
+        with torch.no_grad():
+            rest = self._bare(photo)
+            posed = rest.pose(self.body, photo.body.map(lambda value: value[:, None]))
+            means, quats = posed.means[:, 0], posed.quats[:, 0]
+            camera = photo.world_to_camera
+            inside = (camera[:, None, :3, :3] @ means[..., None])[..., 0] + camera[:, None, :3, 3]
+            pixels = (photo.intrinsics[:, None] @ inside[..., None])[..., 0]
+            pixels = pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3)
+            height, width = photo.image.shape[-2:]
+            grid = torch.stack([pixels[..., 0] / width, pixels[..., 1] / height], dim=-1) * 2 - 1
+            # The third axis of each Gaussian is its normal.
+            normals = camera[:, None, :3, :3] @ _third_axis(quats)[..., None]
+            normals = normals[..., 0]
+            depth = rasterize(
+                means,
+                quats,
+                posed.scales[:, 0],
+                posed.opacities[:, 0],
+                posed.colors[:, 0],
+                photo.intrinsics,
+                camera,
+                width,
+                height,
+            ).depth.permute(0, 3, 1, 2)
+            there = F.grid_sample(depth, grid[:, :, None], mode="nearest", align_corners=False)[:, 0, :, 0]
+            covered = F.grid_sample(photo.mask, grid[:, :, None], mode="bilinear", align_corners=False)[:, 0, :, 0]
+            facing = -(normals * F.normalize(inside, dim=-1)).sum(-1)
+            visible = (inside[..., 2] < there + 0.02) & (facing > 0.1) & (covered > 0.8) & (grid.abs() < 1).all(-1)
+        return Projection(grid=grid, visible=visible.float(), normals=normals)
+
+    def _bare(self, photo: Photo) -> Avatar:
+        """The template in the person's shape, opaque and without colour."""
+        rest = self.body.rest_vertices(
+            photo.body.betas, torch.zeros_like(photo.body.expression), self.template.vertex_ids
+        )
+        batch, num = rest.shape[:2]
+        gaussians = Gaussians(
+            means=rest,
+            quats=self.frames.expand(batch, num, 4),
+            scales=self.log_scale.exp().expand(batch, num, 3),
+            opacities=rest.new_full((batch, num), 0.95),
+            colors=torch.zeros_like(rest),
+            features=rest.new_zeros(batch, num, 0),
+        )
+        return Avatar(
+            gaussians=gaussians,
+            betas=photo.body.betas,
+            vertex_ids=self.template.vertex_ids.to(rest.device),
+            background=photo.background,
+        )
+
+    def _fill(self, colors: Tensor, visible: Tensor) -> Tensor:
+        """Colour of every anchor: seen, else the mirrored anchor's, else a distance-weighted mean of what is seen.
+
+        Args:
+            colors: `[B,N,3]` sampled from the photo.
+            visible: `[B,N]`.
+        """
+        index = self.cluster_of[None, :, None]
+        batch, num_clusters = colors.shape[0], len(self.centres)
+        weighted = torch.cat([colors * visible[..., None], visible[..., None]], dim=-1)
+        sums = weighted.new_zeros(batch, num_clusters, 4).scatter_add_(1, index.expand(batch, -1, 4), weighted)
+        total = sums.new_zeros(batch, num_clusters, 4)
+        for kernel, share in zip(self.spread, (1.0, 1e-2, 1e-4, 1e-6), strict=True):
+            total = total + share * (kernel @ sums)  # a wider kernel counts only where the narrower ones found nothing
+        smooth = total[..., :3] / total[..., 3:].clamp_min(1e-9)
+        blended = (smooth[:, self.blend_index] * self.blend_weight[..., None]).sum(dim=2)
+        mirrored, seen = colors[:, self.mirror], visible[:, self.mirror]
+        hidden = torch.where(seen[..., None] > 0, mirrored, blended)
+        return torch.where(visible[..., None] > 0, colors, hidden)
+
+    def forward(self, photo: Photo, use_heads: bool = True) -> tuple[Avatar, Tensor]:
+        """Reconstruct.
+
+        Args:
+            photo: tracked photos of B people.
+            use_heads: False leaves the template with the photo's projected colours, the baseline of no learning.
+
+        Returns:
+            the avatar `[B,...]` and the photo's semantic tokens `[B,L,D]` (`F_sem`, which the shader attends to).
+        """
+        projection = self.project(photo)
+        tokens_sem = self.semantic(photo.image, photo.mask)
+        detail = self.visual(photo.image, photo.mask)
+        grid = projection.grid[:, :, None]
+        sampled = F.grid_sample(detail, grid, align_corners=False)[..., 0].transpose(1, 2)
+        colors = F.grid_sample(photo.image, grid, align_corners=False)[..., 0].transpose(1, 2)
+        filled = self._fill(colors, projection.visible)
+        visible = projection.visible[..., None]
+        sampled = sampled * visible * float(self.use_visual)
+        local = torch.cat([sampled, filled * 2 - 1, visible, projection.normals], dim=-1)
+        tokens = self._cluster_tokens(local, tokens_sem)
+        prior = (self.prior * float(self.use_prior)).expand(local.shape[0], -1, -1)
+        spread = (self.token_out(tokens)[:, self.blend_index] * self.blend_weight[..., None]).sum(dim=2)
+        raw = self.heads(self.anchor(torch.cat([local, prior, spread], dim=-1)))
+        if not use_heads:
+            raw = torch.zeros_like(raw)
+        return self._avatar(photo, raw, filled), tokens_sem
+
+    def _cluster_tokens(self, local: Tensor, semantic: Tensor) -> Tensor:
+        """`[B,K,D]`: anchors' features averaged by cluster, with `F_prior`, through the transformer."""
+        batch, _, channels = local.shape
+        index = self.cluster_of[None, :, None].expand(batch, -1, channels)
+        sums = local.new_zeros(batch, len(self.centres), channels).scatter_add_(1, index, local)
+        counts = torch.bincount(self.cluster_of, minlength=len(self.centres)).clamp_min(1).to(local.dtype)
+        tokens = self.token_in(sums / counts[None, :, None]) + self.cluster_prior * float(self.use_prior)
+        context = semantic if self.use_semantic else torch.zeros_like(semantic)
+        for block in self.blocks:
+            tokens = block(tokens, context)
+        return tokens
+
+    def _avatar(self, photo: Photo, raw: Tensor, filled: Tensor) -> Avatar:
+        """Read the heads' output `[B,N,13+C]` as changes of the coloured template."""
+        bare = self._bare(photo)
+        offset, scale, turn, opacity, colour, features = raw.split([3, 3, 3, 1, 3, self.feature_channels], dim=-1)
+        quaternion = F.normalize(torch.cat([torch.ones_like(opacity), 0.5 * turn], dim=-1), dim=-1)
+        gaussians = Gaussians(
+            means=bare.gaussians.means + self.max_offset * torch.tanh(offset),
+            quats=quaternion_multiply(bare.gaussians.quats, quaternion),
+            scales=(self.log_scale + 1.5 * torch.tanh(scale)).exp(),
+            opacities=torch.sigmoid(opacity[..., 0] + math.log(0.9 / 0.1)),
+            colors=filled + colour,
+            features=features,
+        )
+        return Avatar(gaussians=gaussians, betas=bare.betas, vertex_ids=bare.vertex_ids, background=bare.background)
+
+
+class FeatureDecoder(nn.Module):
+    """Light decoder of the splatted maps to RGB: it gives the 3D-aware features something to mean in the first stage.
+
+    The shader takes its place afterwards; no later stage uses it.
+    """
+
+    def __init__(self, feature_channels: int, width: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(feature_channels + 4, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 3, 3, padding=1),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, maps: Tensor, rgb: Tensor) -> Tensor:
+        """`maps [M,C+4,H,W]` and splatted `rgb [M,3,H,W]` -> refined RGB `[M,3,H,W]`."""
+        return rgb + self.layers(maps)
+
+
+def _vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """`[V,3]` area-weighted unit normals."""
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    face_normals = torch.cross(b - a, c - a, dim=-1)
+    total = torch.zeros_like(vertices)
+    for k in range(3):
+        total.index_add_(0, faces[:, k], face_normals)
+    return F.normalize(total, dim=-1)
+
+
+def _vertex_spacing(vertices: Tensor, faces: Tensor) -> Tensor:
+    """`[V]` mean length of the edges at each vertex, metres."""
+    total, count = vertices.new_zeros(len(vertices)), vertices.new_zeros(len(vertices))
+    for k in range(3):
+        first, second = faces[:, k], faces[:, (k + 1) % 3]
+        length = (vertices[first] - vertices[second]).norm(dim=-1)
+        for end in (first, second):
+            total.index_add_(0, end, length)
+            count.index_add_(0, end, torch.ones_like(length))
+    return total / count.clamp_min(1)
+
+
+def _tangent_frames(normals: Tensor) -> Tensor:
+    """`[N,3,3]` rotations whose third column is the normal."""
+    helper = torch.where(
+        normals[:, 1:2].abs() < 0.9, normals.new_tensor([[0.0, 1.0, 0.0]]), normals.new_tensor([[1.0, 0.0, 0.0]])
+    )
+    first = F.normalize(torch.cross(helper, normals, dim=-1), dim=-1)
+    return torch.stack([first, torch.cross(normals, first, dim=-1), normals], dim=-1)
+
+
+def _third_axis(quats: Tensor) -> Tensor:
+    """Third column of the rotation of unit quaternions `[...,4]` -> `[...,3]`."""
+    w, x, y, z = quats.unbind(-1)
+    return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], dim=-1)
+
+
+def _farthest_points(points: Tensor, count: int) -> Tensor:
+    """`[count]` indices of points far from each other, greedily from the first."""
+    chosen = [0]
+    distance = (points - points[0]).norm(dim=-1)
+    for _ in range(min(count, len(points)) - 1):
+        chosen.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=-1))
+    return torch.tensor(chosen)

@@ -1,0 +1,76 @@
+"""Weights on disk: safetensors with half-precision values and their provenance in the header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from runtime.files import atomic_path
+
+
+def save_weights(
+    path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any], dtype: torch.dtype = torch.float16
+) -> Path:
+    """Write a state dict, floating tensors as `dtype`, whole or not at all.
+
+    Args:
+        path: of the file.
+        state: names to tensors.
+        metadata: JSON-able provenance (stage, config, commit, metrics), kept in the header.
+        dtype: of floating tensors on disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in state.items()
+    }
+    with atomic_path(path) as scratch:
+        save_file(tensors, str(scratch), metadata={"provenance": json.dumps(metadata)})
+    return path
+
+
+def read_weights(path: str | Path, made_by: str) -> dict[str, Tensor]:
+    """Read a state dict as float32.
+
+    Args:
+        path: of the file.
+        made_by: the command that makes it, for the error message.
+
+    Raises:
+        FileNotFoundError: no such file; names the command that makes it.
+        ValueError: not a safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: make them with `{made_by}`")
+    try:
+        with safe_open(str(path), framework="pt") as archive:
+            state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file ({error}): make it again with `{made_by}`") from error
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def load_weights(module: nn.Module, path: str | Path, made_by: str, prefix: str = "") -> None:
+    """Load the entries under `prefix` into a module, strictly.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_weights`; or the names or shapes differ from the module's (names the first).
+    """
+    state = {
+        name[len(prefix) :]: value for name, value in read_weights(path, made_by).items() if name.startswith(prefix)
+    }
+    own = module.state_dict()
+    odd = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
+    if odd:
+        raise ValueError(
+            f"{path} does not fit this config (first: {odd[0]}): use the config it was made with, or make it again with `{made_by}`"
+        )
+    module.load_state_dict(state)

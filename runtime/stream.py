@@ -1,0 +1,84 @@
+"""A live avatar: one photo, then pose and camera of each chunk -> painted frames, with state carried between chunks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from datamodules.batch import VideoBatch
+from networks.body import BodyParams
+from networks.conditioner import Conditioner
+from networks.gaussians import Avatar
+from networks.rollout import CausalRollout
+from networks.shader import ShaderCondition
+
+
+class AvatarStream:
+    """Paints chunk by chunk: pose, splat, encode the guide, denoise, decode.
+
+    `test` and `predict` paint through this same object, so what they time is what a live application gets.
+
+    Args:
+        conditioner: reconstruction and codec.
+        rollout: the causal student with its cache.
+        seed: of the noise.
+    """
+
+    def __init__(self, conditioner: Conditioner, rollout: CausalRollout, seed: int = 0) -> None:
+        self.conditioner, self.rollout, self.seed = conditioner, rollout, seed
+        self._avatar: Avatar | None = None
+        self._still: ShaderCondition | None = None
+
+    @torch.no_grad()
+    def start(self, batch: VideoBatch) -> None:
+        """Reconstruct the photo's person (the batch's reference) and fill the cache with the photo."""
+        self._avatar, self._still = self.conditioner.avatar(batch)
+        self.rollout.start(self._still)
+        codec = self.conditioner.codec
+        self._guides, self._decoder = codec.stream(), codec.stream()
+        self._size = batch.reference.shape[-1]
+        self._is_first = True
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    def chunk_length(self) -> int:
+        """Frames that the next `step` takes: the first chunk of a codec with temporal stride is shorter."""
+        codec, latents = self.conditioner.codec, self.rollout.shader.chunk_frames
+        return codec.num_pixel_frames(latents) if self._is_first else latents * codec.temporal_stride
+
+    @torch.no_grad()
+    def step(self, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor) -> tuple[Tensor, Tensor]:
+        """Paint the next chunk of t frames (see `chunk_length`; only the video's last chunk may be shorter).
+
+        Args:
+            params: `[1,t,...]`.
+            intrinsics: `[1,t,3,3]` pixels.
+            world_to_camera: `[1,t,4,4]`.
+
+        Returns:
+            painted frames and splatted frames, both `[1,t,3,H,W]`, painted not clamped.
+        """
+        if self._avatar is None or self._still is None:
+            raise ValueError("the stream has not begun: call start with the photo first")
+        splat = self._avatar.render(self.conditioner.body, params, intrinsics, world_to_camera, self._size)
+        chunk = replace(
+            self._still, guide=self._guides.encode(splat.rgb), maps=splat.condition(), starts_clip=self._is_first
+        )
+        latents = self.rollout.step(chunk, self._generator)
+        self._is_first = False
+        return self._decoder.decode(latents), splat.rgb
+
+    def paint(self, batch: VideoBatch) -> tuple[Tensor, Tensor]:
+        """Paint a whole window `[1,T]` in one unbroken rollout -> painted and splatted frames `[T,3,H,W]`."""
+        self.start(batch)
+        painted, splats, first, total = [], [], 0, batch.intrinsics.shape[1]
+        while first < total:
+            last = min(first + self.chunk_length(), total)
+            frames = slice(first, last)
+            params = batch.body.map(lambda value, frames=frames: value[:, frames])
+            chunk, splat = self.step(params, batch.intrinsics[:, frames], batch.world_to_camera[:, frames])
+            painted.append(chunk[0])
+            splats.append(splat[0])
+            first = last
+        return torch.cat(painted), torch.cat(splats)

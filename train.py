@@ -1,0 +1,150 @@
+"""Command line of every stage: `python train.py fit|validate|test|predict -c configs/STAGE.yaml`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from datamodules.video import VideoDataModule
+from lightning_modules.stage import Stage
+
+RUNS = Path("runs")
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+DEFAULT_CONFIG = "configs/shader.yaml"
+
+
+class StageCLI(LightningCLI):
+    """LightningCLI with a run folder for each launch and weights chosen as the docs say."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Values that data and model share are given once, in `data`; the flags of test and predict."""
+        parser.link_arguments("data.num_steps", "model.init_args.num_steps")
+        parser.link_arguments("data.body_model", "model.init_args.body_model")
+        parser.link_arguments("data.seed", "model.init_args.seed")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: object) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.add_argument(
+                "--weights",
+                default=None,
+                help="the stage's network: `shipped`, a file, or by default the newest complete fit run's, else the shipped",
+            )
+        if subcommand == "test":
+            parser.add_argument("--quick", action="store_true", help="take every 4th frame of the test blocks")
+        if subcommand == "predict":
+            parser.add_argument("--image", required=True, help="photo of the person")
+            parser.add_argument("--driving", required=True, help="motion: a .track.npz, see python -m tools.track")
+            parser.add_argument("--out", default="out.mp4", help="video to write")
+        return parser
+
+    def before_instantiate_classes(self) -> None:
+        """Hand the flags on to data and model."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "test" and config.quick:
+            config.data.test_stride = 4
+        if self.subcommand == "predict":
+            config.data.predict.image, config.data.predict.driving = config.image, config.driving
+            if "out" not in config.model.init_args:
+                raise ValueError(
+                    f"{config.model.class_path} paints no video: predict with -c configs/shader.yaml or configs/adversarial.yaml"
+                )
+            config.model.init_args.out = config.out
+
+    def instantiate_trainer(self, **kwargs: object) -> object:
+        """A run folder: `runs/STAGE/version_N`; a resumed fit goes on in the folder of the run that was cut off."""
+        config = self.config[self.subcommand]
+        name, version = self.model.stage, None
+        if self.subcommand == "fit" and config.get("ckpt_path") is not None:
+            path = self._checkpoint(config.ckpt_path)
+            self.config_init[self.subcommand]["ckpt_path"] = str(path)
+            if path.resolve().is_relative_to((RUNS / name).resolve()):
+                version = path.parent.parent.name
+        if self.subcommand != "fit":
+            name = f"{self.subcommand}/{name}"
+        kwargs["logger"] = TensorBoardLogger(str(RUNS), name=name, version=version, default_hp_metric=False)
+        return super().instantiate_trainer(**kwargs)
+
+    def _checkpoint(self, given: str) -> Path:
+        if given != "last":
+            path = Path(given)
+        else:
+            found = sorted((RUNS / self.model.stage).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+            path = found[-1] if found else RUNS / self.model.stage / "version_0/checkpoints/last.ckpt"
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}: start the run without --ckpt_path")
+        return path
+
+    def before_fit(self) -> None:
+        """Say where results go."""
+        self.trainer.print(f"run folder: {self.trainer.log_dir}")
+
+    def after_fit(self) -> None:
+        """Say where results are."""
+        folder = self.trainer.log_dir
+        self.trainer.print(
+            f"weights: {folder}/weights.safetensors\nTensorBoard: tensorboard --logdir {RUNS}\ntest them: python train.py test -c CONFIG"
+        )
+
+    def _load(self) -> None:
+        config = self.config[self.subcommand]
+        stage = self.model
+        assert isinstance(stage, Stage)
+        stage.load_exported(config.weights, RUNS)
+
+    before_validate = before_test = before_predict = _load
+
+
+def with_default_config(arguments: list[str]) -> list[str]:
+    """Without `-c`, the shader's config (a default file would be merged under every other one)."""
+    has_config = any(a in ("-c", "--config", "-h", "--help") or a.startswith("--config=") for a in arguments)
+    if arguments and arguments[0] in SUBCOMMANDS and not has_config:
+        return [arguments[0], "-c", DEFAULT_CONFIG, *arguments[1:]]
+    return arguments
+
+
+def main(arguments: list[str] | None = None, run: bool = True) -> StageCLI:
+    """Parse and run; `run=False` only builds (for tests)."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    arguments = with_default_config(sys.argv[1:] if arguments is None else arguments)
+    cli = StageCLI if run else BuildOnly
+    return cli(
+        Stage,
+        VideoDataModule,
+        subclass_mode_model=True,
+        save_config_callback=SaveFitConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        args=arguments,
+    )
+
+
+class BuildOnly(StageCLI):
+    """Instantiates without running."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """`config.yaml` is the record of a fit; validation, test and predict write none."""
+
+    def setup(self, trainer: object, pl_module: object, stage: str) -> None:
+        """Write the config in fit only."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as error:
+        if os.environ.get("VISA_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
