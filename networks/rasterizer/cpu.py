@@ -1,8 +1,8 @@
 """CPU backend: runs the kernels on threads and ties them to autograd.
 
-Threads are Python threads (the kernels release the GIL), as many as `torch.get_num_threads()`, the caller among them. Numba's own
-layers were passed over: `workqueue` aborts on concurrent calls, `omp` aborts in a child forked after its first use, `tbb` is one more
-dependency. This pool takes concurrent calls, and a forked child starts a new one.
+Threads are Python threads (the kernels release the GIL), as many as `torch.get_num_threads()`, the caller among them.
+Numba's own layers were passed over: `workqueue` aborts on concurrent calls, `omp` aborts in a child forked after its
+first use, `tbb` is one more dependency. This pool takes concurrent calls, and a forked child starts a new one.
 """
 
 import os
@@ -16,9 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from networks.rasterizer import kernels
-from networks.rasterizer.simd import LANES
 
-MAX_CHANNELS = 31  # of one pass: with the depth 32, four AVX2 registers for the colours of a Gaussian and four for its gradient
 _PAIR_BUFFER_BYTES = 64 << 20  # the backward pass takes as many frames at once as fit in it (one at least)
 _pool: ThreadPoolExecutor | None = None
 
@@ -75,74 +73,65 @@ class _Splatting(torch.autograd.Function):
         ctx: Any, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, intrinsics: Tensor,
         world_to_camera: Tensor, width: int, height: int, near: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        num_frames, count, channels = features.shape
-        dtype = _flat(means[:0]).dtype
-        blocks = (0,) * ((channels + LANES) // LANES)
-        padded, total = LANES * len(blocks), num_frames * count
+        (num_frames, count, channels), dtype = features.shape, _flat(means[:0]).dtype
         columns, rows = -(-width // kernels.TILE), -(-height // kernels.TILE)
         camera = _pack_camera(intrinsics, world_to_camera)
-        shape, box = np.empty(total * kernels.SHAPE_SIZE, dtype), np.empty(total * kernels.BOX_SIZE, np.int32)
-        depth_key, table = np.empty(total, dtype), np.empty(total * padded, dtype)
-        num_tiles, first_slot = np.empty(total, np.int32), np.empty(total, np.int64)
+        shape = np.empty(num_frames * count * kernels.SHAPE_SIZE, dtype)
+        box = np.empty(num_frames * count * kernels.BOX_SIZE, np.int32)
+        num_tiles = np.empty(num_frames * count, np.int32)
         _run(
-            kernels.project_chunks, num_frames * -(-count // kernels.CHUNK),
-            _flat(means), _flat(quats), _flat(scales), _flat(opacities), _flat(features), camera,
-            count, channels, padded, width, height, near, shape, box, depth_key, table, num_tiles,
+            kernels.project_chunks, num_frames * -(-count // kernels.CHUNK), _flat(means), _flat(quats), _flat(scales),
+            _flat(opacities), camera, count, width, height, near, shape, box, num_tiles,
         )  # fmt: skip
         frame_start = np.zeros(num_frames + 1, np.int64)
         np.cumsum(num_tiles.reshape(num_frames, count).sum(1, dtype=np.int64), out=frame_start[1:])
+        first_pair = np.empty(num_frames * count, np.int64)
         tile_start = np.full(num_frames * columns * rows + 1, frame_start[-1])
-        tile_list = np.empty(frame_start[-1], np.int32)
-        key_bits = 8 * dtype.itemsize
-        _run(
-            kernels.bin_frames, num_frames, depth_key.view(f"u{dtype.itemsize}"), key_bits, box, num_tiles, frame_start, count,
-            columns, rows, tile_start, tile_list, first_slot,
-        )  # fmt: skip
+        bins = kernels.Bins(shape, box, num_tiles, first_pair, tile_start, np.empty(frame_start[-1], np.int32))
+        keys = shape.view(f"u{dtype.itemsize}")
+        _run(kernels.bin_frames, num_frames, keys, frame_start, count, columns, rows, bins)
         image = means.new_empty(num_frames, height, width, channels)
-        alpha, depth, remaining = (means.new_empty(num_frames, height, width, 1) for _ in range(3))
-        stop_at = np.empty(num_frames * height * width, np.int32)
-        _run(
-            kernels.splat_tiles, tile_start.size - 1, shape, box, table, blocks, tile_start, tile_list, width, height,
-            _flat(image), _flat(alpha), _flat(depth), _flat(remaining), stop_at,
-        )  # fmt: skip
+        alpha, depth, transmittance = (means.new_empty(num_frames, height, width, 1) for _ in range(3))
+        stop = np.empty(num_frames * height * width, np.int32)
+        out = kernels.Picture(_flat(image), _flat(alpha), _flat(depth), _flat(transmittance), stop)
+        _run(kernels.splat_tiles, tile_start.size - 1, bins, _flat(features), width, height, out)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(means, quats, scales, intrinsics, world_to_camera, alpha, depth, remaining)
-            ctx.size, ctx.blocks, ctx.feature_shape = (width, height), blocks, features.shape
-            ctx.arrays = camera, shape, box, table, num_tiles, first_slot, frame_start, tile_start, tile_list, stop_at
+            # image stays out of it: the backward pass has no use for it, and it would be held as a cycle
+            ctx.save_for_backward(means, quats, scales, features, intrinsics, world_to_camera, alpha, depth)
+            ctx.arrays = camera, frame_start, bins, _flat(transmittance), stop
+            ctx.size = width, height
         return image, alpha, depth
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_image: Tensor, g_alpha: Tensor, g_depth: Tensor) -> tuple[Tensor | None, ...]:
-        means, quats, scales, intrinsics, world_to_camera, alpha, depth, remaining = ctx.saved_tensors
-        camera, shape, box, table, num_tiles, first_slot, frame_start, tile_start, tile_list, stop_at = ctx.arrays
+        means, quats, scales, features, intrinsics, world_to_camera, alpha, depth = ctx.saved_tensors
+        camera, frame_start, bins, transmittance, stop = ctx.arrays
         width, height = ctx.size
-        num_frames, count, _ = ctx.feature_shape
-        chunks = -(-count // kernels.CHUNK)
-        row = LANES * len(ctx.blocks) + kernels.SHAPE_SIZE
-        g_means, g_quats, g_scales = torch.zeros_like(means), torch.zeros_like(quats), torch.zeros_like(scales)
-        g_opacities, g_features = means.new_zeros(num_frames, count), means.new_zeros(ctx.feature_shape)
-        g_rows = torch.zeros(num_frames, chunks, kernels.CAMERA_SIZE, dtype=torch.float64)
-        results = [_flat(tensor) for tensor in (g_means, g_quats, g_scales, g_opacities, g_features, g_rows)]
-        inputs, wanted = [_flat(means), _flat(quats), _flat(scales)], [_flat(g_image), _flat(g_alpha), _flat(g_depth)]
-        begin = 0
+        num_frames, count, channels = features.shape
+        chunks, tiles = -(-count // kernels.CHUNK), (bins.tile_start.size - 1) // max(num_frames, 1)
+        out = kernels.Picture(_flat(g_image[:0]), _flat(alpha), _flat(depth), transmittance, stop)
+        wanted = [_flat(g_image), _flat(g_alpha), _flat(g_depth)]
+        gradients = [torch.zeros_like(tensor) for tensor in (means, quats, scales, features[..., 0], features)]
+        camera_rows = torch.zeros(num_frames, chunks, kernels.CAMERA_SIZE, dtype=torch.float64)
+        results = [_flat(tensor) for tensor in (*gradients, camera_rows)]
+        row, dtype, begin = channels + kernels.SHAPE_SIZE, bins.shape.dtype, 0
         while begin < num_frames:
             end, base = begin + 1, int(frame_start[begin])
-            limit = base + _PAIR_BUFFER_BYTES // (row * table.itemsize)
-            while end < num_frames and frame_start[end + 1] <= limit:
+            while end < num_frames and (frame_start[end + 1] - base) * row * dtype.itemsize <= _PAIR_BUFFER_BYTES:
                 end += 1
-            pairs, frames = np.empty((int(frame_start[end]) - base) * row, table.dtype), (begin, end, base)
+            pairs, frames = np.empty((int(frame_start[end]) - base) * row, dtype), (begin, end, base)
             _run(
-                kernels.splat_tiles_gradient, (end - begin) * (tile_start.size // num_frames), frames, shape, box, table, ctx.blocks,
-                tile_start, tile_list, first_slot, width, height, _flat(alpha), _flat(depth), _flat(remaining), stop_at, *wanted, pairs,
+                kernels.splat_tiles_gradient, (end - begin) * tiles, frames, bins, _flat(features), width, height, out,
+                *wanted, pairs,
             )  # fmt: skip
             _run(
-                kernels.project_chunks_gradient, (end - begin) * chunks, frames, *inputs, camera, count, width, height, ctx.blocks,
-                num_tiles, first_slot, pairs, *results,
+                kernels.project_chunks_gradient, (end - begin) * chunks, frames, _flat(means), _flat(quats),
+                _flat(scales), camera, count, width, height, bins, pairs, *results,
             )  # fmt: skip
             begin = end
-        g_intrinsics, g_camera = _unpack_camera(g_rows.sum(1), intrinsics, world_to_camera)
-        return g_means, g_quats, g_scales, g_opacities, g_features, g_intrinsics, g_camera, None, None, None
+        cameras = _unpack_camera(camera_rows.sum(1), intrinsics, world_to_camera)
+        return *gradients, *cameras, None, None, None
 
 
 def rasterize_cpu(
@@ -150,9 +139,6 @@ def rasterize_cpu(
     world_to_camera: Tensor, width: int, height: int, near: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Image `[B,H,W,C]`, alpha and expected depth `[B,H,W,1]`; float32 or float64, gradients for every tensor."""
-    parts = [
-        _Splatting.apply(means, quats, scales, opacities, part, intrinsics, world_to_camera, width, height, near)
-        for part in features.split(MAX_CHANNELS, dim=-1)
-    ]
-    image = parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts], dim=-1)
-    return image, parts[0][1], parts[0][2]
+    return _Splatting.apply(
+        means, quats, scales, opacities, features, intrinsics, world_to_camera, width, height, near
+    )

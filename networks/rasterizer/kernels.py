@@ -1,12 +1,17 @@
 """The CPU rasterizer's kernels: project, bin, splat, and the backward passes of splat and project.
 
-Each kernel is run by several threads at once; they share its tasks (chunks of Gaussians, frames or tiles) through a ticket counter.
-A task writes only to places of its own, and sums over tasks are taken in a fixed order afterwards, so that the result is the same bit
-for bit whichever thread did what. Arrays are flat. `g` counts Gaussians over all frames (frame * N + index), `tile` tiles over all frames.
+Each kernel is run by several threads at once; they share its tasks (chunks of Gaussians, frames or tiles) through a
+ticket counter. A task writes only to places of its own, and sums over tasks are taken in a fixed order afterwards, so
+that the result is the same bit for bit whichever thread did what. Arrays are flat. `g` counts Gaussians over all frames
+(frame * N + index), `tile` tiles over all frames.
 
-A pixel row of a tile is one vector of `LANES` pixels: alphas and transmittances are computed for the row at once; a pixel that is
-hit then takes `weight * channels` as one vector of channels. The last channel but padding is the depth.
+The unit of work in a tile is a block of 4 x 4 pixels, one vector: small Gaussians, which a body has by the thousand,
+touch far fewer blocks than rows. A tile's scratch keeps one such vector for each block and channel, so that a Gaussian
+costs one multiply-add a channel and block, without a branch on which of the pixels it hits. The depth is one more
+channel, the last.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,11 +20,11 @@ from networks.rasterizer.constants import ALPHA_CAP, ALPHA_THRESHOLD, MIN_ALPHA,
 from networks.rasterizer.projection import project, project_gradient
 from networks.rasterizer.simd import (
     LANES,
-    bits,
+    count_bits,
     exp_negative,
     fill,
+    is_any,
     load,
-    lowest_bit,
     minimum,
     select,
     store,
@@ -30,17 +35,62 @@ from networks.rasterizer.simd import (
 
 Array = np.ndarray
 
-SIDE = 4  # of a pixel block
-PIXELS = (0,) * (SIDE * SIDE // LANES)  # a vector of a block's pixels
-LANE_COUNT = SIDE * SIDE
-TILE_BLOCKS = 2  # blocks along a tile's side
+SIDE = 4  # pixels along a block's side
+BLOCK = SIDE * SIDE
+PIXELS = (0,) * (BLOCK // LANES)  # asks `load` for a block's vector
+TILE_BLOCKS = 4  # blocks along a tile's side: 16 px beats 8 px by a tenth
 TILE = SIDE * TILE_BLOCKS
 TILE_PIXELS = TILE * TILE
 CHUNK = 256  # Gaussians a task
-SHAPE_SIZE = 8  # x, y, conic a, b, c, opacity, 2 unused
-BOX_SIZE = 4  # pixel columns [0, 1), pixel rows [2, 3)
+SHAPE_SIZE = 8  # x, y, conic a, b, c, opacity, depth, 1 unused
+BOX_SIZE = 4  # first and one past the last pixel column, then row
 CAMERA_SIZE = 16  # fx, fy, cx, cy, translation (3), rotation (9)
 RADIX_BITS = 11
+
+
+class Bins(NamedTuple):
+    """Projected Gaussians and the tiles' lists of them."""
+
+    shape: Array  # [B*N*SHAPE_SIZE]
+    box: Array  # [B*N*BOX_SIZE]
+    num_tiles: Array  # [B*N], 0 for what is not seen
+    first_pair: Array  # [B*N], number of the Gaussian's first (Gaussian, tile) pair; its others follow, row by row
+    tile_start: Array  # [B*tiles + 1], positions in `tile_list`
+    tile_list: Array  # [pairs], Gaussians of each tile from front to back
+
+
+class Picture(NamedTuple):
+    """Flat outputs of the forward pass: what the caller gets, and what the backward pass needs of each pixel."""
+
+    image: Array  # [B*H*W*C]
+    alpha: Array  # [B*H*W]
+    depth: Array  # [B*H*W], expected depth
+    transmittance: Array  # [B*H*W]
+    stop: Array  # [B*H*W], position in `tile_list` at which the pixel stopped
+
+
+class Scratch(NamedTuple):
+    """A thread's working set for one tile, block by block."""
+
+    planes: Array  # [blocks, C + 1, BLOCK], the picture or its gradient; depth last
+    transmittance: Array  # [blocks, BLOCK]
+    behind: Array  # [blocks, BLOCK], backward: what the Gaussians behind contribute to the loss
+    stop: Array  # [blocks, BLOCK]
+    sums: Array  # [C, BLOCK], backward: a Gaussian's channel gradients, pixel by pixel
+    column: Array  # [BLOCK], pixel centres within a block
+    row: Array  # [BLOCK]
+
+
+class Region(NamedTuple):
+    """One tile: frame, tile row and column, first pixel, and its part of `tile_list`."""
+
+    frame: int
+    row: int
+    column: int
+    top: int
+    left: int
+    first: int
+    last: int
 
 
 @inline
@@ -49,15 +99,15 @@ def _triple(values: Array, index: int) -> tuple[float, float, float]:
 
 
 @inline
+def _quaternion(quats: Array, g: int) -> tuple[float, float, float, float]:
+    return float(quats[4 * g]), float(quats[4 * g + 1]), float(quats[4 * g + 2]), float(quats[4 * g + 3])
+
+
+@inline
 def _camera(camera: Array, b: int) -> tuple[tuple, tuple, tuple]:
     """Pinhole, translation and rotation of frame b."""
     c = camera[b * CAMERA_SIZE : (b + 1) * CAMERA_SIZE]
     return (c[0], c[1], c[2], c[3]), (c[4], c[5], c[6]), (c[7], c[8], c[9], c[10], c[11], c[12], c[13], c[14], c[15])
-
-
-@inline
-def _quaternion(quats: Array, g: int) -> tuple[float, float, float, float]:
-    return float(quats[4 * g]), float(quats[4 * g + 1]), float(quats[4 * g + 2]), float(quats[4 * g + 3])
 
 
 @inline
@@ -76,11 +126,10 @@ def _tiles_end(end: int) -> int:
 
 @kernel
 def project_chunks(
-    ticket: Array, means: Array, quats: Array, scales: Array, opacities: Array, features: Array, camera: Array,
-    count: int, channels: int, padded: int, width: int, height: int, near: float,
-    shape: Array, box: Array, depth: Array, table: Array, num_tiles: Array,
+    ticket: Array, means: Array, quats: Array, scales: Array, opacities: Array, camera: Array, count: int,
+    width: int, height: int, near: float, shape: Array, box: Array, num_tiles: Array,
 ) -> None:  # fmt: skip
-    """Project the Gaussians, find the tiles that each may touch, and copy their channels to padded rows of `table`."""
+    """Project the Gaussians and find the pixels and tiles that each may touch."""
     chunks = (count + CHUNK - 1) // CHUNK
     while True:
         task = take_ticket(ticket)
@@ -101,35 +150,30 @@ def project_chunks(
             if left >= right or top >= bottom:
                 continue
             s, o = g * SHAPE_SIZE, g * BOX_SIZE
-            shape[s], shape[s + 1], shape[s + 5] = x, y, opacities[g]
+            shape[s], shape[s + 1], shape[s + 5], shape[s + 6] = x, y, opacities[g], z
             shape[s + 2], shape[s + 3], shape[s + 4] = conic_a, conic_b, conic_c
-            depth[g] = z
             box[o], box[o + 1], box[o + 2], box[o + 3] = left, right, top, bottom
             num_tiles[g] = (_tiles_end(right) - left // TILE) * (_tiles_end(bottom) - top // TILE)
-            for c in range(channels):
-                table[g * padded + c] = features[g * channels + c]
-            table[g * padded + channels] = z
-            for c in range(channels + 1, padded):
-                table[g * padded + c] = 0.0
 
 
 @inline
-def _sort_by_depth(keys: Array, order: Array, passes: int) -> Array:
-    """Stable radix sort of `order` by the unsigned integers `keys[order]`; positive floats sort like their bits."""
+def _sort_by_depth(keys: Array, order: Array) -> Array:
+    """Stable radix sort of Gaussians; `keys` holds the bits of their shapes, and positive floats sort like their bits."""
     other = np.empty_like(order)
     buckets = np.empty(1 << RADIX_BITS, np.int64)
-    for step in range(passes):
-        shift = np.uint64(step * RADIX_BITS)
+    digits = np.uint64((1 << RADIX_BITS) - 1)
+    for low_bit in range(0, 8 * keys.itemsize, RADIX_BITS):
+        shift = np.uint64(low_bit)
         buckets[:] = 0
         for g in order:
-            buckets[(np.uint64(keys[g]) >> shift) & np.uint64((1 << RADIX_BITS) - 1)] += 1
+            buckets[(np.uint64(keys[g * SHAPE_SIZE + 6]) >> shift) & digits] += 1
         first = 0
-        for digit in range(1 << RADIX_BITS):
+        for digit in range(buckets.size):
             size = buckets[digit]
             buckets[digit] = first
             first += size
         for g in order:
-            digit = (np.uint64(keys[g]) >> shift) & np.uint64((1 << RADIX_BITS) - 1)
+            digit = (np.uint64(keys[g * SHAPE_SIZE + 6]) >> shift) & digits
             other[buckets[digit]] = g
             buckets[digit] += 1
         order, other = other, order
@@ -138,41 +182,73 @@ def _sort_by_depth(keys: Array, order: Array, passes: int) -> Array:
 
 @kernel
 def bin_frames(
-    ticket: Array, keys: Array, key_bits: int, box: Array, num_tiles: Array, frame_start: Array, count: int,
-    tile_columns: int, tile_rows: int, tile_start: Array, tile_list: Array, first_slot: Array,
-) -> None:  # fmt: skip
-    """List each tile's Gaussians from front to back, and number each Gaussian's (Gaussian, tile) pairs for the backward pass."""
+    ticket: Array, keys: Array, frame_start: Array, count: int, tile_columns: int, tile_rows: int, bins: Bins
+) -> None:
+    """Fill `bins.tile_list`, `tile_start` and `first_pair`; `frame_start` counts the pairs before each frame."""
     tiles = tile_columns * tile_rows
     while True:
         b = take_ticket(ticket)
         if b >= frame_start.size - 1:
             break
         visible = np.empty(count, np.int32)
-        num_visible, slot = 0, frame_start[b]
+        num_visible, pair = 0, frame_start[b]
         for g in range(b * count, (b + 1) * count):
-            first_slot[g] = slot
-            slot += num_tiles[g]
-            if num_tiles[g] > 0:
+            bins.first_pair[g] = pair
+            pair += bins.num_tiles[g]
+            if bins.num_tiles[g] > 0:
                 visible[num_visible] = g
                 num_visible += 1
-        order = _sort_by_depth(keys, visible[:num_visible], (key_bits + RADIX_BITS - 1) // RADIX_BITS)
+        order = _sort_by_depth(keys, visible[:num_visible])
         cursor = np.zeros(tiles + 1, np.int64)
         for g in order:
             o = g * BOX_SIZE
-            for row in range(box[o + 2] // TILE, _tiles_end(box[o + 3])):
-                for column in range(box[o] // TILE, _tiles_end(box[o + 1])):
+            for row in range(bins.box[o + 2] // TILE, _tiles_end(bins.box[o + 3])):
+                for column in range(bins.box[o] // TILE, _tiles_end(bins.box[o + 1])):
                     cursor[row * tile_columns + column + 1] += 1
         cursor[0] = frame_start[b]
         for tile in range(tiles):
             cursor[tile + 1] += cursor[tile]
-            tile_start[b * tiles + tile] = cursor[tile]
+            bins.tile_start[b * tiles + tile] = cursor[tile]
         for g in order:
             o = g * BOX_SIZE
-            for row in range(box[o + 2] // TILE, _tiles_end(box[o + 3])):
-                for column in range(box[o] // TILE, _tiles_end(box[o + 1])):
+            for row in range(bins.box[o + 2] // TILE, _tiles_end(bins.box[o + 3])):
+                for column in range(bins.box[o] // TILE, _tiles_end(bins.box[o + 1])):
                     tile = row * tile_columns + column
-                    tile_list[cursor[tile]] = g
+                    bins.tile_list[cursor[tile]] = g
                     cursor[tile] += 1
+
+
+@inline
+def _make_scratch(like: Array, channels: int) -> Scratch:
+    column, row = np.empty(BLOCK, like.dtype), np.empty(BLOCK, like.dtype)
+    for lane in range(BLOCK):
+        column[lane], row[lane] = lane % SIDE + 0.5, lane // SIDE + 0.5
+    return Scratch(
+        np.zeros(TILE_PIXELS * (channels + 1), like.dtype), np.empty(TILE_PIXELS, like.dtype),
+        np.zeros(TILE_PIXELS, like.dtype), np.empty(TILE_PIXELS, np.int32), np.empty(channels * BLOCK, like.dtype),
+        column, row,
+    )  # fmt: skip
+
+
+@inline
+def _region(tile: int, bins: Bins, width: int, height: int) -> Region:
+    columns, rows = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
+    row, column = tile // columns % rows, tile % columns
+    return Region(
+        tile // (columns * rows), row, column, row * TILE, column * TILE, bins.tile_start[tile], bins.tile_start[tile + 1]
+    )
+
+
+@inline
+def _place(row: int, column: int) -> int:
+    """Where a tile's scratch keeps the tile's pixel (row, column)."""
+    return ((row // SIDE) * TILE_BLOCKS + column // SIDE) * BLOCK + (row % SIDE) * SIDE + column % SIDE
+
+
+@inline
+def _plane(place: int, channels: int) -> int:
+    """Where `Scratch.planes` keeps the first channel of the pixel at `place`; the next is `BLOCK` further on."""
+    return place // BLOCK * BLOCK * (channels + 1) + place % BLOCK
 
 
 @inline
@@ -182,276 +258,213 @@ def _blocks(start: int, end: int, tile_start: int) -> tuple[int, int]:
 
 
 @inline
-def _splat_tile(
-    first: int, last: int, left: int, top: int, live: int, tile_list: Array, shape: Array, box: Array, table: Array, blocks: tuple,
-    painted: Array, transmittance: Array, stop: Array, weight: Array, column: Array, row: Array,
-) -> None:  # fmt: skip
-    """Composite a tile's Gaussians front to back into `painted` [block pixel, channel]; `live` counts pixels inside the picture."""
-    padded = LANES * len(blocks)
-    columns, rows = load(column, 0, PIXELS), load(row, 0, PIXELS)
-    for position in range(first, last):
-        g = tile_list[position]
+def _splat_tile(region: Region, bins: Bins, features: Array, channels: int, live: int, scratch: Scratch) -> None:
+    """Composite a tile's Gaussians front to back into `scratch.planes`; `live` counts its pixels in the picture."""
+    shape, box, planes = bins.shape, bins.box, scratch.planes
+    columns, rows = load(scratch.column, 0, PIXELS), load(scratch.row, 0, PIXELS)
+    for position in range(region.first, region.last):
+        g = bins.tile_list[position]
         s, o = g * SHAPE_SIZE, g * BOX_SIZE
-        x, y = shape[s] - left, shape[s + 1] - top
+        x, y = shape[s] - region.left, shape[s + 1] - region.top
         half_a, conic_b, half_c, opacity = shape[s + 2] * 0.5, shape[s + 3], shape[s + 4] * 0.5, shape[s + 5]
-        channels = load(table, g * padded, blocks)
-        across = _blocks(box[o], box[o + 1], left)
-        down = _blocks(box[o + 2], box[o + 3], top)
+        across = _blocks(box[o], box[o + 1], region.left)
+        down = _blocks(box[o + 2], box[o + 3], region.top)
         for block_row in range(down[0], down[1]):
             dy = (y - SIDE * block_row) - rows
-            fall_y = dy * dy * half_c
-            shear = dy * conic_b
+            fall, shear = dy * dy * half_c, dy * conic_b
             for block_column in range(across[0], across[1]):
-                place = (block_row * TILE_BLOCKS + block_column) * LANE_COUNT
+                place = (block_row * TILE_BLOCKS + block_column) * BLOCK
                 dx = (x - SIDE * block_column) - columns
-                sigma = dx * (dx * half_a + shear) + fall_y
+                sigma = dx * (dx * half_a + shear) + fall
                 alpha = minimum(exp_negative(sigma) * opacity, ALPHA_CAP)
-                halt = load(stop, place, PIXELS)
-                hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (halt > position)
-                if bits(hit) == 0:
+                stop = load(scratch.stop, place, PIXELS)
+                hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (stop > position)
+                if not is_any(hit):
                     continue
-                before = load(transmittance, place, PIXELS)
+                before = load(scratch.transmittance, place, PIXELS)
                 after = before - before * alpha
                 done = hit & (after <= STOP_TRANSMITTANCE)
-                if bits(done) != 0:
-                    store(stop, place, select(done, position, halt))
-                    left_over = bits(done)
-                    while left_over != 0:
-                        live -= 1
-                        left_over &= left_over - np.uint64(1)
+                if is_any(done):
+                    store(scratch.stop, place, select(done, position, stop))
+                    live -= count_bits(done)
                     hit = without(hit, done)
-                store(transmittance, place, select(hit, after, before))
-                store(weight, 0, alpha * before)
-                hits = bits(hit)
-                while hits != 0:
-                    lane = lowest_bit(hits)
-                    hits &= hits - np.uint64(1)
-                    pixel = (place + lane) * padded
-                    store(painted, pixel, load(painted, pixel, blocks) + channels * weight[lane])
+                store(scratch.transmittance, place, select(hit, after, before))
+                weight = select(hit, alpha * before, 0.0)
+                plane = place * (channels + 1)
+                for c in range(g * channels, (g + 1) * channels):
+                    store(planes, plane, load(planes, plane, PIXELS) + weight * features[c])
+                    plane += BLOCK
+                store(planes, plane, load(planes, plane, PIXELS) + weight * shape[s + 6])
         if live == 0:
             break
 
 
 @inline
-def _place(row: int, column: int) -> int:
-    """Where a tile's scratch keeps the pixel (row, column) of the tile: block by block."""
-    return ((row // SIDE) * TILE_BLOCKS + column // SIDE) * LANE_COUNT + (row % SIDE) * SIDE + column % SIDE
-
-
-@inline
-def _block_offsets(like: Array) -> tuple[Array, Array]:
-    """Column and row of the centre of each pixel of a block."""
-    column, row = np.empty(LANE_COUNT, like.dtype), np.empty(LANE_COUNT, like.dtype)
-    for lane in range(LANE_COUNT):
-        column[lane], row[lane] = lane % SIDE + 0.5, lane // SIDE + 0.5
-    return column, row
+def _write_tile(region: Region, width: int, height: int, channels: int, scratch: Scratch, out: Picture) -> None:
+    for i in range(min(TILE, height - region.top)):
+        for j in range(min(TILE, width - region.left)):
+            place = _place(i, j)
+            plane = _plane(place, channels)
+            pixel = (region.frame * height + region.top + i) * width + region.left + j
+            transmittance = scratch.transmittance[place]
+            alpha = 1.0 - transmittance
+            for c in range(channels):
+                out.image[pixel * channels + c] = scratch.planes[plane + c * BLOCK]
+            out.alpha[pixel] = alpha
+            out.depth[pixel] = scratch.planes[plane + channels * BLOCK] / max(alpha, MIN_ALPHA)
+            out.transmittance[pixel] = transmittance
+            out.stop[pixel] = scratch.stop[place]
 
 
 @kernel
-def splat_tiles(
-    ticket: Array, shape: Array, box: Array, table: Array, blocks: tuple, tile_start: Array, tile_list: Array, width: int, height: int,
-    image: Array, alpha: Array, depth: Array, remaining: Array, stop_at: Array,
-) -> None:  # fmt: skip
-    """Image [B,H,W,C], alpha and expected depth [B,H,W], and for the backward pass each pixel's transmittance and stop position."""
-    padded = LANES * len(blocks)
-    columns, rows = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    channels = image.size // max(alpha.size, 1)
-    painted = np.empty(TILE_PIXELS * padded, image.dtype)
-    transmittance = np.empty(TILE_PIXELS, image.dtype)
-    weight = np.empty(LANE_COUNT, image.dtype)
-    stop = np.empty(TILE_PIXELS, np.int32)
-    column, row = _block_offsets(image)
+def splat_tiles(ticket: Array, bins: Bins, features: Array, width: int, height: int, out: Picture) -> None:
+    """Composite every tile and write its pixels."""
+    channels = out.image.size // max(out.alpha.size, 1)
+    scratch = _make_scratch(out.image, channels)
     while True:
         tile = take_ticket(ticket)
-        if tile >= tile_start.size - 1:
+        if tile >= bins.tile_start.size - 1:
             break
-        first, last = tile_start[tile], tile_start[tile + 1]
-        b, top, left = tile // (columns * rows), tile // columns % rows * TILE, tile % columns * TILE
-        painted[:] = 0.0
-        transmittance[:] = 1.0
-        stop[:] = last
-        live = min(TILE, height - top) * min(TILE, width - left)
-        _splat_tile(
-            first, last, left, top, live, tile_list, shape, box, table, blocks, painted, transmittance, stop, weight, column, row
-        )
-        for i in range(min(TILE, height - top)):
-            for j in range(min(TILE, width - left)):
-                place = _place(i, j)
-                pixel = (b * height + top + i) * width + left + j
-                covered = 1.0 - transmittance[place]
-                for c in range(channels):
-                    image[pixel * channels + c] = painted[place * padded + c]
-                alpha[pixel] = covered
-                depth[pixel] = painted[place * padded + channels] / max(covered, MIN_ALPHA)
-                remaining[pixel] = transmittance[place]
-                stop_at[pixel] = stop[place]
+        region = _region(tile, bins, width, height)
+        scratch.planes[:] = 0.0
+        scratch.transmittance[:] = 1.0
+        scratch.stop[:] = region.last
+        live = min(TILE, height - region.top) * min(TILE, width - region.left)
+        _splat_tile(region, bins, features, channels, live, scratch)
+        _write_tile(region, width, height, channels, scratch, out)
 
 
 @inline
 def _load_tile_gradient(
-    b: int, left: int, top: int, width: int, height: int, padded: int, channels: int, alpha: Array, depth: Array, remaining: Array,
-    stop_at: Array, g_image: Array, g_alpha: Array, g_depth: Array, wanted: Array, planes: Array, transmittance: Array, behind: Array,
-    stop: Array,
+    region: Region, width: int, height: int, channels: int, out: Picture, g_image: Array, g_alpha: Array, g_depth: Array,
+    scratch: Scratch,
 ) -> int:  # fmt: skip
-    """Fill the tile's scratch with the output gradients, pixel by pixel in `wanted` and again channel by channel in `planes`.
-
-    Returns one past the last position that any pixel used.
-    """
+    """Fill the scratch with the output gradients; returns one past the last position that any pixel used."""
     end = 0
-    stop[:] = 0
-    transmittance[:] = 1.0
-    for i in range(min(TILE, height - top)):
-        for j in range(min(TILE, width - left)):
+    scratch.stop[:] = 0
+    scratch.transmittance[:] = 1.0
+    for i in range(min(TILE, height - region.top)):
+        for j in range(min(TILE, width - region.left)):
             place = _place(i, j)
-            pixel = (b * height + top + i) * width + left + j
+            plane = _plane(place, channels)
+            pixel = (region.frame * height + region.top + i) * width + region.left + j
             for c in range(channels):
-                wanted[place * padded + c] = g_image[pixel * channels + c]
+                scratch.planes[plane + c * BLOCK] = g_image[pixel * channels + c]
             # expected depth = accumulated depth / max(alpha, floor)
-            divisor = max(alpha[pixel], MIN_ALPHA)
-            wanted[place * padded + channels] = g_depth[pixel] / divisor
+            divisor = max(out.alpha[pixel], MIN_ALPHA)
+            scratch.planes[plane + channels * BLOCK] = g_depth[pixel] / divisor
             g_covered = float(g_alpha[pixel])
-            if alpha[pixel] > MIN_ALPHA:
-                g_covered -= g_depth[pixel] * depth[pixel] / divisor
-            transmittance[place] = remaining[pixel]
-            behind[place] = -g_covered * remaining[pixel]
-            stop[place] = stop_at[pixel]
-            end = max(end, stop_at[pixel])
-            plane = (place // LANE_COUNT) * padded * LANE_COUNT + place % LANE_COUNT
-            for c in range(channels + 1):
-                planes[plane + c * LANE_COUNT] = wanted[place * padded + c]
+            if out.alpha[pixel] > MIN_ALPHA:
+                g_covered -= g_depth[pixel] * out.depth[pixel] / divisor
+            scratch.transmittance[place] = out.transmittance[pixel]
+            scratch.behind[place] = -g_covered * out.transmittance[pixel]  # alpha = 1 - last transmittance
+            scratch.stop[place] = out.stop[pixel]
+            end = max(end, out.stop[pixel])
     return end
 
 
 @inline
 def _splat_tile_gradient(
-    first: int, last: int, end: int, left: int, top: int, tile: tuple, base: int, tile_list: Array, first_slot: Array, shape: Array,
-    box: Array, table: Array, blocks: tuple, wanted: Array, planes: Array, transmittance: Array, behind: Array, stop: Array,
-    weight: Array, column: Array, row: Array, pairs: Array,
-) -> None:  # fmt: skip
-    """Walk a tile back to front; each (Gaussian, tile) pair's gradient goes to its row of `pairs`: channels, then shape."""
-    padded = LANES * len(blocks)
-    stride = padded + SHAPE_SIZE
-    columns, rows = load(column, 0, PIXELS), load(row, 0, PIXELS)
+    region: Region, end: int, bins: Bins, features: Array, channels: int, base: int, scratch: Scratch, pairs: Array
+) -> None:
+    """Walk a tile back to front; each (Gaussian, tile) pair's gradient goes to its row of `pairs`: channels, shape."""
+    shape, box, planes, sums = bins.shape, bins.box, scratch.planes, scratch.sums
+    columns, rows = load(scratch.column, 0, PIXELS), load(scratch.row, 0, PIXELS)
     zero = fill(0.0, columns)
-    for position in range(last - 1, first - 1, -1):
-        g = tile_list[position]
+    stride = channels + SHAPE_SIZE
+    for position in range(region.last - 1, region.first - 1, -1):
+        g = bins.tile_list[position]
         s, o = g * SHAPE_SIZE, g * BOX_SIZE
-        tile_column = box[o] // TILE
-        slot = first_slot[g] - base + (tile[0] - box[o + 2] // TILE) * (_tiles_end(box[o + 1]) - tile_column) + tile[1] - tile_column
-        slot *= stride
-        channels = load(table, g * padded, blocks)
-        g_channels = fill(0.0, channels)
+        tile_row, tile_column = region.row - box[o + 2] // TILE, region.column - box[o] // TILE
+        pair = bins.first_pair[g] - base + tile_row * (_tiles_end(box[o + 1]) - box[o] // TILE) + tile_column
+        pair *= stride
         if position >= end:
-            store(pairs, slot, g_channels)
-            pairs[slot + padded : slot + stride] = 0.0
+            pairs[pair : pair + stride] = 0.0
             continue
-        x, y = shape[s] - left, shape[s + 1] - top
-        conic_a, conic_b, conic_c, opacity = shape[s + 2], shape[s + 3], shape[s + 4], shape[s + 5]
-        half_a, half_c = conic_a * 0.5, conic_c * 0.5
-        across = _blocks(box[o], box[o + 1], left)
-        down = _blocks(box[o + 2], box[o + 3], top)
-        sum_x = sum_y = sum_xx = sum_xy = sum_yy = sum_o = zero
+        sums[:] = 0.0
+        x, y = shape[s] - region.left, shape[s + 1] - region.top
+        half_a, conic_b, half_c, opacity = shape[s + 2] * 0.5, shape[s + 3], shape[s + 4] * 0.5, shape[s + 5]
+        across = _blocks(box[o], box[o + 1], region.left)
+        down = _blocks(box[o + 2], box[o + 3], region.top)
+        sum_x = sum_y = sum_xx = sum_xy = sum_yy = sum_opacity = sum_depth = zero
         for block_row in range(down[0], down[1]):
             dy = (y - SIDE * block_row) - rows
-            fall_y = dy * dy * half_c
-            shear = dy * conic_b
+            fall, shear = dy * dy * half_c, dy * conic_b
             for block_column in range(across[0], across[1]):
-                block = block_row * TILE_BLOCKS + block_column
-                place = block * LANE_COUNT
+                place = (block_row * TILE_BLOCKS + block_column) * BLOCK
                 dx = (x - SIDE * block_column) - columns
-                sigma = dx * (dx * half_a + shear) + fall_y
+                sigma = dx * (dx * half_a + shear) + fall
                 falloff = exp_negative(sigma)
                 raw = falloff * opacity
                 alpha = minimum(raw, ALPHA_CAP)
-                hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (load(stop, place, PIXELS) > position)
-                hits = bits(hit)
-                if hits == 0:
+                hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (load(scratch.stop, place, PIXELS) > position)
+                if not is_any(hit):
                     continue
                 inverse = 1.0 / (1.0 - alpha)
-                after = load(transmittance, place, PIXELS)
+                after = load(scratch.transmittance, place, PIXELS)
                 before = select(hit, after * inverse, after)
-                weights = alpha * before
-                store(transmittance, place, before)
-                store(weight, 0, weights)
-                while hits != 0:
-                    lane = lowest_bit(hits)
-                    hits &= hits - np.uint64(1)
-                    g_channels = g_channels + load(wanted, (place + lane) * padded, blocks) * weight[lane]
-                even, odd = zero, zero
-                for c in range(0, padded, 2):
-                    plane = (block * padded + c) * LANE_COUNT
-                    even = even + load(planes, plane, PIXELS) * table[g * padded + c]
-                    odd = odd + load(planes, plane + LANE_COUNT, PIXELS) * table[g * padded + c + 1]
-                dot = select(hit, even + odd, 0.0)
-                rest = load(behind, place, PIXELS)
+                store(scratch.transmittance, place, before)
+                weight = select(hit, alpha * before, 0.0)
+                plane = place * (channels + 1)
+                dot = zero
+                for c in range(channels):
+                    g_pixels = load(planes, plane + c * BLOCK, PIXELS)
+                    dot = dot + g_pixels * features[g * channels + c]
+                    store(sums, c * BLOCK, load(sums, c * BLOCK, PIXELS) + g_pixels * weight)
+                g_pixels = load(planes, plane + channels * BLOCK, PIXELS)
+                dot = dot + g_pixels * shape[s + 6]
+                sum_depth = sum_depth + g_pixels * weight
+                behind = load(scratch.behind, place, PIXELS)
+                store(scratch.behind, place, behind + weight * dot)
                 # dL/dalpha = T (c . g) - (what lies behind) / (1 - alpha)
-                g_alpha = select(hit & (raw <= ALPHA_CAP), before * dot - rest * inverse, 0.0)
-                store(behind, place, rest + weights * dot)
-                sum_o = sum_o + falloff * g_alpha
-                g_sigma = raw * g_alpha
-                sum_x = sum_x + g_sigma * dx
-                sum_y = sum_y + g_sigma * dy
-                sum_xx = sum_xx + g_sigma * dx * dx
-                sum_xy = sum_xy + g_sigma * dx * dy
-                sum_yy = sum_yy + g_sigma * dy * dy
-        store(pairs, slot, g_channels)
-        moment_x, moment_y, slot = total(sum_x), total(sum_y), slot + padded
-        pairs[slot] = -(conic_a * moment_x + conic_b * moment_y)
-        pairs[slot + 1] = -(conic_b * moment_x + conic_c * moment_y)
-        pairs[slot + 2] = -0.5 * total(sum_xx)
-        pairs[slot + 3] = -total(sum_xy)
-        pairs[slot + 4] = -0.5 * total(sum_yy)
-        pairs[slot + 5] = total(sum_o)
+                g_alpha = select(hit & (raw <= ALPHA_CAP), before * dot - behind * inverse, 0.0)
+                sum_opacity = sum_opacity + falloff * g_alpha
+                fading = raw * g_alpha  # -dL/dsigma
+                sum_x, sum_y = sum_x + fading * dx, sum_y + fading * dy
+                sum_xx, sum_xy, sum_yy = sum_xx + fading * dx * dx, sum_xy + fading * dx * dy, sum_yy + fading * dy * dy
+        for c in range(channels):
+            pairs[pair + c] = total(load(sums, c * BLOCK, PIXELS))
+        moment_x, moment_y, pair = total(sum_x), total(sum_y), pair + channels
+        pairs[pair] = -2.0 * half_a * moment_x - conic_b * moment_y
+        pairs[pair + 1] = -conic_b * moment_x - 2.0 * half_c * moment_y
+        pairs[pair + 2], pairs[pair + 3], pairs[pair + 4] = -0.5 * total(sum_xx), -total(sum_xy), -0.5 * total(sum_yy)
+        pairs[pair + 5], pairs[pair + 6], pairs[pair + 7] = total(sum_opacity), total(sum_depth), 0.0
 
 
 @kernel
 def splat_tiles_gradient(
-    ticket: Array, frames: tuple, shape: Array, box: Array, table: Array, blocks: tuple, tile_start: Array, tile_list: Array,
-    first_slot: Array, width: int, height: int, alpha: Array, depth: Array, remaining: Array, stop_at: Array,
+    ticket: Array, frames: tuple, bins: Bins, features: Array, width: int, height: int, out: Picture,
     g_image: Array, g_alpha: Array, g_depth: Array, pairs: Array,
 ) -> None:  # fmt: skip
     """Backward pass of `splat_tiles`: one row of `pairs` for each (Gaussian, tile) pair.
 
     `frames` is (first frame, one past the last, number of the first frame's first pair).
     """
-    padded = LANES * len(blocks)
-    columns, rows = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
+    tiles = ((width + TILE - 1) // TILE) * ((height + TILE - 1) // TILE)
     channels = g_image.size // max(g_alpha.size, 1)
-    wanted, planes = np.zeros(TILE_PIXELS * padded, table.dtype), np.zeros(TILE_PIXELS * padded, table.dtype)
-    transmittance, behind = np.ones(TILE_PIXELS, table.dtype), np.zeros(TILE_PIXELS, table.dtype)
-    weight = np.empty(LANE_COUNT, table.dtype)
-    stop = np.empty(TILE_PIXELS, np.int32)
-    column, row = _block_offsets(table)
+    scratch = _make_scratch(g_image, channels)
     while True:
-        tile = take_ticket(ticket) + frames[0] * columns * rows
-        if tile >= frames[1] * columns * rows:
+        tile = take_ticket(ticket) + frames[0] * tiles
+        if tile >= frames[1] * tiles:
             break
-        first, last = tile_start[tile], tile_start[tile + 1]
-        if first == last:
+        region = _region(tile, bins, width, height)
+        if region.first == region.last:
             continue
-        b, tile_row, tile_column = tile // (columns * rows), tile // columns % rows, tile % columns
-        left, top = tile_column * TILE, tile_row * TILE
-        end = _load_tile_gradient(
-            b, left, top, width, height, padded, channels, alpha, depth, remaining, stop_at, g_image, g_alpha, g_depth,
-            wanted, planes, transmittance, behind, stop,
-        )  # fmt: skip
-        _splat_tile_gradient(
-            first, last, end, left, top, (tile_row, tile_column), frames[2], tile_list, first_slot, shape, box, table, blocks,
-            wanted, planes, transmittance, behind, stop, weight, column, row, pairs,
-        )  # fmt: skip
+        end = _load_tile_gradient(region, width, height, channels, out, g_image, g_alpha, g_depth, scratch)
+        _splat_tile_gradient(region, end, bins, features, channels, frames[2], scratch, pairs)
 
 
 @kernel
 def project_chunks_gradient(
-    ticket: Array, frames: tuple, means: Array, quats: Array, scales: Array, camera: Array, count: int, width: int, height: int,
-    blocks: tuple, num_tiles: Array, first_slot: Array, pairs: Array,
-    g_means: Array, g_quats: Array, g_scales: Array, g_opacities: Array, g_features: Array, g_camera: Array,
+    ticket: Array, frames: tuple, means: Array, quats: Array, scales: Array, camera: Array, count: int, width: int,
+    height: int, bins: Bins, pairs: Array, g_means: Array, g_quats: Array, g_scales: Array, g_opacities: Array,
+    g_features: Array, g_camera: Array,
 ) -> None:  # fmt: skip
-    """Sum each Gaussian's pairs in their order and pull them back through the projection; camera gradients are a row a chunk."""
-    padded = LANES * len(blocks)
+    """Sum each Gaussian's pairs and pull them back through the projection; camera gradients are one row a chunk."""
     channels = g_features.size // max(g_opacities.size, 1)
+    stride = channels + SHAPE_SIZE
     chunks = (count + CHUNK - 1) // CHUNK
-    sums = np.empty(padded + SHAPE_SIZE, pairs.dtype)
+    sums = np.empty(stride, pairs.dtype)
     while True:
         task = take_ticket(ticket) + frames[0] * chunks
         if task >= frames[1] * chunks:
@@ -460,22 +473,19 @@ def project_chunks_gradient(
         pinhole, translation, rotation = _camera(camera, b)
         camera_sum = g_camera[task * CAMERA_SIZE : (task + 1) * CAMERA_SIZE]
         for g in range(b * count + chunk * CHUNK, b * count + min(count, (chunk + 1) * CHUNK)):
-            if num_tiles[g] == 0:
+            if bins.num_tiles[g] == 0:
                 continue
-            start = (first_slot[g] - frames[2]) * (padded + SHAPE_SIZE)
-            channel_sum, shape_sum = load(pairs, start, blocks), load(pairs, start + padded, (0,))
-            for _ in range(1, num_tiles[g]):
-                start += padded + SHAPE_SIZE
-                channel_sum = channel_sum + load(pairs, start, blocks)
-                shape_sum = shape_sum + load(pairs, start + padded, (0,))
-            store(sums, 0, channel_sum)
-            store(sums, padded, shape_sum)
+            sums[:] = 0.0
+            start = (bins.first_pair[g] - frames[2]) * stride
+            for pair in range(start, start + bins.num_tiles[g] * stride, stride):
+                for i in range(stride):
+                    sums[i] += pairs[pair + i]
             g_features[g * channels : (g + 1) * channels] = sums[:channels]
-            g_opacities[g] = sums[padded + 5]
+            g_opacities[g] = sums[channels + 5]
             g_mean, g_quat, g_scale, g_rotation, g_translation, g_pinhole = project_gradient(
-                _triple(means, 3 * g), _quaternion(quats, g), _triple(scales, 3 * g), rotation, translation, pinhole, width, height,
-                float(sums[padded]), float(sums[padded + 1]), float(sums[padded + 2]), float(sums[padded + 3]),
-                float(sums[padded + 4]), float(sums[channels]),
+                _triple(means, 3 * g), _quaternion(quats, g), _triple(scales, 3 * g), rotation, translation, pinhole,
+                width, height, (float(sums[channels]), float(sums[channels + 1])), _triple(sums, channels + 2),
+                float(sums[channels + 6]),
             )  # fmt: skip
             for i in range(3):
                 g_means[3 * g + i] = g_mean[i]

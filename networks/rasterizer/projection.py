@@ -1,8 +1,8 @@
 """EWA projection of one 3D Gaussian to the image, and its vector-Jacobian product, as numba helpers.
 
-After "EWA volume splatting" (Zwicker et al., 2001) with gsplat's conventions: OpenCV cameras, pixel centres at +0.5, the Jacobian
-held at 1.3 times the field of view. Everything is computed in float64, whatever the inputs: the cost is the same in scalar
-code, and the determinant of a needle seen from near does not cancel. Matrices are row-major tuples of 9.
+After "EWA volume splatting" (Zwicker et al., 2001) with gsplat's conventions: OpenCV cameras, pixel centres at +0.5, the
+Jacobian held at 1.3 times the field of view. Everything is computed in float64, whatever the inputs: the cost is the
+same in scalar code, and the determinant of a needle seen from near does not cancel. Matrices are row-major tuples of 9.
 """
 
 import math
@@ -99,10 +99,10 @@ def project(
     mean: tuple, quat: tuple, scale: tuple, opacity: float, rotation: Matrix, translation: tuple, pinhole: tuple,
     width: int, height: int, near: float,
 ) -> tuple[bool, float, float, float, float, float, float, float, float]:  # fmt: skip
-    """Project one Gaussian: (seen, x, y [px], a, b, c of the conic [1/px^2], depth [m], half width, half height of its box [px]).
+    """Project one Gaussian: (seen, x, y, conic a, b, c, depth, half width, half height of its box).
 
-    `pinhole` is (fx, fy, cx, cy). The conic is the inverse covariance [[a, b], [b, c]]. The box holds every pixel
-    centre whose alpha reaches the threshold ("StopThePop", Radl et al. 2024, section B.2).
+    In px, 1/px^2 and m. `pinhole` is (fx, fy, cx, cy). The conic is the inverse covariance [[a, b], [b, c]]. The box
+    holds every pixel centre whose alpha reaches the threshold ("StopThePop", Radl et al. 2024, section B.2).
     """
     x, y, z = _camera_space(mean, rotation, translation)
     if z <= near or opacity < ALPHA_THRESHOLD:
@@ -128,10 +128,14 @@ def project(
 
 @inline
 def project_gradient(
-    mean: tuple, quat: tuple, scale: tuple, rotation: Matrix, translation: tuple, pinhole: tuple, width: int, height: int,
-    g_x: float, g_y: float, g_a: float, g_b: float, g_c: float, g_depth: float,
+    mean: tuple, quat: tuple, scale: tuple, rotation: Matrix, translation: tuple, pinhole: tuple,
+    width: int, height: int, g_centre: tuple, g_conic: tuple, g_depth: float,
 ) -> tuple[tuple, tuple, tuple, Matrix, tuple, tuple]:  # fmt: skip
-    """Vector-Jacobian product of `project`: gradients of mean, quat, scale, rotation, translation and pinhole."""
+    """Vector-Jacobian product of `project`: gradients of mean, quat, scale, rotation, translation and pinhole.
+
+    `g_centre` is that of (x, y), `g_conic` that of (a, b, c).
+    """
+    (g_x, g_y), (g_a, g_b, g_c) = g_centre, g_conic
     x, y, z = _camera_space(mean, rotation, translation)
     qw, qx, qy, qz, norm = _unit_quaternion(quat)
     turn = _rotation(qw, qx, qy, qz)
@@ -153,8 +157,9 @@ def project_gradient(
     h_xy = -(2 * a * b * g_a + (a * c + b * b) * g_b + 2 * b * c * g_c)
     h_yy = -(b * b * g_a + b * c * g_b + c * c * g_c)
     # rows p = kx d and q = ky e of J @ axes
-    m0, m1, m2 = 2 * h_xx * kx * d0 + h_xy * ky * e0, 2 * h_xx * kx * d1 + h_xy * ky * e1, 2 * h_xx * kx * d2 + h_xy * ky * e2
-    n0, n1, n2 = 2 * h_yy * ky * e0 + h_xy * kx * d0, 2 * h_yy * ky * e1 + h_xy * kx * d1, 2 * h_yy * ky * e2 + h_xy * kx * d2
+    w_xx, w_xy, w_yx, w_yy = 2 * h_xx * kx, h_xy * ky, h_xy * kx, 2 * h_yy * ky
+    m0, m1, m2 = w_xx * d0 + w_xy * e0, w_xx * d1 + w_xy * e1, w_xx * d2 + w_xy * e2
+    n0, n1, n2 = w_yy * e0 + w_yx * d0, w_yy * e1 + w_yx * d1, w_yy * e2 + w_yx * d2
     g_axes = (
         kx * m0, kx * m1, kx * m2,
         ky * n0, ky * n1, ky * n2,

@@ -78,17 +78,17 @@ def _compare(relation: str) -> Callable:
     return emit
 
 
-def _minimum(builder: Any, vector: VectorType, left: Any, right: Any) -> Any:
+def _minimum(builder: Any, _vector: VectorType, left: Any, right: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<", left, right), left, right)
 
 
 minimum = _elementwise(_minimum)
 _OPERATORS = {
-    operator.add: _elementwise(lambda builder, vector, a, b: builder.fadd(a, b, flags=_CONTRACT)),
-    operator.sub: _elementwise(lambda builder, vector, a, b: builder.fsub(a, b, flags=_CONTRACT)),
-    operator.mul: _elementwise(lambda builder, vector, a, b: builder.fmul(a, b, flags=_CONTRACT)),
-    operator.truediv: _elementwise(lambda builder, vector, a, b: builder.fdiv(a, b, flags=_CONTRACT)),
-    operator.and_: _elementwise(lambda builder, vector, a, b: builder.and_(a, b), gives_mask=True),
+    operator.add: _elementwise(lambda builder, _vector, a, b: builder.fadd(a, b, flags=_CONTRACT)),
+    operator.sub: _elementwise(lambda builder, _vector, a, b: builder.fsub(a, b, flags=_CONTRACT)),
+    operator.mul: _elementwise(lambda builder, _vector, a, b: builder.fmul(a, b, flags=_CONTRACT)),
+    operator.truediv: _elementwise(lambda builder, _vector, a, b: builder.fdiv(a, b, flags=_CONTRACT)),
+    operator.and_: _elementwise(lambda builder, _vector, a, b: builder.and_(a, b), gives_mask=True),
     operator.ge: _elementwise(_compare(">="), gives_mask=True),
     operator.gt: _elementwise(_compare(">"), gives_mask=True),
     operator.le: _elementwise(_compare("<="), gives_mask=True),
@@ -165,37 +165,42 @@ def select(_typing: Any, mask: Any, yes: Any, no: Any) -> Any:
 def without(_typing: Any, mask: Any, removed: Any) -> Any:
     """Lanes of `mask` that are not in `removed`."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.and_(args[0], builder.not_(args[1]))
 
     return mask(mask, removed), codegen
 
 
-@intrinsic
-def bits(_typing: Any, mask: Any) -> Any:
-    """The mask as an integer, lane 0 in the lowest bit."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.zext(builder.bitcast(args[0], ir.IntType(mask.lanes)), ir.IntType(64))
-
-    return types.uint64(mask), codegen
+def _bits(builder: Any, mask: Any) -> Any:
+    return builder.bitcast(mask, ir.IntType(mask.type.count))
 
 
 @intrinsic
-def lowest_bit(_typing: Any, value: Any) -> Any:
-    """Position of the lowest set bit of a non-zero unsigned integer."""
+def is_any(_typing: Any, mask: Any) -> Any:
+    """Whether any lane of `mask` is set."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        number = _bits(builder, args[0])
+        return builder.icmp_unsigned("!=", number, ir.Constant(number.type, 0))
 
-    return types.int64(types.uint64), codegen
+    return types.boolean(mask), codegen
+
+
+@intrinsic
+def count_bits(_typing: Any, mask: Any) -> Any:
+    """Number of lanes of `mask` that are set."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.zext(builder.ctpop(_bits(builder, args[0])), ir.IntType(64))
+
+    return types.int64(mask), codegen
 
 
 @intrinsic
 def total(_typing: Any, vector: Any) -> Any:
     """Sum over the lanes, in a fixed tree order."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         name = f"llvm.vector.reduce.fadd.v{vector.lanes}f{vector.scalar.bitwidth}"
         scalar = args[0].type.element
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(scalar, [scalar, args[0].type]), name)
@@ -228,7 +233,7 @@ def _exp_float32(builder: Any, x: Any) -> Any:
 def exp_negative(_typing: Any, vector: Any) -> Any:
     """exp(-x) for x >= 0, lane by lane; arguments are cut to [0, 87], where float32 ends."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         zero, limit = _constant(args[0].type, 0.0), _constant(args[0].type, 87.0)
         x = builder.select(builder.fcmp_ordered("<", args[0], limit), args[0], limit)
         x = builder.select(builder.fcmp_ordered(">", x, zero), x, zero)
