@@ -161,7 +161,7 @@ class CausalRollout:
         self._semantic.keys_values = [
             self._semantic.project(block.attn2, layer) for layer, block in enumerate(shader.transformer.blocks)
         ]
-        level = tokens.new_zeros(start.batch_size, 1)
+        level = torch.zeros(start.batch_size, 1, device=tokens.device)
         self._run(tokens.flatten(0, 1), level, self._semantic, CachedAttention(self._cache, 1, True, False))
         self._cache.commit(1)
 
@@ -259,7 +259,7 @@ class CausalRollout:
         shader = self.shader
         state = state if self.guidance == 1.0 else torch.cat([state, state])
         num_frames = state.shape[2]
-        levels = state.new_full((state.shape[0], num_frames), level)
+        levels = torch.full((state.shape[0], num_frames), level, device=state.device)  # bfloat16 would blur the clock
         tokens = shader.embed_frames(state, levels, condition).flatten(0, 1)
         needs_grad = torch.is_grad_enabled()
         # Kept keys and values of the semantic tokens carry no gradient: the step that learns projects them anew.
@@ -273,7 +273,7 @@ class CausalRollout:
     def _write(self, x0: Tensor, condition: ShaderCondition) -> None:
         x0 = x0 if self.guidance == 1.0 else torch.cat([x0, x0])
         num_frames = x0.shape[2]
-        levels = x0.new_zeros(x0.shape[0], num_frames)
+        levels = torch.zeros(x0.shape[0], num_frames, device=x0.device)
         tokens = self.shader.embed_frames(x0, levels, condition).flatten(0, 1)
         self._semantic.num_frames = num_frames
         self._run(tokens, levels, self._semantic, CachedAttention(self._cache, num_frames, True, False))

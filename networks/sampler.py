@@ -54,7 +54,7 @@ def integrate(
     yield levels[0], state
     for level, lower in pairwise(levels):
         doubled = state if guidance == 1.0 else torch.cat([state, state])
-        frame_levels = doubled.new_full((doubled.shape[0], doubled.shape[2]), level)
+        frame_levels = torch.full((doubled.shape[0], doubled.shape[2]), level, device=noise.device)
         prediction = guided(shader(doubled, frame_levels, condition, attention), guidance)
         # The last step takes x0 as it is: exact at s = 0, whatever the velocity's clamp.
         state = prediction.x0 if lower == 0 else state + (lower - level) * prediction.velocity

@@ -280,7 +280,7 @@ class VideoShader(nn.Module):
         else:
             encoded = _replace_dropped(encoded, dropped, null)
             guide = _replace_dropped(guide, dropped, guide.new_zeros(()))
-        return torch.cat([residual, guide, encoded.to(residual.dtype)], dim=1)
+        return torch.cat([residual, guide, encoded], dim=1)
 
     def embed_reference(self, condition: ShaderCondition) -> Tensor:
         """The reference photo as one clean frame of tokens `[B,1,N,D]`; `condition` is already encoded."""
@@ -310,7 +310,8 @@ class VideoShader(nn.Module):
         _, rows_px, columns_px = self.patch_size
         if height % rows_px or columns % columns_px:
             raise ValueError(f"latents of {height}x{columns} do not divide into patches of {rows_px}x{columns_px}")
-        return self.transformer.patch_embedding(channels).flatten(3).permute(0, 2, 3, 1)
+        embedding = self.transformer.patch_embedding
+        return embedding(channels.to(embedding.weight.dtype)).flatten(3).permute(0, 2, 3, 1)
 
     # ------------------------------------------------------------------ the network
 

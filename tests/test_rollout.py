@@ -221,11 +221,16 @@ def test_sampler_takes_eulers_steps() -> None:
 
 
 @torch.no_grad()
-def test_bfloat16_autocast_rolls_out() -> None:
+@pytest.mark.parametrize("is_cast", [True, False])
+def test_bfloat16_rolls_out(is_cast: bool) -> None:
+    """Under autocast and with weights of bfloat16."""
     shader, condition, noise = make_shader(), make_condition(8), make_noise(8)
     exact = CausalRollout(shader, LEVELS, Window(3, 3))(condition, noise=noise)
+    if is_cast:
+        shader.bfloat16()
+        condition = condition.map(lambda tensor: tensor.bfloat16())
     rollout = CausalRollout(shader, LEVELS, Window(3, 3))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=not is_cast):
         latents = rollout(condition, noise=noise)
     assert rollout._cache.keys[0].dtype == torch.bfloat16
     assert (latents - exact).abs().mean() < 0.05 * exact.abs().mean()
