@@ -247,7 +247,10 @@ class CausalRollout:
         key = (batch, tuple(size), dtype, device)
         if self._cache is None or key != self._cache_key:
             self._cache = None  # let the old memory go first
-            self._cache = KVCache(self.shader, batch, self.shader.rotary_table(size, device), self.window, dtype)
+            # A cache born in inference mode, in a validation between two training steps, could not be written by
+            # training.
+            with torch.inference_mode(False):
+                self._cache = KVCache(self.shader, batch, self.shader.rotary_table(size, device), self.window, dtype)
             self._cache_key = key
         self._cache.reset()
 

@@ -170,6 +170,18 @@ def test_gradient_is_that_of_the_exit_step_alone() -> None:
     torch.testing.assert_close(guide.grad, expected_guide.grad, atol=1e-5, rtol=1e-5)
 
 
+def test_training_goes_on_after_a_rollout_in_inference_mode() -> None:
+    shader, condition, noise = make_shader(), make_condition(9), make_noise(9)
+    rollout = CausalRollout(shader, LEVELS, Window(0, 3))
+    with torch.inference_mode():
+        before = rollout(condition, noise=noise)
+    cache = rollout._cache
+    latents = rollout(condition, noise=noise, requires_grad=True)
+    assert rollout._cache is cache
+    latents.sum().backward()
+    torch.testing.assert_close(latents, before.clone())
+
+
 def test_only_the_last_chunks_keep_their_graph() -> None:
     shader, condition, noise = make_shader(), make_condition(9), make_noise(9)
     condition.guide.requires_grad_()
