@@ -27,9 +27,14 @@ def metric_network(backend: Literal["stlpips", "lpips"], device: torch.device) -
 
 @torch.no_grad()
 def perceptual_measures(
-    network: PerceptualDistance, truth: Tensor, rows: Mapping[str, Tensor], batch_size: int = 4
+    network: PerceptualDistance, truth: Tensor, rows: Mapping[str, Tensor], batch_size: int | None = None
 ) -> dict[str, PerceptualMeasures]:
-    """Measures of each row and, under the name `truth`, of the truth itself; all videos are [T, 3, H, W] in [0, 1]."""
+    """Measures of each row and, under the name `truth`, of the truth itself; all videos are [T, 3, H, W] in [0, 1].
+
+    `batch_size` frames pass through the network at once; by default as many as make four pictures of 128x128, at which
+    its activations take about 0.1 GB.
+    """
+    batch_size = batch_size or max(1, 4 * 128 * 128 // (truth.shape[-2] * truth.shape[-1]))
     videos = {"truth": truth, **rows}
     parts: dict[str, list[PerceptualMeasures]] = {name: [] for name in videos}
     last: dict[str, list[Tensor]] = {}

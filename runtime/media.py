@@ -26,7 +26,7 @@ def write_video(path: str | Path, frames: Tensor | Iterable[Tensor], fps: float,
         path: of the mp4.
         frames: [T, 3, H, W] in [0, 1], or an iterator of [3, H, W], which is encoded as it comes.
         fps: frames a second.
-        crf: x264's quality, lower is better; 12 hides no difference that the metrics see.
+        crf: x264's quality, lower is better; at 12 its loss is well below what the methods differ by.
 
     An odd height or width gets its last row or column twice: 4:2:0 chroma needs even sizes.
     Raises ValueError when there is no frame or when the frames change size.
@@ -37,7 +37,7 @@ def write_video(path: str | Path, frames: Tensor | Iterable[Tensor], fps: float,
     rate = Fraction(fps).limit_denominator(1001)
     size: tuple[int, ...] | None = None
     with atomic_path(path) as scratch, av.open(str(scratch), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             picture = to_uint8(frame)

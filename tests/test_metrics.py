@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,11 @@ def test_evaluate_rows_perceptual_figures() -> None:
     assert results["tlp"] > 0
     assert results["frechet"] is None
     assert results["frechet_reason"] == "needs 32 frames, got 5"
+    rows = {"blurred": Prediction(_blur(truth, 4))}
+    half = evaluate_rows(truth, rows, [3, 2], measures=["perceptual"], perceptual_every=2)["blurred"]
+    with torch.no_grad():
+        expected = network(_blur(truth, 4), truth)[[0, 2, 3]].mean()
+    assert half["perceptual"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_single_frames_have_no_temporal_figures() -> None:
@@ -216,6 +222,8 @@ def test_evaluate_rows_names_bad_input() -> None:
     truth = _clip(3)
     with pytest.raises(ValueError, match="row 'a' has frames"):
         evaluate_rows(truth, {"a": Prediction(truth[:2])})
+    with pytest.raises(ValueError, match="'truth' is reserved"):
+        evaluate_rows(truth, {"truth": Prediction(truth)})
     with pytest.raises(ValueError, match="do not add up to 3 frames"):
         evaluate_rows(truth, {}, [2, 2])
     with pytest.raises(ValueError, match=r"unknown measures \['lpips'\]"):
@@ -230,9 +238,11 @@ def test_identity_pairs_and_rates() -> None:
 
 
 @pytest.mark.skipif(not PHOTO.is_file(), reason="the sample photo is not beside the repository")
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("dlib", "face_recognition_models")),
+    reason="the extra 'identity' is not installed",
+)
 def test_identity_of_a_real_face_at_small_size() -> None:
-    pytest.importorskip("dlib", reason="extra 'identity' is not installed")
-    pytest.importorskip("importlib.metadata").version("face_recognition_models")
     photo = torch.from_numpy(np.array(Image.open(PHOTO).convert("RGB"))).permute(2, 0, 1).float() / 255
     crop = photo[:, :400, 50:450]
     small = F.interpolate(crop[None], size=128, mode="area")
