@@ -182,6 +182,15 @@ def test_training_goes_on_after_a_rollout_in_inference_mode() -> None:
     torch.testing.assert_close(latents, before.clone())
 
 
+def test_autocast_loses_no_gradient() -> None:
+    """Weights that autocast cast without gradient, in the earlier steps, must not serve the step that learns."""
+    shader, condition, noise = make_shader(), make_condition(6), make_noise(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        CausalRollout(shader, LEVELS)(condition, noise=noise, exit_step=1, requires_grad=True).sum().backward()
+    missing = [name for name, parameter in shader.named_parameters() if parameter.grad is None]
+    assert missing == ["null_maps", "null_semantic"]
+
+
 def test_only_the_last_chunks_keep_their_graph() -> None:
     shader, condition, noise = make_shader(), make_condition(9), make_noise(9)
     condition.guide.requires_grad_()
