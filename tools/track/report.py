@@ -1,0 +1,84 @@
+"""How well a track fits what was detected, in numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tools.track.detect import Detections
+from tools.track.fit import Track
+
+Floats = NDArray[np.float32]
+MOUTH, RIGHT_EYE, LEFT_EYE = ((13, 14),), ((159, 145),), ((386, 374),)
+
+
+def report_of(detections: Detections, track: Track) -> dict[str, Any]:
+    """Errors over all valid frames in which the face was detected; a figure without data is null with a reason beside
+    it.
+
+    Body points count as far as the detector saw them (its visibility above one half) and inside the picture.
+    """
+    rows = track.frame_valid & detections.has_face
+    height = detections.face_height[rows]
+    error = np.linalg.norm(track.face[rows] - detections.face[rows, :, :2], axis=-1)
+    report: dict[str, Any] = {
+        "num_frames": detections.num_frames,
+        "num_valid_frames": int(track.frame_valid.sum()),
+        "valid_share": float(track.frame_valid.mean()),
+        "num_shots": int(detections.shot.max()) + 1,
+        "mean_face_height_px": float(height.mean()),
+        "face_error_px": float(error.mean()),
+        "face_error_percent": float((error.mean(-1) / height).mean() * 100),
+        "face_error_percent_worst_frame": float((error.mean(-1) / height).max() * 100),
+    }
+    pose = detections.pose[rows]
+    inside = ((pose[..., :2] > 0) & (pose[..., :2] < (detections.width, detections.height))).all(-1)
+    seen = (np.nan_to_num(pose[..., 3]) > 0.5) & inside & np.isfinite(track.pose[rows, :, 0])
+    if seen.any():
+        off = np.linalg.norm(track.pose[rows] - pose[..., :2], axis=-1)
+        report["body_error_px"] = float(off[seen].mean())
+        report["body_error_percent"] = float((off / height[:, None])[seen].mean() * 100)
+    else:
+        report["body_error_px"] = report["body_error_percent"] = None
+        report["body_error_reason"] = "no body point was seen inside the picture"
+    for name, pairs in (
+        ("mouth", MOUTH),
+        ("right_eye", RIGHT_EYE),
+        ("left_eye", LEFT_EYE),
+        ("eyes", RIGHT_EYE + LEFT_EYE),
+    ):
+        found, fitted = opening(detections.face[rows], pairs) / height, opening(track.face[rows], pairs) / height
+        report |= compare(name + "_opening", found, fitted)
+    report |= accelerations(detections, track, rows)
+    return report
+
+
+def opening(face: Floats, pairs: tuple[tuple[int, int], ...]) -> Floats:
+    """Mean distance [T] in px of pairs of points of `face` [T, 478, 2 or 3]."""
+    return np.mean([np.linalg.norm(face[:, i, :2] - face[:, j, :2], axis=-1) for i, j in pairs], axis=0)
+
+
+def compare(name: str, detected: Floats, fitted: Floats) -> dict[str, Any]:
+    """Correlation and ratio of ranges (5th to 95th percentile) of two series [T]."""
+    if len(detected) < 3 or min(np.ptp(detected), np.ptp(fitted)) < 1e-6:
+        reason = "too few frames or no movement"
+        return {f"{name}_correlation": None, f"{name}_range_ratio": None, f"{name}_reason": reason}
+    low, high = np.percentile(np.stack([detected, fitted]), (5, 95), axis=-1)
+    ratio = float((high - low)[1] / max((high - low)[0], 1e-9))
+    return {f"{name}_correlation": float(np.corrcoef(detected, fitted)[0, 1]), f"{name}_range_ratio": ratio}
+
+
+def accelerations(detections: Detections, track: Track, rows: NDArray[np.bool_]) -> dict[str, Any]:
+    """Mean second difference of the face points, px a frame squared: what is left of the detector's jitter."""
+    steps = rows[1:] & rows[:-1] & (np.diff(detections.shot) == 0)
+    triples = np.flatnonzero(steps[:-1] & steps[1:])
+    if not len(triples):
+        reason = "fewer than three frames in a row"
+        return {"detected_acceleration_px": None, "fitted_acceleration_px": None, "acceleration_reason": reason}
+    figures = {}
+    for name, face in (("detected", detections.face[..., :2]), ("fitted", track.face)):
+        second = face[triples] - 2 * face[triples + 1] + face[triples + 2]
+        figures[f"{name}_acceleration_px"] = float(np.linalg.norm(second, axis=-1).mean())
+    return figures
