@@ -207,6 +207,24 @@ def test_extra_joint_ids_mean_their_places(body: BodyModel) -> None:
         assert sign * (v[f"{side.upper()}SmallToe"] - v[f"{side.upper()}BigToe"])[0] > 0.03
 
 
+def test_face_landmarks(body: BodyModel, arrays: dict[str, np.ndarray]) -> None:
+    """The 51 face points in iBUG order: the right side first, brows above lids above nose above lips; symmetric."""
+    corners = arrays["v_template"][arrays["f"][arrays["lmk_faces_idx"]]]
+    points = (corners * arrays["lmk_bary_coords"][..., None]).sum(axis=1)
+    brows, nose, right_lids, left_lids, lips = np.split(points, [10, 19, 25, 31])
+    assert (brows[:5, 0] < -0.005).all()
+    assert (brows[5:, 0] > 0.005).all()
+    for lids, eye in ((right_lids, 24), (left_lids, 23)):
+        assert np.linalg.norm(lids - body.joint_template[eye].numpy(), axis=1).max() < 0.025
+    assert brows[:, 1].min() > right_lids[:, 1].max() > nose[4:, 1].max() > lips[:, 1].max()
+    np.testing.assert_allclose(brows[:5] * [-1, 1, 1], brows[:4:-1], atol=1e-3)
+    np.testing.assert_allclose(lips[0] * [-1, 1, 1], lips[6], atol=1e-3)
+    assert 0.035 < lips[6, 0] - lips[0, 0] < 0.07
+    jaw = body.lbs_weights.numpy()[arrays["f"][arrays["lmk_faces_idx"]], 22]
+    jaw = (jaw * arrays["lmk_bary_coords"]).sum(axis=1)[31:]
+    assert jaw[[13, 14, 15]].max() < 0.5 < jaw[[17, 18, 19]].min()  # inner lips part with the jaw
+
+
 def part_mean(body: BodyModel, vertices: torch.Tensor, name: str) -> torch.Tensor:
     return vertices[body.part == body.part_names.index(name)].mean(dim=0)
 

@@ -64,6 +64,18 @@ EXTRA_JOINT_IDS = {
     "left_thumb": 5361, "left_index": 4933, "left_middle": 5058, "left_ring": 5169, "left_pinky": 5286,
     "right_thumb": 8079, "right_index": 7669, "right_middle": 7794, "right_ring": 7905, "right_pinky": 8022,
 }  # fmt: skip
+# Vertices of the source's full list at the 51 inner face points of the iBUG 68 scheme, and at its 17 contour points.
+# Found as the skin vertices nearest to the MediaPipe correspondences of `tools.track`, made symmetric.
+FACE_POINTS = [
+    254, 225, 206, 204, 208, 6983, 6979, 6981, 6999, 7023,  # brows
+    132, 131, 201, 294, 286, 313, 317, 7076, 7055,  # nose
+    6779, 6762, 54, 6766, 47, 6776, 13362, 6838, 13358, 13375, 13372, 6831,  # lids
+    3736, 5351, 456, 466, 7215, 11953, 10404, 7235, 7241, 492, 486, 480,  # outer lips
+    444, 472, 474, 7228, 7204, 7279, 540, 534,  # inner lips
+]  # fmt: skip
+CONTOUR_POINTS = [
+    5398, 5763, 5750, 736, 5299, 5298, 5223, 5221, 5225, 11831, 11833, 11903, 11904, 7456, 12347, 12360, 11997
+]  # fmt: skip
 PART_NAMES = [
     "skin", "eyeball_left", "eyeball_right", "teeth_upper", "teeth_lower", "tongue", "mouth_cavity", "eye_socket",
 ]  # fmt: skip
@@ -427,6 +439,14 @@ def vertex_order(places: dict[str, int], num_vertices: int) -> np.ndarray:
     return order
 
 
+def landmark_corners(source: Source, points: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """A face [P] at each of the source's vertices, and its barycentric coordinates [P,3], which select that corner."""
+    vertices = np.searchsorted(source.vertex_ids, points)
+    is_corner = source.faces[None] == vertices[:, None, None]  # [P,F,3]
+    faces = is_corner.any(axis=-1).argmax(axis=1)
+    return faces, is_corner[np.arange(len(points)), faces].astype(np.float32)
+
+
 def quantise(values: np.ndarray, bits: int) -> np.ndarray:
     """Round to multiples of 2^-bits in float32: the zeroed mantissa bits are what makes the file small."""
     return (np.round(values * 2.0**bits) / 2.0**bits + 0.0).astype(np.float32)
@@ -479,7 +499,8 @@ def build() -> dict[str, np.ndarray]:
     shapedirs[:, :, EXPRESSION_START : EXPRESSION_START + len(names)] = quantise(expressions, 19)[order]
     parents = [-1] + [JOINT_NAMES.index(parent) for _, parent, _ in JOINTS[1:]]
     faces = rank[source.faces]
-    landmark_face = int(np.flatnonzero((faces == EXTRA_JOINT_IDS["nose"]).any(axis=1))[0])
+    point_faces, point_corners = landmark_corners(source, FACE_POINTS)
+    contour_faces, contour_corners = landmark_corners(source, CONTOUR_POINTS)
     return {
         "v_template": quantise(template, 20)[order],
         "shapedirs": shapedirs,
@@ -494,10 +515,10 @@ def build() -> dict[str, np.ndarray]:
         "hands_componentsr": np.eye(45, dtype=np.float32),
         "hands_meanl": np.zeros(45, dtype=np.float32),
         "hands_meanr": np.zeros(45, dtype=np.float32),
-        "lmk_faces_idx": np.full(51, landmark_face, dtype=np.int64),
-        "lmk_bary_coords": np.full((51, 3), 1.0 / 3.0, dtype=np.float32),
-        "dynamic_lmk_faces_idx": np.full((79, 17), landmark_face, dtype=np.int64),
-        "dynamic_lmk_bary_coords": np.full((79, 17, 3), 1.0 / 3.0, dtype=np.float32),
+        "lmk_faces_idx": point_faces,
+        "lmk_bary_coords": point_corners,
+        "dynamic_lmk_faces_idx": np.tile(contour_faces, (79, 1)),  # a row a degree of head turn: here all alike
+        "dynamic_lmk_bary_coords": np.tile(contour_corners, (79, 1, 1)),
         "expression_names": np.array(names),
         "part": source.part[order].astype(np.uint8),
         "face_part": source.face_part.astype(np.uint8),
