@@ -7,14 +7,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from runtime.files import atomic_path
 
 
-class ResumeCheckpoint(Callback):
+class ResumeCheckpoint(Checkpoint):
     """Writes `checkpoints/last.ckpt` into the run's folder, whole or not at all, and goes on from it with `--ckpt_path last`.
 
+    Being a `Checkpoint`, it runs after every other callback, so that moving averages are up to date when it writes.
     `ModelCheckpoint` counts `global_step`, which is every optimizer's steps; this counts training batches.
 
     Args:

@@ -32,8 +32,8 @@ class Distillation(ShadingStage):
         codec: frames <-> latents.
         num_steps: training batches, each one generator update; the data module owns the number.
         objective: `ode` or `distribution_matching`.
-        teacher_weights: the second stage's file.
-        student_weights: where the student starts; the critic starts from the teacher.
+        teacher_weights: the second stage's file; None for random weights (tests of other architectures).
+        student_weights: where the student starts, None likewise; the critic starts from the teacher.
         body_model, remove_neck, feature_channels, reconstruction_weights: as the reconstruction was trained.
         noise_levels: the student's denoising steps, from 1 downwards.
         learning_rate, critic_learning_rate: of AdamW.
@@ -57,8 +57,8 @@ class Distillation(ShadingStage):
         codec: BlockCodec | WanCodec,
         num_steps: int = 100,
         objective: Literal["ode", "distribution_matching"] = "distribution_matching",
-        teacher_weights: str = "assets/weights/teacher.safetensors",
-        student_weights: str = "assets/weights/student_ode.safetensors",
+        teacher_weights: str | None = "assets/weights/teacher.safetensors",
+        student_weights: str | None = "assets/weights/student_ode.safetensors",
         body_model: str = "assets/body/smplx_anny.npz",
         remove_neck: bool = True,
         feature_channels: int = 16,
@@ -86,10 +86,13 @@ class Distillation(ShadingStage):
         )
         self.trajectory_steps, self.clip_norm = trajectory_steps, clip_norm
         self.test_sampling_steps, self.test_window, self.out = test_sampling_steps, test_window, out
+        made_by = f"{COMMANDS['shader']} -c configs/shader_ode.yaml"
         self.student = shader
         self.teacher = copy.deepcopy(shader)
-        load_weights(self.teacher, teacher_weights, COMMANDS["teacher"])
-        load_weights(self.student, student_weights, COMMANDS["shader"] + " -c configs/shader_ode.yaml")
+        if teacher_weights is not None:
+            load_weights(self.teacher, teacher_weights, COMMANDS["teacher"])
+        if student_weights is not None:
+            load_weights(self.student, student_weights, made_by)
         self.teacher.requires_grad_(False)
         self.critic = copy.deepcopy(self.teacher).requires_grad_(True) if objective == "distribution_matching" else None
         self.rollout = CausalRollout(self.student, self.noise_levels)

@@ -147,7 +147,7 @@ class Reconstruction(Stage):
 
     def on_test_start(self) -> None:
         """Open the report."""
-        self.report = TestReport(self)
+        self.report = TestReport(self, "each test block from the reference photo alone")
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Rows: freeze, nearest, projected colours only (no learning), splat."""
@@ -158,11 +158,6 @@ class Reconstruction(Stage):
         with self.report.timed("projected", batch) as row:
             row.frames = self.render(batch, use_heads=False)[1].rgb[0]
         self.report.close_block(batch)
-
-    def on_test_end(self) -> None:
-        """Print the table and write metrics.json, the video and the sheet."""
-        assert self.report is not None
-        self.report.write("each test block from the reference photo alone")
 
     def exported(self) -> nn.Module:
         """The reconstructor."""

@@ -27,10 +27,14 @@ class TestReport:
     """Rows of a test over its blocks. Rows of another clip than the first get that clip's name in brackets.
 
     Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, then `close_block(batch)`; `write` at the end.
+
+    Args:
+        stage: the module under test.
+        protocol: a sentence for metrics.json on how the rows were predicted.
     """
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, stage: Stage, protocol: str) -> None:
+        self.stage, self.protocol = stage, protocol
         self.directory = Path(stage.trainer.log_dir or ".")
         self.rows: dict[str, dict[str, list[Prediction]]] = {}
         self.truth: dict[str, list[Tensor]] = {}
@@ -64,7 +68,7 @@ class TestReport:
         self.truth.setdefault(clip_name, []).append(batch.frames[0].cpu()[valid])
         self.photo.setdefault(clip_name, batch.reference[0].cpu())
 
-    def write(self, protocol: str) -> None:
+    def write(self) -> None:
         """Measure, print the table, and write every file into the run's folder; the last line printed is the path of metrics.json."""
         module = self.stage.trainer.datamodule
         figures, order = {}, ["freeze", "nearest"]
@@ -90,7 +94,7 @@ class TestReport:
             figures,
             config=self.stage.stage,
             seed=self.stage.seed,
-            protocol=f"{protocol}; {module.resolution} px, {frames} of the test blocks",
+            protocol=f"{self.protocol}; {module.resolution} px, {frames} of the test blocks",
             device=self.stage.device,
         )
 

@@ -112,7 +112,10 @@ class ShadingStage(Stage):
 
     def on_test_start(self) -> None:
         """Open the report."""
-        self.report = TestReport(self)
+        self.report = TestReport(
+            self,
+            "student: one unbroken rollout of each block from the reference alone; teacher: windows from the reference alone",
+        )
 
     @torch.no_grad()
     def test_splat(self, batch: VideoBatch) -> None:
@@ -124,13 +127,6 @@ class ShadingStage(Stage):
                 self.conditioner.body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1]
             )
             row.frames = maps.rgb[0]
-
-    def on_test_end(self) -> None:
-        """Print the table and write every file."""
-        assert self.report is not None
-        self.report.write(
-            "student: one unbroken rollout of each block from the reference alone; teacher: windows from the reference alone"
-        )
 
     def write_prediction(self, batch: VideoBatch, painted: Tensor, out: str, fps: float) -> Path:
         """Write the painted video of `predict`."""
