@@ -33,7 +33,7 @@ class StageCLI(LightningCLI):
             parser.add_argument(
                 "--weights",
                 default=None,
-                help="the stage's network: `shipped`, a file, or by default the newest complete fit run's, else the shipped",
+                help="`shipped` or a file; by default the newest complete fit run's, else the shipped",
             )
         if subcommand == "test":
             parser.add_argument("--quick", action="store_true", help="take every 4th frame of the test blocks")
@@ -52,7 +52,8 @@ class StageCLI(LightningCLI):
             config.data.predict.image, config.data.predict.driving = config.image, config.driving
             if "out" not in config.model.init_args:
                 raise ValueError(
-                    f"{config.model.class_path} paints no video: predict with -c configs/shader.yaml or configs/adversarial.yaml"
+                    f"{config.model.class_path} paints no video: "
+                    "predict with -c configs/shader.yaml or configs/adversarial.yaml"
                 )
             config.model.init_args.out = config.out
 
@@ -88,7 +89,7 @@ class StageCLI(LightningCLI):
         """Say where results are."""
         folder = self.trainer.log_dir
         self.trainer.print(
-            f"weights: {folder}/weights.safetensors\nTensorBoard: tensorboard --logdir {RUNS}\ntest them: python train.py test -c CONFIG"
+            f"weights: {folder}/weights.safetensors\npictures and curves: tensorboard --logdir {RUNS}"
         )
 
     def _load(self) -> None:
@@ -99,6 +100,10 @@ class StageCLI(LightningCLI):
 
     before_validate = before_test = before_predict = _load
 
+    def after_test(self) -> None:
+        """The table, and the path of metrics.json as the last line."""
+        self.model.report.write()
+
 
 def with_default_config(arguments: list[str]) -> list[str]:
     """Without `-c`, the shader's config (a default file would be merged under every other one)."""
@@ -108,12 +113,19 @@ def with_default_config(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def main(arguments: list[str] | None = None, run: bool = True) -> StageCLI:
-    """Parse and run; `run=False` only builds (for tests)."""
+def main(arguments: list[str] | None = None, cli: type[StageCLI] = StageCLI) -> StageCLI:
+    """Parse and run.
+
+    Args:
+        arguments: instead of the process's own.
+        cli: `BuildOnly` instantiates without running, for tests.
+    """
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    arguments = with_default_config(sys.argv[1:] if arguments is None else arguments)
-    cli = StageCLI if run else BuildOnly
+    warnings.filterwarnings(
+        "ignore", message=".*in eval mode at the start of training.*"
+    )  # the fixed perceptual network
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     return cli(
         Stage,
         VideoDataModule,
@@ -121,7 +133,7 @@ def main(arguments: list[str] | None = None, run: bool = True) -> StageCLI:
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        args=arguments,
+        args=with_default_config(sys.argv[1:] if arguments is None else arguments),
     )
 
 

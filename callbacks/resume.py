@@ -14,7 +14,7 @@ from runtime.files import atomic_path
 
 
 class ResumeCheckpoint(Checkpoint):
-    """Writes `checkpoints/last.ckpt` into the run's folder, whole or not at all, and goes on from it with `--ckpt_path last`.
+    """Writes `checkpoints/last.ckpt` into the run's folder, whole or not at all; `--ckpt_path last` goes on from it.
 
     Being a `Checkpoint`, it runs after every other callback, so that moving averages are up to date when it writes.
     `ModelCheckpoint` counts `global_step`, which is every optimizer's steps; this counts training batches.

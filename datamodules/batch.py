@@ -20,7 +20,8 @@ class VideoBatch:
         intrinsics: `[B,T,3,3]` pixels of the H x W picture, pixel centres at +0.5.
         world_to_camera: `[B,T,4,4]` OpenCV (x right, y down, z forward).
         valid: `[B,T]` bool, False where the tracker found nobody.
-        reference, reference_mask, reference_body, reference_intrinsics, reference_world_to_camera: the photo, without T.
+        reference, reference_mask, reference_body, reference_intrinsics, reference_world_to_camera: the photo, without
+            T.
         background: `[B,3]` the colour behind the matte.
         names: B clip names.
         frame_numbers: `[B,T]` int64 frame numbers in the clip.

@@ -1,7 +1,7 @@
-"""A clip on disk: `NAME.mp4` + `NAME.track.npz` + `NAME.mask.mp4` (images: `.png`), and its split into train, validation and test.
+"""A clip on disk: `NAME.mp4` + `NAME.track.npz` + `NAME.mask.mp4` (images: `.png`), and its splits.
 
-The track holds SMPL-X field names and units (metres, radians, axis-angle) and OpenCV cameras; every array has T frames but
-`betas [10]`. Splits come from `NAME.splits.yaml` beside the clip where there is one.
+The track holds SMPL-X field names and units (metres, radians, axis-angle) and OpenCV cameras; every array has T frames
+but `betas [10]`. Splits come from `NAME.splits.yaml` beside the clip where there is one.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Splits:
         test: blocks that only `test` opens.
         validation: blocks for every choice made while training.
         gap: frames dropped on each side of every test block.
-        reference: the frame whose photo stands for the person in validation and test; None takes the first training frame.
+        reference: the frame whose photo stands for the person in validation and test; None takes the first training
+            frame.
     """
 
     test: list[tuple[int, int]] = field(default_factory=list)
@@ -199,7 +200,8 @@ class Clip:
                 )
         if masks.shape[1:3] != frames.shape[1:3]:
             raise ValueError(
-                f"{mask_path} is {masks.shape[2]}x{masks.shape[1]}, the video {frames.shape[2]}x{frames.shape[1]}; track it again"
+                f"{mask_path} is {masks.shape[2]}x{masks.shape[1]}, "
+                f"the video {frames.shape[2]}x{frames.shape[1]}; track it again"
             )
         x0, y0, self.size = self._crop(masks)
         window = np.s_[:, y0 : y0 + self.size, x0 : x0 + self.size]

@@ -21,7 +21,7 @@ HEAD_JOINT = 15
 
 
 def open_photo(path: str | Path) -> Clip:
-    """Open a photo with its track; a photo without one is tracked now, beside it, where the `track` extra is installed."""
+    """Open a photo with its track; one without is tracked now, if the `track` extra is installed."""
     photo = Path(path)
     if not photo.is_file():
         raise FileNotFoundError(f"no photo at {photo}: check --image")
@@ -37,9 +37,9 @@ def retarget(
 ) -> VideoBatch:
     """Put the driver's pose and expression on the photo's person, seen by the photo's camera.
 
-    The person keeps their own shape. Rotations are the driver's, seen from the camera; the head starts where the photo's
-    head is, and moves as the driver's moves, so that framing follows the photo. Frames that the driver's tracker marked
-    invalid are left out.
+    The person keeps their own shape. Rotations are the driver's, seen from the camera; the head starts where the
+    photo's head is, and moves as the driver's moves, so that framing follows the photo. Frames that the driver's
+    tracker marked invalid are left out.
 
     Args:
         image: the photo, tracked.

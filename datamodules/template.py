@@ -1,8 +1,8 @@
 """The template that carries Gaussians: which vertices of the body model are anchors.
 
 The neck-removed template (ViSA, section on the neck remove strategy) drops the band where head and torso meet: the head
-is tracked by the face, the torso by the shoulders, and skinning between the two shows every disagreement. The paper gives
-no rule; ours is by skinning weight, see `build_template`.
+is tracked by the face, the torso by the shoulders, and skinning between the two shows every disagreement. The paper
+gives no rule; ours is by skinning weight, see `build_template`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Template:
 def build_template(body: BodyModel, remove_neck: bool = True, neck_weight: float = 0.5) -> Template:
     """Choose the anchors of the upper body.
 
-    A vertex is an anchor when the legs hold less than half of its skinning weight. The neck band is where the neck joint
-    holds more than `neck_weight` of it.
+    A vertex is an anchor when the legs hold less than half of its skinning weight. The neck band is where the neck
+    joint holds more than `neck_weight` of it.
 
     Args:
         body: the body model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
@@ -246,10 +246,10 @@ class VideoDataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        clips: list[ClipSource] = [ClipSource()],  # noqa: B006 (read only; a yaml default must be a value)
+        clips: list[ClipSource] = [ClipSource()],  # noqa: B006, B008 (read only; a yaml default is a value)
         test_clips: list[TestClip] = [],  # noqa: B006
         num_steps: int = 1000,
-        schedule: list[Phase] = [Phase()],  # noqa: B006
+        schedule: list[Phase] = [Phase()],  # noqa: B006, B008
         background: tuple[float, float, float] = (0.5, 0.5, 0.5),
         augment: Augment = Augment(),  # noqa: B008
         validation_windows: int = 4,

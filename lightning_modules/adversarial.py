@@ -1,4 +1,4 @@
-"""Stage 4: adversarial distribution preservation, so that the student keeps the sharpness and diversity of real video."""
+"""Stage 4: adversarial distribution preservation, so that the student stays as sharp and varied as real video."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Adversarial(Distillation):
         use_reference: let the reference's features judge the whole clip.
         train_backbone: train the discriminator's backbone as well as its heads.
         teacher_weights, body_model, remove_neck, feature_channels, reconstruction_weights, noise_levels, learning_rate,
-        critic_learning_rate, critic_updates, guidance, shift, clip_norm, test_sampling_steps, test_window, out, seed: as in `Distillation`.
+        critic_learning_rate, critic_updates, guidance, shift, clip_norm, test_sampling_steps, test_window, out, seed:
+            as in `Distillation`.
     """
 
     stage = "adversarial"

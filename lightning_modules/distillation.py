@@ -1,7 +1,8 @@
 """Stage 3: the causal student, distilled from the bidirectional teacher.
 
-`objective: ode` regresses the end of the teacher's trajectories (CausVid); `distribution_matching` trains on the student's own
-rollouts against the teacher's score, with a critic that follows the student (Self-Forcing, arXiv:2506.08009).
+`objective: ode` regresses the end of the teacher's trajectories (CausVid); `distribution_matching` trains on the
+student's own rollouts against the teacher's score, with a critic that follows the student (Self-Forcing,
+arXiv:2506.08009).
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Distillation(ShadingStage):
         return ["student"] if self.critic is None else ["student", "critic"]
 
     def ode_terms(self, condition: ShaderCondition) -> dict[str, Tensor]:
-        """Regression from states of the teacher's trajectory, each chunk at a level of its own (or clean, as context)."""
+        """Regression from states of the teacher's trajectory, each chunk at its own level (or clean, as context)."""
         levels = sorted({*shifted_levels(self.trajectory_steps, self.shift), *self.noise_levels}, reverse=True)
         states: dict[float, Tensor] = {}
         with torch.no_grad():

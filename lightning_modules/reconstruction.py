@@ -47,14 +47,14 @@ class Reconstruction(Stage):
         remove_neck: bool = True,
         feature_channels: int = 16,
         learning_rate: float = 1e-3,
-        loss_weights: dict[str, float] = {
+        loss_weights: dict[str, float] = {  # noqa: B006
             "l1": 1.0,
             "perceptual": 0.1,
             "mask": 0.3,
             "refined": 0.5,
             "offset": 0.05,
             "scale": 0.01,
-        },  # noqa: B006
+        },
         perceptual_frames: int = 1,
         weights: str | None = None,
         seed: int = 0,
@@ -115,7 +115,7 @@ class Reconstruction(Stage):
 
     @torch.no_grad()
     def neck_hole(self, avatar: Avatar, batch: VideoBatch, alpha: Tensor) -> Tensor:
-        """`[B,T,1,H,W]`: 1 where the removed neck band shows and nothing else covers it; 0 everywhere if the neck stays.
+        """`[B,T,1,H,W]`: 1 where the removed neck band shows uncovered; 0 everywhere if the neck stays.
 
         The truth has skin there and the template has nothing: a loss there would only pull the neighbours into the gap.
         """

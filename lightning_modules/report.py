@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class TestReport:
     """Rows of a test over its blocks. Rows of another clip than the first get that clip's name in brackets.
 
-    Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, then `close_block(batch)`; `write` at the end.
+    Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, then `close_block(batch)`; `write` at
+    the end.
 
     Args:
         stage: the module under test.
@@ -69,7 +70,7 @@ class TestReport:
         self.photo.setdefault(clip_name, batch.reference[0].cpu())
 
     def write(self) -> None:
-        """Measure, print the table, and write every file into the run's folder; the last line printed is the path of metrics.json."""
+        """Measure, print the table, write every file; the last line printed is the path of metrics.json."""
         module = self.stage.trainer.datamodule
         figures, order = {}, ["freeze", "nearest"]
         for clip_name, rows in self.rows.items():

@@ -1,4 +1,4 @@
-"""What teacher, student and adversarial stage share: conditions from the frozen reconstruction, sampling, validation, test, predict."""
+"""What teacher, student and adversarial stage share: conditions, sampling, validation, test, predict."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class ShadingStage(Stage):
         """Open the report."""
         self.report = TestReport(
             self,
-            "student: one unbroken rollout of each block from the reference alone; teacher: windows from the reference alone",
+            "from the reference alone; student: one unbroken rollout of each block; teacher: consecutive windows",
         )
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the four stages have in common: a step counter of their own, reproducible noise, checkpoints without frozen parts."""
+"""What the four stages have in common: own step counter, reproducible noise, light checkpoints."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def build_reconstructor(body_model: str, remove_neck: bool, feature_channels: in
 class Stage(lightning.LightningModule):
     """Base of the stages.
 
-    `step` counts training batches (`global_step` counts every optimizer's steps). Noise is drawn from (seed, rank, step),
-    so that a resumed run repeats the run that was cut off, bit for bit.
+    `step` counts training batches (`global_step` counts every optimizer's steps). Noise is drawn from (seed, rank,
+    step), so that a resumed run repeats the run that was cut off, bit for bit.
     """
 
     stage: str
@@ -64,7 +64,7 @@ class Stage(lightning.LightningModule):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
 
     def weighted_sum(self, terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
-        """Sum of the terms by weight (1 where none is given); logs each raw term and stops on one that is not finite."""
+        """Sum of the terms by weight (1 where none is given); logs each raw term, stops on one not finite."""
         check_finite(terms, self.step)
         for name, value in terms.items():
             self.log(f"loss/{name}", value.detach(), prog_bar=name == next(iter(terms)))
@@ -90,7 +90,8 @@ class Stage(lightning.LightningModule):
         """Load the network that validate, test and predict look at.
 
         Args:
-            choice: a file; `shipped` for the one under assets; None for the newest complete fit run's, else the shipped one.
+            choice: a file; `shipped` for the one under assets; None for the newest complete fit run's, else the shipped
+                one.
             runs: folder of the runs; a fit run is complete when its folder holds `weights.safetensors`.
         """
         found = sorted((runs / self.stage).glob("version_*/weights.safetensors"), key=lambda path: path.stat().st_mtime)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,7 +14,8 @@ Pairing = Literal["relativistic", "hinge", "non_saturating"]
 def discriminator_loss(real: Tensor, fake: Tensor, pairing: Pairing) -> Tensor:
     """Loss of the discriminator, of the logits' shape.
 
-    relativistic: `softplus(-(D(real) - D(fake)))` (R3GAN, arXiv:2501.05441, eq. 3); hinge: `max(0, 1 - D(real)) + max(0, 1 + D(fake))`;
+    relativistic: `softplus(-(D(real) - D(fake)))` (R3GAN, arXiv:2501.05441, eq. 3); hinge: `max(0, 1 - D(real)) +
+    max(0, 1 + D(fake))`;
     non_saturating: `softplus(-D(real)) + softplus(D(fake))`.
     """
     if pairing == "relativistic":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def ode_regression_loss(x0: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-    """Squared error of the student's x0 to the end of the teacher's trajectory (CausVid, arXiv:2412.07772, section 4.3).
+    """Squared error of the student's x0 to the end of the teacher's trajectory (CausVid, arXiv:2412.07772).
 
     Args:
         x0, target: `[B,C,T,h,w]`.

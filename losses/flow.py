@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def shift_levels(level: Tensor, shift: float) -> Tensor:
-    """Move noise levels in [0,1] toward 1: `shift s / (1 + (shift - 1) s)` (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
+    """Move noise levels in [0,1] toward 1: `shift s / (1 + (shift - 1) s)` (arXiv:2403.03206, eq. 23)."""
     return shift * level / (1 + (shift - 1) * level)
 
 

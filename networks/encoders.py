@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +61,7 @@ class VisualEncoder(nn.Module):
                 nn.Conv2d(after, after, 3, padding=1),
                 nn.SiLU(),
             )
-            for before, after in zip(channels[:-1], channels[1:], strict=True)
+            for before, after in pairwise(channels)
         )
         self.lateral = nn.ModuleList(nn.Conv2d(after, width, 1) for after in channels[1:])
         self.smooth = nn.Conv2d(width, width, 3, padding=1)

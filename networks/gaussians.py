@@ -1,4 +1,4 @@
-"""Gaussians and the avatar: canonical Gaussians on the template, posed by linear blend skinning, splatted to a camera."""
+"""Gaussians and the avatar: canonical Gaussians on the template, posed by skinning, splatted to a camera."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ class Avatar:
     def pose(self, body: BodyModel, params: BodyParams) -> Gaussians:
         """Move the Gaussians by expression and skinning.
 
-        Means follow the blended affine transforms (as LBS moves vertices); rotations follow the blended joint quaternions.
+        Means follow the blended affine transforms (as LBS moves vertices); rotations follow the blended joint
+        quaternions.
 
         Args:
             body: the body model.

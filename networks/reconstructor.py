@@ -1,9 +1,9 @@
 """Feed-forward reconstruction: one tracked photo -> a canonical Gaussian avatar on the template.
 
-Three feature families meet on the anchors (ViSA, first stage): `F_sem` (tokens of the photo), `F_vis` (fine local detail,
-sampled where the anchor projects) and `F_prior` (a learned embedding of each anchor). Anchors the photo does not show take
-their colour from their mirrored counterpart, else from the nearest seen part of the body, so that the untrained network
-already gives an avatar in the person's own colours; the heads learn what to change.
+Three feature families meet on the anchors (ViSA, first stage): `F_sem` (tokens of the photo), `F_vis` (fine local
+detail, sampled where the anchor projects) and `F_prior` (a learned embedding of each anchor). Anchors the photo does
+not show take their colour from their mirrored counterpart, else from the nearest seen part of the body, so that the
+untrained network already gives an avatar in the person's own colours; the heads learn what to change.
 """
 
 from __future__ import annotations
@@ -123,10 +123,9 @@ class GaussianReconstructor(nn.Module):
         self.anchor = nn.Sequential(
             nn.Linear(sampled + 3 + prior_channels + width // 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
-        # offset 3, log scale 3, rotation 3, opacity 1, colour 3, features C: zeros leave the projected colours on the template
-        self.heads = nn.Linear(width, 13 + feature_channels)
-        nn.init.zeros_(self.heads.weight)
-        nn.init.zeros_(self.heads.bias)
+        # offset 3, log scale 3, rotation 3, opacity 1, colour 3, features C: zeros leave the projected colours on the
+        # template self.heads = nn.Linear(width, 13 + feature_channels) nn.init.zeros_(self.heads.weight)
+        # nn.init.zeros_(self.heads.bias)
 
     @property
     def body(self) -> BodyModel:

@@ -62,7 +62,8 @@ def load_weights(module: nn.Module, path: str | Path, made_by: str, prefix: str 
     """Load the entries under `prefix` into a module, strictly.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_weights`; or the names or shapes differ from the module's (names the first).
+        FileNotFoundError, ValueError: as `read_weights`; or the names or shapes differ from the module's (names the
+            first).
     """
     state = {
         name[len(prefix) :]: value for name, value in read_weights(path, made_by).items() if name.startswith(prefix)
@@ -71,6 +72,7 @@ def load_weights(module: nn.Module, path: str | Path, made_by: str, prefix: str 
     odd = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
     if odd:
         raise ValueError(
-            f"{path} does not fit this config (first: {odd[0]}): use the config it was made with, or make it again with `{made_by}`"
+            f"{path} does not fit this config (first: {odd[0]}): "
+            f"use the config it was made with, or make it again with `{made_by}`"
         )
     module.load_state_dict(state)

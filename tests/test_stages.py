@@ -86,7 +86,8 @@ def test_a_resumed_run_equals_an_unbroken_one(stage: str, clip_path: Path) -> No
     assert newest(stage) == broken  # it goes on in its own folder
     resumed = torch.load(broken / "checkpoints/last.ckpt", weights_only=True)
     assert resumed["step"] == whole["step"] == 4
-    assert [name for name, value in whole["state_dict"].items() if not torch.equal(value, resumed["state_dict"][name])] == []
+    states = whole["state_dict"], resumed["state_dict"]
+    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
     averages = [
         next(v["average"] for k, v in run["callbacks"].items() if "MovingAverage" in k) for run in (whole, resumed)
     ]
@@ -118,7 +119,8 @@ def test_an_overlay_reaches_model_and_data(clip_path: Path) -> None:
 
 
 def test_test_writes_table_pictures_and_metrics(clip_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.main(["test", *small(clip_path)[:1], "--data.resolution=64", "--weights=shipped", "--trainer.enable_progress_bar=false"])
+    options = ["--data.resolution=64", "--weights=shipped", "--trainer.enable_progress_bar=false"]
+    train.main(["test", *small(clip_path)[:1], *options])
     lines = capsys.readouterr().out.strip().splitlines()
     path = Path(lines[-1])
     metrics = json.loads(path.read_text())

@@ -232,8 +232,8 @@ def t_pose_rotations(bones: list[str], heads: np.ndarray, tails: np.ndarray) -> 
     for side, sign in (("L", 1.0), ("R", -1.0)):
         out = np.array([sign, 0.0, 0.0])
         # The shoulder girdle takes its share of raising the arm.
-        turned[f"clavicle.{side}"] = rotation_about(front, sign * np.radians(9.0))
-        turned[f"shoulder01.{side}"] = rotation_about(front, sign * np.radians(16.0))
+        turned[f"clavicle.{side}"] = rotation_about(front, sign * np.radians(3.0))
+        turned[f"shoulder01.{side}"] = rotation_about(front, sign * np.radians(7.0))
         upper = head[f"lowerarm01.{side}"] - head[f"upperarm01.{side}"]
         lower = head[f"wrist.{side}"] - head[f"lowerarm01.{side}"]
         raised = rotation_between(upper, out)

@@ -1,8 +1,8 @@
 """Measure the statistics of the block codec's latents: `python -m tools.measure_latents`.
 
 The mean is that of the training frames' latents. The scale is the standard deviation of what the shader has to add: the
-residual between a frame's latent and its splat's. Noise of unit variance then covers the residual evenly in every channel,
-which trains a small shader several times faster than whitening the latents themselves.
+residual between a frame's latent and its splat's. Noise of unit variance then covers the residual evenly in every
+channel, which trains a small shader several times faster than whitening the latents themselves.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ BACKENDS = ("cpu", "gsplat")
 
 @dataclass
 class Splat:
-    """A rasterized picture: `image [B,H,W,C]` (premultiplied, over the background), `alpha [B,H,W,1]` and `depth [B,H,W,1]`.
+    """A picture: `image [B,H,W,C]` (premultiplied, over the background), `alpha [B,H,W,1]` and `depth [B,H,W,1]`.
 
-    The depth (m) is the expected one, the contributions' mean weighted by their share of alpha ("ED" in gsplat); 0 where alpha is 0.
+    The depth (m) is the expected one ("ED" in gsplat): the mean over what is seen, weighted by its share of alpha;
+    0 where alpha is 0.
     """
 
     image: Tensor
@@ -24,9 +25,10 @@ class Splat:
 def _check(tensors: dict[str, tuple[Tensor, tuple[int | None, ...]]], width: int, height: int, near: float) -> None:
     device = tensors["means"][0].device
     for name, (tensor, shape) in tensors.items():
-        if tensor.ndim != len(shape) or any(want not in (None, got) for got, want in zip(tensor.shape, shape, strict=True)):
+        got = tuple(tensor.shape)
+        if len(got) != len(shape) or any(want not in (None, size) for size, want in zip(got, shape, strict=True)):
             wanted = ",".join("C" if size is None else str(size) for size in shape)
-            raise ValueError(f"rasterize: {name} must have the shape [{wanted}], not {list(tensor.shape)}")
+            raise ValueError(f"rasterize: {name} must have the shape [{wanted}], not {list(got)}")
         if tensor.device != device:
             raise ValueError(f"rasterize: {name} is on {tensor.device} but means is on {device}; move it there")
         if not tensor.is_floating_point():
@@ -76,11 +78,12 @@ def rasterize(
         backend: "cpu" or "gsplat"; by default the one for the tensors' device.
 
     Returns:
-        Splat in float32, or in float64 where `means` is float64 (CPU alone). Gradients flow to every tensor; on CUDA gsplat gives
-        none to `intrinsics`. On the CPU the result does not depend on the number of threads, bit for bit.
+        Splat in float32, or in float64 where `means` is float64 (CPU alone). Gradients flow to every tensor; on CUDA
+        gsplat gives none to `intrinsics`. On the CPU the result does not depend on the number of threads, bit for bit.
 
     Raises:
-        ValueError: a tensor has the wrong shape, device or type or values that are not finite, or the backend does not fit.
+        ValueError: a tensor has the wrong shape, device or type or values that are not finite, or the backend does not
+            fit.
     """
     count = means.shape[-2] if means.ndim == 3 else -1
     batch = means.shape[0] if means.ndim == 3 else -1
@@ -98,7 +101,9 @@ def rasterize(
     _check(tensors, width, height, near)
     backend = backend or ("gsplat" if means.is_cuda else "cpu")
     if backend not in BACKENDS or (backend == "gsplat") != means.is_cuda:
-        raise ValueError(f"rasterize: backend {backend!r} does not take tensors on {means.device}; one of {BACKENDS}, or None")
+        raise ValueError(
+            f"rasterize: backend {backend!r} does not take tensors on {means.device}; leave it out (known: {BACKENDS})"
+        )
     dtype = torch.float64 if means.dtype == torch.float64 and backend == "cpu" else torch.float32
     inputs = [tensors[name][0].to(dtype) for name in list(tensors)[:7]]
     if backend == "gsplat":

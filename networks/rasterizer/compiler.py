@@ -1,8 +1,8 @@
 """Numba compilation with an on-disk cache that follows the kernels' sources.
 
-Numba's own cache looks at the modification time of the file of the entry point alone, so that an edited helper would leave stale
-machine code, and it cannot work where neither the package nor the home directory can be written. Here the cache directory
-carries a hash of all sources of this package; the compile cost (about half a minute) is paid once per machine and version.
+Numba's own cache looks at the modification time of the entry point's file alone, so that an edited helper would leave
+stale machine code, and it fails where neither the package nor the home directory can be written. Here the cache
+directory carries a hash of all sources of this package, and the compile cost is paid once per machine and version.
 """
 
 import hashlib

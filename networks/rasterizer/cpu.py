@@ -139,6 +139,4 @@ def rasterize_cpu(
     world_to_camera: Tensor, width: int, height: int, near: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Image `[B,H,W,C]`, alpha and expected depth `[B,H,W,1]`; float32 or float64, gradients for every tensor."""
-    return _Splatting.apply(
-        means, quats, scales, opacities, features, intrinsics, world_to_camera, width, height, near
-    )
+    return _Splatting.apply(means, quats, scales, opacities, features, intrinsics, world_to_camera, width, height, near)

@@ -158,7 +158,7 @@ def project_chunks(
 
 @inline
 def _sort_by_depth(keys: Array, order: Array) -> Array:
-    """Stable radix sort of Gaussians; `keys` holds the bits of their shapes, and positive floats sort like their bits."""
+    """Stable radix sort of Gaussians; `keys` are the bits of their shapes, and positive floats sort like their bits."""
     other = np.empty_like(order)
     buckets = np.empty(1 << RADIX_BITS, np.int64)
     digits = np.uint64((1 << RADIX_BITS) - 1)
@@ -233,10 +233,8 @@ def _make_scratch(like: Array, channels: int) -> Scratch:
 @inline
 def _region(tile: int, bins: Bins, width: int, height: int) -> Region:
     columns, rows = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    row, column = tile // columns % rows, tile % columns
-    return Region(
-        tile // (columns * rows), row, column, row * TILE, column * TILE, bins.tile_start[tile], bins.tile_start[tile + 1]
-    )
+    frame, row, column = tile // (columns * rows), tile // columns % rows, tile % columns
+    return Region(frame, row, column, row * TILE, column * TILE, bins.tile_start[tile], bins.tile_start[tile + 1])
 
 
 @inline
@@ -336,8 +334,8 @@ def splat_tiles(ticket: Array, bins: Bins, features: Array, width: int, height: 
 
 @inline
 def _load_tile_gradient(
-    region: Region, width: int, height: int, channels: int, out: Picture, g_image: Array, g_alpha: Array, g_depth: Array,
-    scratch: Scratch,
+    region: Region, width: int, height: int, channels: int, out: Picture, g_image: Array, g_alpha: Array,
+    g_depth: Array, scratch: Scratch,
 ) -> int:  # fmt: skip
     """Fill the scratch with the output gradients; returns one past the last position that any pixel used."""
     end = 0

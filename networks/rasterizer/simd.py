@@ -1,9 +1,9 @@
 """Fixed-width vectors inside numba kernels, and one atomic counter.
 
-Numba's arrays carry no aliasing information, so that LLVM does not vectorise the short channel loops of a rasterizer by itself.
-These types map to LLVM vectors (`<24 x float>`), which LLVM splits over whatever registers the machine has (AVX-512, AVX2, SSE,
-NEON); operators work lane by lane and accept scalars. Multiply-adds may be contracted; nothing else is reordered except in
-`total`, so that results depend on the machine but never on the number of threads.
+Numba's arrays carry no aliasing information: LLVM does not vectorise a rasterizer's short inner loops by itself.
+These types map to LLVM vectors (`<16 x float>`), which LLVM splits over whatever registers the machine has (AVX-512,
+AVX2, SSE, NEON); operators work lane by lane and accept scalars. Multiply-adds may be contracted; nothing else is
+reordered except in `total`, so that results depend on the machine but never on the number of threads.
 """
 
 import operator
@@ -210,7 +210,7 @@ def total(_typing: Any, vector: Any) -> Any:
 
 
 def _exp_float32(builder: Any, x: Any) -> Any:
-    """exp(x) for -87 <= x <= 0 to 2 units in the last place: 2^n times a degree 6 polynomial on [-ln2/2, ln2/2] (Cody-Waite)."""
+    """exp(x) for -87 <= x <= 0 to a few units in the last place: 2^n exp(r), |r| <= ln2/2 (Cody and Waite)."""
     vector = x.type
     integers = ir.VectorType(ir.IntType(32), vector.count)
 

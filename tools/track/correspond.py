@@ -141,15 +141,24 @@ def head_of(body: BodyModel, jaw: float = 0.0) -> Head:
     )
 
 
-def detect_views(detector: Detector, head: Head) -> list[tuple[Floats, Floats]]:
-    """Camera-space vertices and the 478 detected points (px) of every view in which the detector finds the face."""
+@dataclass
+class View:
+    """One render and the detector's answer."""
+
+    points: Floats  # [V, 3] camera space, m
+    pixels: Floats  # [478, 2] px
+    frontality: float  # weight in (0, 1]
+
+
+def detect_views(detector: Detector, head: Head) -> list[View]:
+    """Every view in which the detector finds the face."""
     found = []
     for yaw, pitch in VIEWS:
         points = head.seen_from(yaw, pitch, HEAD_DISTANCE)
-        picture = shade(points, head.faces, head.colours, HEAD_FOCAL, SIZE)
-        pixels = detector(picture)["face"][:, :2]
+        pixels = detector(shade(points, head.faces, head.colours, HEAD_FOCAL, SIZE))["face"][:, :2]
         if np.isfinite(pixels).all():
-            found.append((points, pixels))
+            # Seen from the side, the detector's outline slides along the cheek.
+            found.append(View(points, pixels, float(np.exp(-(yaw**2 + pitch**2) / (2 * 15**2)))))
     if len(found) < len(VIEWS) // 2:
         raise ValueError(
             "the detector does not find the body model's face in most renders: is its part labelling right?"
@@ -181,26 +190,31 @@ def cast(points: Floats, faces: Indices, seen: Indices, pixels: Floats, world: F
     return (world[corners] * weights[..., None]).sum(1), facing
 
 
-def surface_points(head: Head, views: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+def surface_points(head: Head, views: list[View]) -> tuple[Floats, Floats]:
     """Mean world place [478, 3] of each point on the skin (irises: on the eyeballs), and its scatter over the views
     [478] (m).
     """
     places, weights = [], []
     skin, eyes = head.faces[head.is_skin], head.faces[head.is_eyeball]
-    for points, pixels in views:
+    for view in views:
+        points, pixels = view.points, view.pixels
         place = np.zeros((NUM_FACE_POINTS, 3))
         weight = np.zeros(NUM_FACE_POINTS)
         for faces, rows in ((skin, range(468)), (eyes, range(468, 478))):
             index = np.array(rows)
             seen = visible_triangles(points, faces, HEAD_FOCAL, SIZE)
             place[index], facing = cast(points, faces, seen, pixels[index], head.vertices)
-            weight[index] = np.clip(facing - 0.2, 0, 1)
+            weight[index] = np.clip(facing - 0.2, 0, 1) * view.frontality
         places.append(place)
         weights.append(weight)
     place, weight = np.stack(places), np.stack(weights)
-    # A point at the outline may jump to what lies behind: judge each view by its distance from the median over the
-    # views.
-    middle = np.nanmedian(np.where(weight[..., None] > 0, place, np.nan), axis=0)
+    # A point at the outline may jump to what lies behind: judge each view by its distance from the median of the more
+    # frontal half of the views that hit at all.
+    middle = np.zeros((NUM_FACE_POINTS, 3))
+    for row in range(NUM_FACE_POINTS):
+        hits = np.flatnonzero(weight[:, row] > 0)
+        frontal = hits[np.argsort([-views[n].frontality for n in hits])[: max(1, (len(hits) + 1) // 2)]]
+        middle[row] = np.median(place[frontal, row], axis=0) if len(hits) else np.nan
     far = np.linalg.norm(place - middle, axis=-1)
     weight = weight / (1 + (far / 0.003) ** 4)
     total = weight.sum(0)
@@ -211,13 +225,14 @@ def surface_points(head: Head, views: list[tuple[Floats, Floats]]) -> tuple[Floa
     return mean.astype(np.float32), scatter.astype(np.float32)
 
 
-def lid_rims(head: Head, views: list[tuple[Floats, Floats]]) -> dict[int, Floats]:
+def lid_rims(head: Head, views: list[View]) -> dict[int, Floats]:
     """World places [3] of the lids' points: the nearest skin pixel that borders on the eyeball on the lid's own
     side.
     """
     everything = np.arange(len(head.faces))
     found: dict[int, list[Floats]] = {}
-    for points, pixels in views:
+    for view in views:
+        points, pixels = view.points, view.pixels
         seen = visible_triangles(points, head.faces, HEAD_FOCAL, SIZE)
         hit = everything[np.maximum(seen, 0)]
         skin, eye = head.is_skin[hit] & (seen >= 0), head.is_eyeball[hit] & (seen >= 0)
@@ -230,12 +245,13 @@ def lid_rims(head: Head, views: list[tuple[Floats, Floats]]) -> dict[int, Floats
     return {row: np.median(places, axis=0) for row, places in found.items()}
 
 
-def lip_rims(head: Head, views: list[tuple[Floats, Floats]]) -> dict[int, Floats]:
+def lip_rims(head: Head, views: list[View]) -> dict[int, Floats]:
     """World places [3], on the opened mouth, of the lips' inner outline: where the skin breaks off to something
     deeper.
     """
     found: dict[int, list[Floats]] = {}
-    for points, pixels in views:
+    for view in views:
+        points, pixels = view.points, view.pixels
         seen = visible_triangles(points, head.faces, HEAD_FOCAL, SIZE)
         skin = head.is_skin[np.maximum(seen, 0)] & (seen >= 0)
         depth = np.where(seen >= 0, points[head.faces[np.maximum(seen, 0)], 2].mean(-1), np.inf)
@@ -309,6 +325,18 @@ def closest_barycentric(corners: NDArray[np.float64], place: NDArray[np.float64]
     return choice[np.nanargmin(np.where(np.isnan(distance), np.inf, distance), 0), np.arange(len(corners))]
 
 
+def mirrored_mean(places: Floats) -> Floats:
+    """Places [N, 3] averaged with their mirror images: the template is symmetric, the renders' light is not.
+
+    A point's partner is the one nearest to its mirror image, if that holds both ways.
+    """
+    flip = np.array([-1, 1, 1], np.float32)
+    distance = np.linalg.norm(places[:, None] * flip - places[None], axis=-1)
+    partner = distance.argmin(1)
+    is_mutual = partner[partner] == np.arange(len(places))
+    return np.where(is_mutual[:, None], (places + places[partner] * flip) / 2, places)
+
+
 def face_places(body: BodyModel, detector: Detector) -> tuple[Indices, Floats]:
     """Triangle [478] and barycentric [478, 3] of every face point."""
     head = head_of(body)
@@ -316,6 +344,7 @@ def face_places(body: BodyModel, detector: Detector) -> tuple[Indices, Floats]:
     places, _ = surface_points(head, views)
     for row, place in lid_rims(head, views).items():
         places[row] = place
+    places = mirrored_mean(places)
     index, weights = on_surface(places, head.vertices, head.faces, head.is_skin)
     irises = list(RIGHT_IRIS) + list(LEFT_IRIS)
     index[irises], weights[irises] = on_surface(places[irises], head.vertices, head.faces, head.is_eyeball)
