@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -316,7 +317,7 @@ class BodyModel(nn.Module):
 def skin(vertices: Tensor, weights: Tensor, transforms: Tensor) -> Tensor:
     """Linear blend skinning: rest vertices [...,V,3], weights [V,J], transforms [...,J,3,4] (or 4x4) -> [...,V,3].
 
-    One matrix product blends the twelve numbers of the transforms; vertices run along the last, dense axis until the end.
+    One matrix product blends the twelve numbers of the transforms; vertices stay on the last, dense axis to the end.
     """
     columns = nn.functional.linear(transforms[..., :3, :].transpose(-1, -3), weights)  # [...,4,3,V]
     x_axis, y_axis, z_axis, shift = columns.unbind(-3)
@@ -357,21 +358,17 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays that a model needs, checked; nothing is unpickled."""
     mend = "give an SMPL-X npz file, such as assets/body/smplx_anny.npz or a licensed SMPLX_NEUTRAL.npz"
     needed = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f")
+    wanted = {*needed, "part", "part_names", "expression_names"}  # licensed files pickle some others: leave those alone
     if not path.is_file():
         raise ValueError(f"body model {path} does not exist: {mend}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in needed if name not in file.files]
-            if missing:
-                raise ValueError(f"body model {path} has no {', '.join(missing)}: {mend}")
-            optional = [name for name in ("part", "part_names", "expression_names") if name in file.files]
-            arrays = {name: file[name] for name in (*needed, *optional)}
-    except (zipfile.BadZipFile, EOFError, OSError, AttributeError) as error:
-        raise ValueError(f"body model {path} is no npz archive ({error}): {mend}") from error
-    except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"body model {path} holds pickled data ({error}): {mend}") from error
+            arrays = {name: file[name] for name in file.files if name in wanted}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"body model {path} is no plain npz archive ({error}): {mend}") from error
+    missing = [name for name in needed if name not in arrays]
+    if missing:
+        raise ValueError(f"body model {path} has no {', '.join(missing)}: {mend}")
     num_vertices = len(arrays["v_template"])
     expected = {
         "weights": (num_vertices, NUM_JOINTS), "J_regressor": (NUM_JOINTS, num_vertices),

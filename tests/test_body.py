@@ -144,9 +144,8 @@ def test_params_from_track(body: BodyModel) -> None:
 
 def test_file_conventions(body: BodyModel, arrays: dict[str, np.ndarray]) -> None:
     """Metres, y up, facing +z, left at +x, straight arms, proper weights; joints within the body."""
-    import smplx.joint_names
-
-    joints = dict(zip(smplx.joint_names.JOINT_NAMES, body.joint_template.numpy(), strict=False))
+    names = pytest.importorskip("smplx.joint_names").JOINT_NAMES
+    joints = dict(zip(names, body.joint_template.numpy(), strict=False))
     height = np.ptp(arrays["v_template"][:, 1])
     assert 1.6 < height < 1.85
     assert joints["head"][1] > joints["spine3"][1] > joints["pelvis"][1] > joints["left_ankle"][1]
@@ -303,9 +302,9 @@ def test_shape_components(body: BodyModel) -> None:
     ("content", "message"),
     [
         (None, "does not exist"),
-        (b"not an archive", "is no npz archive|holds pickled data"),
+        (b"not an archive", "is no plain npz archive"),
         ({"v_template": np.zeros((3, 3))}, "has no shapedirs, posedirs"),
-        ("pickle", "holds pickled data"),
+        ("pickle", "is no plain npz archive .*pickle"),
     ],
 )
 def test_wrong_file(content: object, message: str, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
