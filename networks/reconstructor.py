@@ -123,9 +123,10 @@ class GaussianReconstructor(nn.Module):
         self.anchor = nn.Sequential(
             nn.Linear(sampled + 3 + prior_channels + width // 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
-        # offset 3, log scale 3, rotation 3, opacity 1, colour 3, features C: zeros leave the projected colours on the
-        # template self.heads = nn.Linear(width, 13 + feature_channels) nn.init.zeros_(self.heads.weight)
-        # nn.init.zeros_(self.heads.bias)
+        # offset 3, log scale 3, rotation 3, opacity 1, colour 3, features C: zeros leave the template as projected
+        self.heads = nn.Linear(width, 13 + feature_channels)
+        nn.init.zeros_(self.heads.weight)
+        nn.init.zeros_(self.heads.bias)
 
     @property
     def body(self) -> BodyModel:
@@ -142,7 +143,7 @@ class GaussianReconstructor(nn.Module):
         spacing = _vertex_spacing(body.v_template, body.faces)[ids]
         self.register_buffer("frames", matrix_to_quaternion(_tangent_frames(normals)), persistent=False)
         self.register_buffer("normals", normals, persistent=False)
-        flat = spacing[:, None] * points.new_tensor([0.75, 0.75, 0.25])
+        flat = spacing[:, None] * points.new_tensor([0.5, 0.5, 0.2])
         self.register_buffer("log_scale", flat.clamp(1e-3, 3e-2).log(), persistent=False)
         centres = _farthest_points(points, num_clusters)
         distance = torch.cdist(points, points[centres])

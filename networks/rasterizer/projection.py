@@ -1,8 +1,8 @@
 """EWA projection of one 3D Gaussian to the image, and its vector-Jacobian product, as numba helpers.
 
-After "EWA volume splatting" (Zwicker et al., 2001) with gsplat's conventions: OpenCV cameras, pixel centres at +0.5, the
-Jacobian held at 1.3 times the field of view. All is computed in float64, whatever the inputs: the cost is the same in
-scalar code, and the determinant of a needle seen from near does not cancel. Matrices are row-major tuples of 9.
+After "EWA volume splatting" (Zwicker et al., 2001) with gsplat's conventions: OpenCV cameras, pixel centres at +0.5,
+the Jacobian held at 1.3 times the field of view. All is computed in float64, whatever the inputs: the cost is the same
+in scalar code, and the determinant of a needle seen from near does not cancel. Matrices are row-major tuples of 9.
 """
 
 import math
