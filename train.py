@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from datamodules.video import VideoDataModule
 from lightning_modules.stage import Stage
 
-RUNS = Path("runs")
+RUNS = Path(os.environ.get("VISA_RUNS", "runs"))
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 DEFAULT_CONFIG = "configs/shader.yaml"
 
@@ -88,9 +88,7 @@ class StageCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where results are."""
         folder = self.trainer.log_dir
-        self.trainer.print(
-            f"weights: {folder}/weights.safetensors\npictures and curves: tensorboard --logdir {RUNS}"
-        )
+        self.trainer.print(f"weights: {folder}/weights.safetensors\npictures and curves: tensorboard --logdir {RUNS}")
 
     def _load(self) -> None:
         config = self.config[self.subcommand]

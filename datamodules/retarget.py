@@ -20,20 +20,27 @@ if TYPE_CHECKING:
 HEAD_JOINT = 15
 
 
-def open_photo(path: str | Path) -> Clip:
-    """Open a photo with its track; one without is tracked now, if the `track` extra is installed."""
+def open_photo(path: str | Path, body_model: str) -> Clip:
+    """Open a photo with the track beside it; one without is tracked now, if the `track` extra is installed.
+
+    The new track lands in a folder `NAME_tracked` beside the photo and is found there the next time.
+    """
     photo = Path(path)
     if not photo.is_file():
         raise FileNotFoundError(f"no photo at {photo}: check --image")
-    if not photo.with_name(photo.stem + ".track.npz").is_file():
+    if photo.with_name(photo.stem + ".track.npz").is_file():
+        return Clip(photo).load()
+    folder = photo.with_name(photo.stem + "_tracked")
+    if not (folder / f"{photo.stem}.track.npz").is_file():
         from tools.track.__main__ import track_file
+        from tools.track.correspond import DEFAULT_LANDMARKS
 
-        track_file(photo, photo.parent)
-    return Clip(photo).load()
+        track_file(photo, folder, Path(body_model), DEFAULT_LANDMARKS)
+    return Clip(folder / f"{photo.stem}.png").load()
 
 
 def retarget(
-    image: str, driving: str, reader: WindowReader, resolution: int, num_frames: int | None, body: BodyModel
+    image: str, driving: str, reader: WindowReader, resolution: int, num_frames: int | None, body_model: str
 ) -> VideoBatch:
     """Put the driver's pose and expression on the photo's person, seen by the photo's camera.
 
@@ -47,12 +54,12 @@ def retarget(
         reader: reads the photo.
         resolution: side of the output.
         num_frames: at most so many frames; None takes all.
-        body: the body model that both tracks are fits of.
+        body_model: the file that both tracks are fits of.
 
     Returns:
         a batch of one window whose `frames` and `masks` are empty of truth (zeros) and `valid` is False.
     """
-    photo = open_photo(image)
+    photo, body = open_photo(image, body_model), BodyModel.from_file(body_model)
     motion = load_track(driving)
     numbers = np.flatnonzero(motion["frame_valid"])[:num_frames]
     if len(numbers) == 0:

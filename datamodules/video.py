@@ -16,7 +16,7 @@ from datamodules.batch import VideoBatch
 from datamodules.clip import Clip
 from datamodules.retarget import retarget
 from datamodules.schedule import Phase, StepSampler, check_phases, phase_at, step_generator
-from networks.body import BodyModel, BodyParams
+from networks.body import BodyParams
 
 
 @dataclass
@@ -321,6 +321,6 @@ class VideoDataModule(lightning.LightningDataModule):
         """The photo with the motion put on it, one window."""
         if not self.predict_input.image or not self.predict_input.driving:
             raise ValueError("predict needs --image PHOTO and --driving MOTION.track.npz")
-        source, body = self.predict_input, BodyModel.from_file(self.body_model)
-        batch = retarget(source.image, source.driving, self.reader, self.resolution, source.num_frames, body)
+        source = self.predict_input
+        batch = retarget(source.image, source.driving, self.reader, self.resolution, source.num_frames, self.body_model)
         return DataLoader([batch], batch_size=None)

@@ -1,0 +1,44 @@
+"""Two processes: ranks draw different batches, run the same number of passes, and end with equal weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.test_stages import STAGES, small
+
+REPORT = """
+import lightning, torch
+from pathlib import Path
+class ReportRank(lightning.Callback):
+    def __init__(self, folder: str):
+        self.folder, self.seen = Path(folder), []
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(batch.frame_numbers.clone())
+    def on_fit_end(self, trainer, pl_module):
+        state = {n: p.detach() for n, p in pl_module.named_parameters() if p.requires_grad}
+        torch.save({"state": state, "seen": torch.stack(self.seen)}, self.folder / f"rank{trainer.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["shader", "adversarial"])
+def test_two_ranks_end_equal(stage: str, clip_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "report_rank.py").write_text(REPORT)
+    callback = f"{{class_path: report_rank.ReportRank, init_args: {{folder: {tmp_path}}}}}"
+    command = [
+        sys.executable, "train.py", "fit", *STAGES[stage], *small(clip_path, num_steps=3),
+        "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true",
+        f"--trainer.callbacks+={callback}",
+    ]  # fmt: skip
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "VISA_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert [name for name, value in first["state"].items() if not torch.equal(value, second["state"][name])] == []
+    assert not torch.equal(first["seen"], second["seen"])
