@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -43,3 +43,16 @@ class VideoBatch:
     names: list[str]
     frame_numbers: Tensor
     reference_numbers: Tensor
+
+    def cut(self, frames: slice) -> VideoBatch:
+        """The same windows with some of their frames."""
+        return replace(
+            self,
+            frames=self.frames[:, frames],
+            masks=self.masks[:, frames],
+            body=self.body.map(lambda value: value[:, frames]),
+            intrinsics=self.intrinsics[:, frames],
+            world_to_camera=self.world_to_camera[:, frames],
+            valid=self.valid[:, frames],
+            frame_numbers=self.frame_numbers[:, frames],
+        )

@@ -8,6 +8,7 @@ arXiv:2506.08009).
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from networks.rollout import CausalRollout
 from networks.sampler import integrate, shifted_levels
 from networks.shader import ShaderCondition, VideoShader
 from networks.weights import load_weights
+from runtime.media import write_video
 
 
 class Distillation(ShadingStage):
@@ -79,6 +81,8 @@ class Distillation(ShadingStage):
     ) -> None:
         super().__init__(num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed)
         self.automatic_optimization = False
+        if objective == "ode":
+            self.stage, self.shipped = "shader_ode", "assets/weights/student_ode.safetensors"
         self.objective, self.noise_levels, self.guidance, self.shift = objective, list(noise_levels), guidance, shift
         self.learning_rate, self.critic_learning_rate, self.critic_updates = (
             learning_rate,
@@ -87,13 +91,12 @@ class Distillation(ShadingStage):
         )
         self.trajectory_steps, self.clip_norm = trajectory_steps, clip_norm
         self.test_sampling_steps, self.test_window, self.out = test_sampling_steps, test_window, out
-        made_by = f"{COMMANDS['shader']} -c configs/shader_ode.yaml"
         self.student = shader
         self.teacher = copy.deepcopy(shader)
         if teacher_weights is not None:
             load_weights(self.teacher, teacher_weights, COMMANDS["teacher"])
         if student_weights is not None:
-            load_weights(self.student, student_weights, made_by)
+            load_weights(self.student, student_weights, COMMANDS["shader_ode"])
         self.teacher.requires_grad_(False)
         self.critic = copy.deepcopy(self.teacher).requires_grad_(True) if objective == "distribution_matching" else None
         self.rollout = CausalRollout(self.student, self.noise_levels)
@@ -225,7 +228,13 @@ class Distillation(ShadingStage):
 
     def predict_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Paint the photo's person in the driver's motion, in one unbroken rollout."""
-        self.write_prediction(batch, self.paint_student(self.student, batch, self.noise_levels), self.out, fps=25)
+        begin = time.perf_counter()
+        painted = self.paint_student(self.student, batch, self.noise_levels)
+        speed = len(painted) / (time.perf_counter() - begin)
+        path = write_video(self.out, painted.clamp(0, 1), fps=25)
+        self.print(
+            f"{len(painted)} frames painted at {speed:.1f} frames/s (photo, splat, denoising and decoding)\n{path}"
+        )
 
     def exported(self) -> nn.Module:
         """The student."""

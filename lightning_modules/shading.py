@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from networks.rollout import CausalRollout
 from networks.sampler import sample_bidirectional
 from networks.shader import ShaderCondition, VideoShader
 from networks.weights import load_weights
-from runtime.media import sheet, side_by_side, write_video
+from runtime.media import sheet, side_by_side
 from runtime.stream import AvatarStream
 
 
@@ -85,7 +83,7 @@ class ShadingStage(Stage):
         generator = torch.Generator().manual_seed(self.seed)
         painted, total = [], batch.intrinsics.shape[1]
         for first in range(0, total, window):
-            condition, _ = self.conditioner(_frames(batch, slice(first, min(first + window, total))))
+            condition, _ = self.conditioner(batch.cut(slice(first, min(first + window, total))))
             latents = sample_bidirectional(teacher, condition, num_steps, shift, generator)
             painted.append(self.codec.decode(latents)[0])
         return torch.cat(painted)
@@ -127,25 +125,3 @@ class ShadingStage(Stage):
                 self.conditioner.body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1]
             )
             row.frames = maps.rgb[0]
-
-    def write_prediction(self, batch: VideoBatch, painted: Tensor, out: str, fps: float) -> Path:
-        """Write the painted video of `predict`."""
-        path = write_video(out, painted.clamp(0, 1), fps)
-        self.print(f"{batch.names[0]}: {len(painted)} frames\n{path}")
-        return path
-
-
-def _frames(batch: VideoBatch, frames: slice) -> VideoBatch:
-    """The batch cut to some frames of its windows."""
-    from dataclasses import replace
-
-    return replace(
-        batch,
-        frames=batch.frames[:, frames],
-        masks=batch.masks[:, frames],
-        body=batch.body.map(lambda value: value[:, frames]),
-        intrinsics=batch.intrinsics[:, frames],
-        world_to_camera=batch.world_to_camera[:, frames],
-        valid=batch.valid[:, frames],
-        frame_numbers=batch.frame_numbers[:, frames],
-    )

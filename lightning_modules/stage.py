@@ -21,6 +21,7 @@ from runtime.provenance import git_commit
 COMMANDS = {
     "reconstruction": "python train.py fit -c configs/reconstruction.yaml",
     "teacher": "python train.py fit -c configs/teacher.yaml",
+    "shader_ode": "python train.py fit -c configs/shader.yaml -c configs/shader_ode.yaml",
     "shader": "python train.py fit -c configs/shader.yaml",
     "adversarial": "python train.py fit -c configs/adversarial.yaml",
 }

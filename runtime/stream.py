@@ -75,9 +75,8 @@ class AvatarStream:
         painted, splats, first, total = [], [], 0, batch.intrinsics.shape[1]
         while first < total:
             last = min(first + self.chunk_length(), total)
-            frames = slice(first, last)
-            params = batch.body.map(lambda value, frames=frames: value[:, frames])
-            chunk, splat = self.step(params, batch.intrinsics[:, frames], batch.world_to_camera[:, frames])
+            window = batch.cut(slice(first, last))
+            chunk, splat = self.step(window.body, window.intrinsics, window.world_to_camera)
             painted.append(chunk[0])
             splats.append(splat[0])
             first = last

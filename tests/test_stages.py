@@ -18,7 +18,7 @@ STAGES = {
     "shader": ["-c", "configs/shader.yaml"],
     "adversarial": ["-c", "configs/adversarial.yaml"],
 }
-FOLDERS = {"ode": "shader"}
+FOLDERS = {"ode": "shader_ode"}
 
 
 class StopAfter(lightning.Callback):
