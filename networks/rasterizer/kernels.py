@@ -326,8 +326,13 @@ def splat_tiles(ticket: Array, bins: Bins, features: Array, width: int, height: 
         region = _region(tile, bins, width, height)
         scratch.planes[:] = 0.0
         scratch.transmittance[:] = 1.0
-        scratch.stop[:] = region.last
-        live = min(TILE, height - region.top) * min(TILE, width - region.left)
+        inside_rows, inside_columns = min(TILE, height - region.top), min(TILE, width - region.left)
+        live = inside_rows * inside_columns
+        scratch.stop[:] = region.last if live == TILE_PIXELS else 0  # pixels outside of the picture never start
+        if live < TILE_PIXELS:
+            for i in range(inside_rows):
+                for j in range(inside_columns):
+                    scratch.stop[_place(i, j)] = region.last
         _splat_tile(region, bins, features, channels, live, scratch)
         _write_tile(region, width, height, channels, scratch, out)
 
