@@ -164,7 +164,7 @@ def test_projection_matches_gsplat() -> None:
     torch.testing.assert_close(
         torch.stack([ours_conic[..., 0, 0], ours_conic[..., 0, 1], ours_conic[..., 1, 1]], -1), conic
     )
-    # and the kernel's: a single opaque Gaussian shows its centre's alpha, 1 - which pins conic and centre
+    # and the kernel's own, one Gaussian at a time
     from networks.rasterizer.projection import project
 
     rotation, translation = tuple(camera[0, :3, :3].reshape(-1).tolist()), tuple(camera[0, :3, 3].tolist())
