@@ -158,7 +158,7 @@ def detect_views(detector: Detector, head: Head) -> list[View]:
         pixels = detector(shade(points, head.faces, head.colours, HEAD_FOCAL, SIZE))["face"][:, :2]
         if np.isfinite(pixels).all():
             # Seen from the side, the detector's outline slides along the cheek.
-            found.append(View(points, pixels, float(np.exp(-(yaw**2 + pitch**2) / (2 * 15**2)))))
+            found.append(View(points, pixels, float(np.exp(-(yaw**2 + pitch**2) / (2 * 40**2)))))
     if len(found) < len(VIEWS) // 2:
         raise ValueError(
             "the detector does not find the body model's face in most renders: is its part labelling right?"

@@ -51,7 +51,7 @@ class FitOptions:
     )
     coarse_stride: int = 5  # shape and a first motion are found from every fifth frame
     max_coarse_frames: int = 400
-    num_coarse_steps: int = 350
+    num_coarse_steps: int = 250
     num_fine_steps: int = 150
     robust_percent: float = 2.0  # residual beyond which a point counts as an outlier
     oval_weight: float = 0.5  # the outline is the detector's weakest part: cheeks hide it
@@ -59,9 +59,9 @@ class FitOptions:
     pair_weight: float = 1.0
     body_weight: float = 1.0
     hand_weight: float = 0.1
-    shape_prior: float = 0.02
-    expression_offset_prior: float = 0.02  # the clip's mean expression stands in for what the shape space lacks
-    expression_prior: float = 0.05
+    shape_prior: float = 0.003
+    expression_offset_prior: float = 1.0  # the clip's mean expression stands in for what the shape space lacks
+    expression_prior: float = 0.1
     expression_bound_prior: float = 5.0
     pose_prior: float = 2.0
     head_smoothness: float = 4.0

@@ -61,14 +61,16 @@ def refine(mask: NDArray[np.uint8], frame: NDArray[np.uint8], epsilon: float = 2
         )
 
     middle, coarse_middle = mean(guide), mean(coarse)
-    pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
-    products = mean(np.stack([guide[..., i] * guide[..., j] for i, j in pairs], -1))
-    covariance = np.zeros((height, width, 3, 3), np.float32)
-    for k, (i, j) in enumerate(pairs):
-        covariance[..., i, j] = covariance[..., j, i] = products[..., k] - middle[..., i] * middle[..., j]
-    covariance += epsilon * np.eye(3, dtype=np.float32)
     cross = mean(guide * coarse[..., None]) - middle * coarse_middle[..., None]
-    slope = np.linalg.solve(covariance, cross[..., None])[..., 0]
+    # Where the mask is constant the slope is zero: solve at its edge alone.
+    edge = mean(np.abs(coarse - coarse_middle)) > 1e-4
+    covariance = np.zeros((int(edge.sum()), 3, 3), np.float32)
+    for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)):
+        product = mean(guide[..., i] * guide[..., j])[edge] - middle[edge, i] * middle[edge, j]
+        covariance[:, i, j] = covariance[:, j, i] = product
+    covariance += epsilon * np.eye(3, dtype=np.float32)
+    slope = np.zeros_like(guide)
+    slope[edge] = np.linalg.solve(covariance, cross[edge][..., None])[..., 0]
     offset = coarse_middle - (slope * middle).sum(-1)
     refined = (mean(slope) * guide).sum(-1) + mean(offset)
     # The filter spreads a faint halo over textured background: steepen, and keep what the network is sure of.
