@@ -207,7 +207,7 @@ class VideoShader(nn.Module):
         freq_dim: int = 256,
         patch_size: tuple[int, int, int] = (1, 2, 2),
         chunk_frames: int = 3,
-        prediction: Literal["velocity", "x0"] = "velocity",
+        prediction: Literal["velocity", "x0", "preconditioned"] = "velocity",
         guide_skip_init: float = 1.0,
         zero_init_conditions: bool = True,
         minimum_level: float = 0.05,
@@ -221,8 +221,8 @@ class VideoShader(nn.Module):
         }
         if patch_size[0] != 1:
             raise ValueError(f"patch_size {tuple(patch_size)}: a patch must span one latent frame, its first number 1")
-        if prediction not in ("velocity", "x0"):
-            raise ValueError(f"prediction '{prediction}' is unknown: choose velocity or x0")
+        if prediction not in ("velocity", "x0", "preconditioned"):
+            raise ValueError(f"prediction '{prediction}' is unknown: choose velocity, x0 or preconditioned")
         self.latent_channels, self.head_dim, self.num_heads = latent_channels, head_dim, num_heads
         self.patch_size, self.chunk_frames = tuple(patch_size), chunk_frames
         self.prediction, self.minimum_level = prediction, minimum_level
@@ -426,6 +426,12 @@ class VideoShader(nn.Module):
         if self.prediction == "velocity":
             velocity = raw - self._skipped(guide)
             return Prediction(velocity, noisy - level * velocity)
+        if self.prediction == "preconditioned":
+            power = (1 - level).square() + level.square()
+            residual = noisy - (1 - level) * self._skipped(guide)
+            x0 = ((1 - level) * residual + level * power.sqrt() * raw) / power + self._skipped(guide)
+            velocity = (2 * level - 1) * residual / power - raw / power.sqrt() - self._skipped(guide)
+            return Prediction(velocity, x0)
         x0 = raw + self._skipped(guide)
         return Prediction((noisy - x0) / level.clamp(min=self.minimum_level), x0)
 
