@@ -31,8 +31,8 @@ class Adversarial(Distillation):
         use_reference: let the reference's features judge the whole clip.
         train_backbone: train the discriminator's backbone as well as its heads.
         teacher_weights, body_model, remove_neck, feature_channels, reconstruction_weights, noise_levels, learning_rate,
-        critic_learning_rate, critic_updates, guidance, shift, clip_norm, test_sampling_steps, test_window, out, seed:
-            as in `Distillation`.
+        critic_learning_rate, critic_updates, guidance, shift, loss_floor, clip_norm, test_sampling_steps, test_window,
+            out, seed: as in `Distillation`.
     """
 
     stage = "adversarial"
@@ -61,6 +61,7 @@ class Adversarial(Distillation):
         critic_updates: int = 2,
         guidance: float = 1.0,
         shift: float = 3.0,
+        loss_floor: float = 0.25,
         clip_norm: float = 1.0,
         test_sampling_steps: int = 20,
         test_window: int = 9,
@@ -84,6 +85,7 @@ class Adversarial(Distillation):
             critic_updates=critic_updates,
             guidance=guidance,
             shift=shift,
+            loss_floor=loss_floor,
             clip_norm=clip_norm,
             test_sampling_steps=test_sampling_steps,
             test_window=test_window,

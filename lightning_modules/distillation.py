@@ -43,6 +43,7 @@ class Distillation(ShadingStage):
         critic_updates: critic updates for each generator update, on the generator's rollout.
         guidance: w of the teacher's `u + w (c - u)`; 1 is off.
         shift: timestep shift of teacher and critic.
+        loss_floor: of the critic, as in `Teacher`.
         trajectory_steps: Euler steps of the teacher's trajectories (`ode`).
         clip_norm: largest gradient norm of each network.
         test_sampling_steps, test_window: of the teacher's row in `test`.
@@ -72,6 +73,7 @@ class Distillation(ShadingStage):
         critic_updates: int = 2,
         guidance: float = 1.0,
         shift: float = 3.0,
+        loss_floor: float = 0.25,
         trajectory_steps: int = 8,
         clip_norm: float = 1.0,
         test_sampling_steps: int = 20,
@@ -89,6 +91,7 @@ class Distillation(ShadingStage):
             critic_learning_rate,
             critic_updates,
         )
+        self.loss_floor = loss_floor
         self.trajectory_steps, self.clip_norm = trajectory_steps, clip_norm
         self.test_sampling_steps, self.test_window, self.out = test_sampling_steps, test_window, out
         self.student = shader
@@ -205,7 +208,7 @@ class Distillation(ShadingStage):
             ].expand(-1, sample.shape[2])
             noise = self.noise(sample, 11 + 2 * update)
             velocity = self.critic(add_noise(sample, noise, level), level, condition).velocity
-            self.update("critic", {"critic": velocity_loss(velocity, sample, noise).mean()}, {})
+            self.update("critic", {"critic": velocity_loss(velocity, sample, noise, level, self.loss_floor).mean()}, {})
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         """One rollout of the validation window against the truth."""

@@ -29,6 +29,8 @@ class Teacher(ShadingStage):
         weights: start from this file; None starts from the network's own initialisation.
         learning_rate: of AdamW.
         shift: timestep shift of training and sampling.
+        loss_floor: noise level below which the loss stops growing (`losses.flow.velocity_loss`); 0 for pretrained
+            weights.
         dropout: probability of dropping each signal, for guidance.
         validation_sampling_steps, test_sampling_steps: Euler steps.
         test_window: frames that one teacher window paints in `test`.
@@ -50,6 +52,7 @@ class Teacher(ShadingStage):
         weights: str | None = None,
         learning_rate: float = 4e-4,
         shift: float = 3.0,
+        loss_floor: float = 0.25,
         dropout: dict[str, float] = {"maps": 0.05, "semantic": 0.1, "reference": 0.1},  # noqa: B006
         validation_sampling_steps: int = 8,
         test_sampling_steps: int = 50,
@@ -57,6 +60,7 @@ class Teacher(ShadingStage):
         seed: int = 0,
     ) -> None:
         super().__init__(num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed)
+        self.loss_floor = loss_floor
         self.shader, self.learning_rate, self.shift, self.dropout = shader, learning_rate, shift, dict(dropout)
         self.validation_sampling_steps, self.test_sampling_steps, self.test_window = (
             validation_sampling_steps,
@@ -80,7 +84,7 @@ class Teacher(ShadingStage):
         noise = self.noise(x0, 1)
         condition = self.drop_conditions(condition, self.dropout)
         prediction = self.shader(add_noise(x0, noise, level), level, condition)
-        terms = {"flow": velocity_loss(prediction.velocity, x0, noise).mean()}
+        terms = {"flow": velocity_loss(prediction.velocity, x0, noise, level, self.loss_floor).mean()}
         self.step += 1
         return self.weighted_sum(terms, {})
 

@@ -23,6 +23,16 @@ def add_noise(x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
     return (1 - s) * x0 + s * noise
 
 
-def velocity_loss(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-    """Squared error to `e - x0`, unreduced `[B,C,T,h,w]`."""
-    return (velocity - (noise - x0)).square()
+def velocity_loss(velocity: Tensor, x0: Tensor, noise: Tensor, level: Tensor, floor: float = 0.0) -> Tensor:
+    """Squared error to `e - x0`, unreduced `[B,C,T,h,w]`.
+
+    The velocity's error is that of x0 divided by s. A network that predicts x0 is therefore judged by single windows
+    near s = 0, thousands of times over; below `floor` the error counts as if it were divided by `floor` instead.
+
+    Args:
+        velocity, x0, noise: `[B,C,T,h,w]`.
+        level: s `[B,T]`.
+        floor: smallest divisor; 0 is the plain loss.
+    """
+    weight = (level / level.clamp_min(floor))[:, None, :, None, None].square() if floor > 0 else 1.0
+    return (velocity - (noise - x0)).square() * weight

@@ -133,22 +133,26 @@ def test_equals_diffusers_under_a_dense_mask(attention: str, chunk_frames: int |
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prediction", ["velocity", "x0"])
+@pytest.mark.parametrize("prediction", ["velocity", "x0", "preconditioned"])
 def test_prediction_follows_the_flow(prediction: str) -> None:
     shader, condition, (noisy, level) = make_shader(prediction=prediction), make_condition(), make_noisy()
     level = level.clamp(min=0.1)
     output = shader(noisy, level, condition)
     s = level[:, None, :, None, None]
     torch.testing.assert_close(output.x0, noisy - s * output.velocity, atol=1e-5, rtol=1e-5)
-    # A network that answers zero says "the guide, scaled": x0 = k g in one form, e - x0 + k g = 0 in the other.
+    # A network that answers zero says "the guide, scaled": x0 = k g, or e - x0 + k g = 0; preconditioned it gives the best
+    # linear estimate of a residual of unit variance, r (1 - s) / ((1 - s)^2 + s^2).
     shader.transformer.proj_out.weight.zero_()
     shader.transformer.proj_out.bias.zero_()
     output = shader(noisy, level, condition)
     skipped = shader.skip.view(-1, 1, 1, 1) * condition.guide
     if prediction == "x0":
         torch.testing.assert_close(output.x0, skipped)
-    else:
+    elif prediction == "velocity":
         torch.testing.assert_close(output.velocity, -skipped)
+    else:
+        residual = noisy - (1 - s) * skipped
+        torch.testing.assert_close(output.x0, skipped + residual * (1 - s) / ((1 - s) ** 2 + s**2))
 
 
 @torch.no_grad()
