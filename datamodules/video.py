@@ -34,18 +34,15 @@ class ClipSource:
 
 @dataclass
 class TestClip:
-    """A clip that only `test` reads.
+    """A clip that only `test` reads: the test blocks of its splits.
 
     Attributes:
         path: the video.
         sidecars: folder of its track, mask and splits; None where they lie beside it.
-        first, last: frames of the block, last included.
     """
 
     path: str
     sidecars: str | None = None
-    first: int = 0
-    last: int = 66
 
 
 @dataclass
@@ -272,7 +269,7 @@ class VideoDataModule(lightning.LightningDataModule):
         self.body_model = body_model
         self.reader = WindowReader(background)
         self.clips: list[Clip] = []
-        self.extra_blocks: list[tuple[Clip, int, int]] = []
+        self.extra_clips: list[Clip] = []
 
     def setup(self, stage: str) -> None:
         """Open the clips of a subcommand and decode them."""
@@ -281,7 +278,7 @@ class VideoDataModule(lightning.LightningDataModule):
         if stage == "test":
             for source in self.test_sources:
                 if Path(source.path).is_file():
-                    self.extra_blocks.append((Clip(source.path, source.sidecars).load(), source.first, source.last))
+                    self.extra_clips.append(Clip(source.path, source.sidecars).load())
                 else:
                     rank_zero_info(f"test clip {source.path} is not on this machine: its rows are left out")
 
@@ -311,8 +308,11 @@ class VideoDataModule(lightning.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         """Each test block whole, B = 1; clips that never train come after the split clips."""
-        blocks = [(clip, first, last) for clip in self.clips for first, last in clip.splits.test] + self.extra_blocks
-        windows = [(clip, np.arange(first, last + 1, self.test_stride)) for clip, first, last in blocks]
+        windows = [
+            (clip, np.arange(first, last + 1, self.test_stride))
+            for clip in [*self.clips, *self.extra_clips]
+            for first, last in clip.splits.test
+        ]
         if not windows:
             raise ValueError("no test block: give the clip a splits.yaml with `test`, or set data.test_clips")
         return DataLoader(FixedWindows(windows, self.reader, self.resolution), batch_size=None)

@@ -58,7 +58,7 @@ class TestReport:
         """Add truth and the rows freeze and nearest of the block that was just predicted."""
         clip_name, module = batch.names[0], self.stage.trainer.datamodule
         assert isinstance(module, VideoDataModule)
-        clip = next(c for c in [*module.clips, *(block[0] for block in module.extra_blocks)] if c.name == clip_name)
+        clip = next(c for c in [*module.clips, *module.extra_clips] if c.name == clip_name)
         numbers, valid = batch.frame_numbers[0].cpu().numpy(), batch.valid[0].cpu()
         body = BodyModel.from_file(module.body_model)
         reason = {"fps": "a stored frame, nothing is computed"}

@@ -128,9 +128,7 @@ def test_without_splits_the_last_tenth_validates(tmp_path: Path) -> None:
 
 def test_colour_augmentation_leaves_the_background(clip_path: Path) -> None:
     clip, reader = Clip(clip_path), WindowReader((0.5, 0.25, 0.75))
-    batch = reader.read(
-        clip, np.arange(3), 0, 64, rng=np.random.default_rng(0), augment=Augment(zoom=1.0, colour=0.3)
-    )
+    batch = reader.read(clip, np.arange(3), 0, 64, rng=np.random.default_rng(0), augment=Augment(zoom=1.0, colour=0.3))
     outside = batch.masks[0, 0, 0] < 0.001
     assert torch.allclose(batch.frames[0, 0][:, outside], torch.tensor([[0.5], [0.25], [0.75]]), atol=1e-3)
 
