@@ -140,8 +140,8 @@ def test_prediction_follows_the_flow(prediction: str) -> None:
     output = shader(noisy, level, condition)
     s = level[:, None, :, None, None]
     torch.testing.assert_close(output.x0, noisy - s * output.velocity, atol=1e-5, rtol=1e-5)
-    # A network that answers zero says "the guide, scaled": x0 = k g, or e - x0 + k g = 0; preconditioned it gives the best
-    # linear estimate of a residual of unit variance, r (1 - s) / ((1 - s)^2 + s^2).
+    # A network that answers zero says "the guide, scaled": x0 = k g, or e - x0 + k g = 0; preconditioned it gives the
+    # best linear estimate of a residual of unit variance, r (1 - s) / ((1 - s)^2 + s^2).
     shader.transformer.proj_out.weight.zero_()
     shader.transformer.proj_out.bias.zero_()
     output = shader(noisy, level, condition)
