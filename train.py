@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.video import VideoDataModule
 from lightning_modules.stage import Stage
+from runtime.provenance import peak_memory_mb
 
 RUNS = Path(os.environ.get("VISA_RUNS", "runs"))
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -35,6 +36,8 @@ class StageCLI(LightningCLI):
                 default=None,
                 help="`shipped` or a file; by default the newest complete fit run's, else the shipped",
             )
+        if "weights_only" in parser.get_defaults():
+            parser.set_defaults({"weights_only": True})  # a checkpoint is data: nothing in it may run
         if subcommand == "test":
             parser.add_argument("--quick", action="store_true", help="take every 4th frame of the test blocks")
         if subcommand == "predict":
@@ -88,6 +91,7 @@ class StageCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where results are."""
         folder = self.trainer.log_dir
+        self.trainer.print(f"peak memory: {peak_memory_mb() / 1000:.1f} GB")
         self.trainer.print(f"weights: {folder}/weights.safetensors\npictures and curves: tensorboard --logdir {RUNS}")
 
     def _load(self) -> None:

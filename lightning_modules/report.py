@@ -18,6 +18,7 @@ from metrics.evaluation import Prediction, evaluate_rows
 from metrics.table import report_metrics
 from networks.body import BodyModel
 from runtime.media import sheet, side_by_side, write_image, write_video
+from runtime.provenance import peak_memory_mb
 
 if TYPE_CHECKING:
     from lightning_modules.stage import Stage
@@ -97,6 +98,7 @@ class TestReport:
             seed=self.stage.seed,
             protocol=f"{self.protocol}; {module.resolution} px, {frames} of the test blocks",
             device=self.stage.device,
+            peak_memory_mb=round(peak_memory_mb()),
         )
 
     @staticmethod

@@ -1,7 +1,9 @@
 """What made a result: revision of the code and machine."""
 
 import platform
+import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -42,3 +44,9 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, MB."""
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # getrusage counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
