@@ -123,6 +123,8 @@ def main(arguments: list[str] | None = None, cli: type[StageCLI] = StageCLI) -> 
         cli: `BuildOnly` instantiates without running, for tests.
     """
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # The sampler itself goes on where the checkpoint ended.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings(
         "ignore", message=".*in eval mode at the start of training.*"

@@ -12,27 +12,21 @@ from datamodules.batch import VideoBatch
 from lightning_modules.distillation import Distillation
 from losses.adversarial import Pairing, approximate_penalty, discriminator_loss, generator_loss, logit_accuracy
 from losses.flow import add_noise, sample_levels
-from networks.codec import BlockCodec, WanCodec
 from networks.discriminator import WanDiscriminator
-from networks.shader import ShaderCondition, VideoShader
+from networks.shader import ShaderCondition
 
 
 class Adversarial(Distillation):
     """Distribution matching + an adversarial term against real video, on the student's own rollouts.
 
     Args:
-        shader, codec: as in `Distillation`.
-        student_weights: the distilled student.
-        num_steps: training batches, each one generator update.
         adversarial_weight: of the adversarial term beside distribution matching.
         penalty_weight: of the approximate R1 and R2.
         pairing: relativistic, hinge or non_saturating.
         discriminator_learning_rate: of AdamW.
         use_reference: let the reference's features judge the whole clip.
         train_backbone: train the discriminator's backbone as well as its heads.
-        teacher_weights, body_model, remove_neck, feature_channels, reconstruction_weights, noise_levels, learning_rate,
-        critic_learning_rate, critic_updates, guidance, shift, loss_floor, clip_norm, test_sampling_steps, test_window,
-            out, seed: as in `Distillation`.
+        distillation: as in `Distillation`, whose student this stage starts from.
     """
 
     stage = "adversarial"
@@ -40,58 +34,17 @@ class Adversarial(Distillation):
 
     def __init__(
         self,
-        shader: VideoShader,
-        codec: BlockCodec | WanCodec,
-        student_weights: str | None = "assets/weights/student.safetensors",
-        num_steps: int = 100,
         adversarial_weight: float = 0.05,
         penalty_weight: float = 0.1,
         pairing: Pairing = "relativistic",
         discriminator_learning_rate: float = 1e-4,
         use_reference: bool = True,
         train_backbone: bool = False,
-        teacher_weights: str | None = "assets/weights/teacher.safetensors",
-        body_model: str = "assets/body/smplx_anny.npz",
-        remove_neck: bool = True,
-        feature_channels: int = 16,
-        reconstruction_weights: str = "assets/weights/reconstruction.safetensors",
-        noise_levels: list[float] = [1.0, 0.9, 0.75, 0.5],  # noqa: B006
-        learning_rate: float = 2e-5,
-        critic_learning_rate: float = 4e-5,
-        critic_updates: int = 2,
-        guidance: float = 1.0,
-        shift: float = 3.0,
-        loss_floor: float = 0.25,
-        clip_norm: float = 1.0,
-        test_sampling_steps: int = 20,
-        test_window: int = 9,
-        out: str = "out.mp4",
-        seed: int = 0,
+        **distillation: Any,
     ) -> None:
-        super().__init__(
-            shader=shader,
-            codec=codec,
-            num_steps=num_steps,
-            objective="distribution_matching",
-            teacher_weights=teacher_weights,
-            student_weights=student_weights,
-            body_model=body_model,
-            remove_neck=remove_neck,
-            feature_channels=feature_channels,
-            reconstruction_weights=reconstruction_weights,
-            noise_levels=noise_levels,
-            learning_rate=learning_rate,
-            critic_learning_rate=critic_learning_rate,
-            critic_updates=critic_updates,
-            guidance=guidance,
-            shift=shift,
-            loss_floor=loss_floor,
-            clip_norm=clip_norm,
-            test_sampling_steps=test_sampling_steps,
-            test_window=test_window,
-            out=out,
-            seed=seed,
-        )
+        super().__init__(**distillation)
+        if self.objective != "distribution_matching":
+            raise ValueError(f"the adversarial stage needs objective distribution_matching, not {self.objective}")
         self.adversarial_weight, self.penalty_weight, self.pairing = adversarial_weight, penalty_weight, pairing
         self.discriminator_learning_rate = discriminator_learning_rate
         if not train_backbone:

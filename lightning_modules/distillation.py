@@ -73,7 +73,7 @@ class Distillation(ShadingStage):
         critic_updates: int = 2,
         guidance: float = 1.0,
         shift: float = 3.0,
-        loss_floor: float = 0.25,
+        loss_floor: float = 0.5,
         trajectory_steps: int = 8,
         clip_norm: float = 1.0,
         test_sampling_steps: int = 20,

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from callbacks.finite import check_finite
 from datamodules.template import build_template
+from losses.finite import check_finite
 from networks.body import BodyModel
 from networks.reconstructor import GaussianReconstructor
 from networks.weights import load_weights, save_weights

@@ -52,7 +52,7 @@ class Teacher(ShadingStage):
         weights: str | None = None,
         learning_rate: float = 4e-4,
         shift: float = 3.0,
-        loss_floor: float = 0.25,
+        loss_floor: float = 0.5,
         dropout: dict[str, float] = {"maps": 0.05, "semantic": 0.1, "reference": 0.1},  # noqa: B006
         validation_sampling_steps: int = 8,
         test_sampling_steps: int = 50,
