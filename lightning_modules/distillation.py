@@ -167,7 +167,9 @@ class Distillation(ShadingStage):
         index = per_frame.to(condition.guide.device)[None, :, None, :, None, None].expand(1, *stacked.shape[1:])
         noisy = stacked.gather(0, index)[0]
         prediction = self.student(noisy, level, condition, "block_causal")
-        return {"ode": ode_regression_loss(prediction.x0, states[0.0], (level > 0).float())}
+        return {
+            "ode": ode_regression_loss(prediction.x0, states[0.0], (level > 0).float(), self.codec.channel_weight())
+        }
 
     def matching_terms(self, condition: ShaderCondition) -> tuple[dict[str, Tensor], Tensor]:
         """Distribution matching on the student's own rollout, and the rollout with its graph.
@@ -208,7 +210,8 @@ class Distillation(ShadingStage):
             ].expand(-1, sample.shape[2])
             noise = self.noise(sample, 11 + 2 * update)
             velocity = self.critic(add_noise(sample, noise, level), level, condition).velocity
-            self.update("critic", {"critic": velocity_loss(velocity, sample, noise, level, self.loss_floor).mean()}, {})
+            loss = velocity_loss(velocity, sample, noise, level, self.loss_floor) * self.codec.channel_weight()
+            self.update("critic", {"critic": loss.mean()}, {})
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         """One rollout of the validation window against the truth."""

@@ -84,7 +84,8 @@ class Teacher(ShadingStage):
         noise = self.noise(x0, 1)
         condition = self.drop_conditions(condition, self.dropout)
         prediction = self.shader(add_noise(x0, noise, level), level, condition)
-        terms = {"flow": velocity_loss(prediction.velocity, x0, noise, level, self.loss_floor).mean()}
+        loss = velocity_loss(prediction.velocity, x0, noise, level, self.loss_floor) * self.codec.channel_weight()
+        terms = {"flow": loss.mean()}
         self.step += 1
         return self.weighted_sum(terms, {})
 

@@ -43,6 +43,14 @@ class BlockCodec(nn.Module):
         if statistics is not None:
             self.load_statistics(statistics)
 
+    def channel_weight(self) -> Tensor:
+        """`[64,1,1,1]` weight of each channel's squared error, mean 1: its share of pixels, to the power one half.
+
+        Whitened, a coefficient of two grey levels would count as much as the mean of a block. In proportion to `scale`
+        the loss lies half-way between that and the error of pixels; what it is least for does not change.
+        """
+        return (self.scale / self.scale.mean())[:, None, None, None]
+
     def num_latent_frames(self, num_frames: int) -> int:
         """Latent frames that `num_frames` pixel frames become."""
         return num_frames
@@ -166,6 +174,10 @@ class WanCodec(nn.Module):
         """Stay in evaluation mode: the codec is frozen."""
         del mode
         return super().train(False)
+
+    def channel_weight(self) -> Tensor:
+        """`[C,1,1,1]` ones: a learned codec's channels count alike."""
+        return torch.ones_like(self.scale[0])
 
     def num_latent_frames(self, num_frames: int) -> int:
         """Latent frames that `num_frames` pixel frames become. ValueError unless `num_frames` is 1 + 4k."""

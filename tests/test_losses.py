@@ -59,7 +59,7 @@ def test_ode_regression_counts_noisy_frames_only() -> None:
     x0, target = latents(0), latents(1)
     counts = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     expected = (F.mse_loss(x0[0, :, 0], target[0, :, 0]) + F.mse_loss(x0[1, :, 2], target[1, :, 2])) / 2
-    torch.testing.assert_close(ode_regression_loss(x0, target, counts), expected)
+    torch.testing.assert_close(ode_regression_loss(x0, target, counts, torch.ones(4, 1, 1, 1)), expected)
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
