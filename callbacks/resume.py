@@ -42,7 +42,8 @@ class ResumeCheckpoint(Checkpoint):
     def _write(trainer: Trainer) -> None:
         folder = Path(trainer.log_dir or ".") / "checkpoints"
         if trainer.world_size > 1:
-            trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)  # a collective call: every rank has to take part
+            # A collective call: every rank has to take part.
+            trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
             return
         with atomic_path(folder / "last.ckpt") as scratch:
             trainer.save_checkpoint(scratch, weights_only=False)

@@ -77,7 +77,8 @@ class Adversarial(Distillation):
             real_logits = self.logits(add_noise(real, noise, level), level, condition)
         fake_logits = self.logits(add_noise(sample, noise, level), level, condition)
         terms["adversarial"] = generator_loss(real_logits, fake_logits, self.pairing).mean()
-        self.update("student", terms, {"adversarial": self.adversarial_weight})
+        weights = {**self.loss_weights, "adversarial": self.adversarial_weight}
+        self.update("student", terms | self.paired_terms(sample, batch), weights)
         self.critic_step(condition, sample.detach())
         self.discriminator_step(condition, real, sample.detach())
         self.step += 1

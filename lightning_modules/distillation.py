@@ -19,6 +19,7 @@ from lightning_modules.shading import ShadingStage
 from lightning_modules.stage import COMMANDS
 from losses.distillation import distribution_matching_loss, ode_regression_loss
 from losses.flow import add_noise, sample_levels, velocity_loss
+from losses.image import l1
 from networks.codec import BlockCodec, WanCodec
 from networks.rollout import CausalRollout
 from networks.sampler import integrate, shifted_levels
@@ -41,6 +42,8 @@ class Distillation(ShadingStage):
         noise_levels: the student's denoising steps, from 1 downwards.
         learning_rate, critic_learning_rate: of AdamW.
         critic_updates: critic updates for each generator update, on the generator's rollout.
+        loss_weights: weight of each raw term of the student; terms not named count once. `l1` and `perceptual` compare
+            decoded frames with the true ones.
         guidance: w of the teacher's `u + w (c - u)`; 1 is off.
         shift: timestep shift of teacher and critic.
         loss_floor: of the critic, as in `Teacher`.
@@ -71,6 +74,7 @@ class Distillation(ShadingStage):
         learning_rate: float = 2e-5,
         critic_learning_rate: float = 4e-5,
         critic_updates: int = 2,
+        loss_weights: dict[str, float] = {"l1": 10.0, "perceptual": 1.0},  # noqa: B006
         guidance: float = 1.0,
         shift: float = 3.0,
         loss_floor: float = 0.5,
@@ -91,7 +95,7 @@ class Distillation(ShadingStage):
             critic_learning_rate,
             critic_updates,
         )
-        self.loss_floor = loss_floor
+        self.loss_floor, self.loss_weights = loss_floor, dict(loss_weights)
         self.trajectory_steps, self.clip_norm = trajectory_steps, clip_norm
         self.test_sampling_steps, self.test_window, self.out = test_sampling_steps, test_window, out
         self.student = shader
@@ -119,13 +123,20 @@ class Distillation(ShadingStage):
     def training_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
         """One generator update, then the critic's updates on the same rollout."""
         condition, _, _ = self.read(batch)
-        if self.objective == "ode":
-            self.update("student", self.ode_terms(condition), {})
-        else:
-            terms, sample = self.matching_terms(condition)
-            self.update("student", terms, {})
+        terms, sample = self.ode_terms(condition) if self.objective == "ode" else self.matching_terms(condition)
+        self.update("student", terms | self.paired_terms(sample, batch), self.loss_weights)
+        if self.critic is not None:
             self.critic_step(condition, sample.detach())
         self.step += 1
+
+    def paired_terms(self, sample: Tensor, batch: VideoBatch) -> dict[str, Tensor]:
+        """L1 of all decoded frames and perceptual distance of one, against the window's true frames."""
+        frames = self.codec.decode(sample)
+        one = int(torch.randint(frames.shape[1], (1,), generator=self.generator(5)))
+        return {
+            "l1": l1(frames, batch.frames).mean(),
+            "perceptual": self.perceptual(frames[:, one].clamp(0, 1), batch.frames[:, one]).mean(),
+        }
 
     def update(self, name: str, terms: dict[str, Tensor], weights: dict[str, float]) -> None:
         """Backward, clip and step the optimizer of one network (`student`, `critic`, ...), then its schedule."""
@@ -146,8 +157,12 @@ class Distillation(ShadingStage):
         """Names of the trained networks in the order of their optimizers."""
         return ["student"] if self.critic is None else ["student", "critic"]
 
-    def ode_terms(self, condition: ShaderCondition) -> dict[str, Tensor]:
-        """Regression from states of the teacher's trajectory, each chunk at its own level (or clean, as context)."""
+    def ode_terms(self, condition: ShaderCondition) -> tuple[dict[str, Tensor], Tensor]:
+        """Regression from states of the teacher's trajectory, each chunk at its own level (or clean, as context).
+
+        Returns:
+            the term and the student's x0.
+        """
         levels = sorted({*shifted_levels(self.trajectory_steps, self.shift), *self.noise_levels}, reverse=True)
         states: dict[float, Tensor] = {}
         with torch.no_grad():
@@ -167,9 +182,9 @@ class Distillation(ShadingStage):
         index = per_frame.to(condition.guide.device)[None, :, None, :, None, None].expand(1, *stacked.shape[1:])
         noisy = stacked.gather(0, index)[0]
         prediction = self.student(noisy, level, condition, "block_causal")
-        return {
-            "ode": ode_regression_loss(prediction.x0, states[0.0], (level > 0).float(), self.codec.channel_weight())
-        }
+        counts = (level > 0).float()
+        loss = ode_regression_loss(prediction.x0, states[0.0], counts, self.codec.channel_weight())
+        return {"ode": loss}, prediction.x0
 
     def matching_terms(self, condition: ShaderCondition) -> tuple[dict[str, Tensor], Tensor]:
         """Distribution matching on the student's own rollout, and the rollout with its graph.
