@@ -19,7 +19,6 @@ from lightning_modules.shading import ShadingStage
 from lightning_modules.stage import COMMANDS
 from losses.distillation import distribution_matching_loss, ode_regression_loss
 from losses.flow import add_noise, sample_levels, velocity_loss
-from losses.image import l1
 from networks.codec import BlockCodec, WanCodec
 from networks.rollout import CausalRollout
 from networks.sampler import integrate, shifted_levels
@@ -128,15 +127,6 @@ class Distillation(ShadingStage):
         if self.critic is not None:
             self.critic_step(condition, sample.detach())
         self.step += 1
-
-    def paired_terms(self, sample: Tensor, batch: VideoBatch) -> dict[str, Tensor]:
-        """L1 of all decoded frames and perceptual distance of one, against the window's true frames."""
-        frames = self.codec.decode(sample)
-        one = int(torch.randint(frames.shape[1], (1,), generator=self.generator(5)))
-        return {
-            "l1": l1(frames, batch.frames).mean(),
-            "perceptual": self.perceptual(frames[:, one].clamp(0, 1), batch.frames[:, one]).mean(),
-        }
 
     def update(self, name: str, terms: dict[str, Tensor], weights: dict[str, float]) -> None:
         """Backward, clip and step the optimizer of one network (`student`, `critic`, ...), then its schedule."""

@@ -9,6 +9,7 @@ from callbacks.tensorboard_media import log_image, log_video
 from datamodules.batch import VideoBatch
 from lightning_modules.report import TestReport
 from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
+from losses.image import l1
 from losses.perceptual import PerceptualDistance
 from metrics.image import psnr
 from networks.codec import BlockCodec, WanCodec
@@ -67,6 +68,15 @@ class ShadingStage(Stage):
     def noise(self, like: Tensor, stream: int) -> Tensor:
         """Standard normal noise of this step, one stream a use."""
         return torch.randn(like.shape, generator=self.generator(stream)).to(like.device)
+
+    def paired_terms(self, sample: Tensor, batch: VideoBatch) -> dict[str, Tensor]:
+        """L1 of all decoded frames and perceptual distance of one, against the window's true frames."""
+        frames = self.codec.decode(sample)
+        one = int(torch.randint(frames.shape[1], (1,), generator=self.generator(5)))
+        return {
+            "l1": l1(frames, batch.frames).mean(),
+            "perceptual": self.perceptual(frames[:, one].clamp(0, 1), batch.frames[:, one]).mean(),
+        }
 
     def drop_conditions(self, condition: ShaderCondition, probabilities: dict[str, float]) -> ShaderCondition:
         """Guidance dropout: each signal is dropped for each sample with its own probability."""

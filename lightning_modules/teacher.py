@@ -31,6 +31,8 @@ class Teacher(ShadingStage):
         shift: timestep shift of training and sampling.
         loss_floor: noise level below which the loss stops growing (`losses.flow.velocity_loss`); 0 for pretrained
             weights.
+        loss_weights: weight of each raw term; terms not named count once. `l1` and `perceptual` compare the decoded
+            x0 estimate with the true frames: residuals are heavy-tailed, and few batches leave noise in samples without.
         dropout: probability of dropping each signal, for guidance.
         validation_sampling_steps, test_sampling_steps: Euler steps.
         test_window: frames that one teacher window paints in `test`.
@@ -53,6 +55,7 @@ class Teacher(ShadingStage):
         learning_rate: float = 4e-4,
         shift: float = 3.0,
         loss_floor: float = 0.5,
+        loss_weights: dict[str, float] = {"l1": 10.0, "perceptual": 1.0},  # noqa: B006
         dropout: dict[str, float] = {"maps": 0.05, "semantic": 0.1, "reference": 0.1},  # noqa: B006
         validation_sampling_steps: int = 8,
         test_sampling_steps: int = 50,
@@ -60,7 +63,7 @@ class Teacher(ShadingStage):
         seed: int = 0,
     ) -> None:
         super().__init__(num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed)
-        self.loss_floor = loss_floor
+        self.loss_floor, self.loss_weights = loss_floor, dict(loss_weights)
         self.shader, self.learning_rate, self.shift, self.dropout = shader, learning_rate, shift, dict(dropout)
         self.validation_sampling_steps, self.test_sampling_steps, self.test_window = (
             validation_sampling_steps,
@@ -85,9 +88,9 @@ class Teacher(ShadingStage):
         condition = self.drop_conditions(condition, self.dropout)
         prediction = self.shader(add_noise(x0, noise, level), level, condition)
         loss = velocity_loss(prediction.velocity, x0, noise, level, self.loss_floor) * self.codec.channel_weight()
-        terms = {"flow": loss.mean()}
+        terms = {"flow": loss.mean(), **self.paired_terms(prediction.x0, batch)}
         self.step += 1
-        return self.weighted_sum(terms, {})
+        return self.weighted_sum(terms, self.loss_weights)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         """Many-step samples against the truth of the validation block."""
