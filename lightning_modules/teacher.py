@@ -31,8 +31,8 @@ class Teacher(ShadingStage):
         shift: timestep shift of training and sampling.
         loss_floor: noise level below which the loss stops growing (`losses.flow.velocity_loss`); 0 for pretrained
             weights.
-        loss_weights: weight of each raw term; terms not named count once. `l1` and `perceptual` compare the decoded
-            x0 estimate with the true frames: residuals are heavy-tailed, and few batches leave noise in samples without.
+        loss_weights: weight of each raw term; terms not named count once. `l1` and `perceptual` compare the
+            decoded x0 estimate with the true frames: residuals are heavy-tailed, and few batches alone leave noise.
         dropout: probability of dropping each signal, for guidance.
         validation_sampling_steps, test_sampling_steps: Euler steps.
         test_window: frames that one teacher window paints in `test`.
