@@ -10,7 +10,6 @@ from runtime.media import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "real"
-torch.set_num_threads(2)
 
 
 def write_clip(folder: Path, name: str, num_frames: int = 40, size: tuple[int, int] = (72, 96), seed: int = 0) -> Path:
