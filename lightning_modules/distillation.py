@@ -48,7 +48,9 @@ class Distillation(ShadingStage):
         loss_floor: of the critic, as in `Teacher`.
         trajectory_steps: Euler steps of the teacher's trajectories (`ode`).
         clip_norm: largest gradient norm of each network.
-        test_sampling_steps, test_window: of the teacher's row in `test`.
+        teacher_test_steps: Euler steps of the teacher's rows in `test`; the first, chosen on validation, is the row
+            `teacher`.
+        test_window: frames that one teacher window paints in `test`.
         out: where `predict` writes.
         seed: of the noise.
     """
@@ -79,7 +81,7 @@ class Distillation(ShadingStage):
         loss_floor: float = 0.5,
         trajectory_steps: int = 8,
         clip_norm: float = 1.0,
-        test_sampling_steps: int = 20,
+        teacher_test_steps: list[int] = [1, 4, 20],  # noqa: B006
         test_window: int = 9,
         out: str = "out.mp4",
         seed: int = 0,
@@ -96,7 +98,7 @@ class Distillation(ShadingStage):
         )
         self.loss_floor, self.loss_weights = loss_floor, dict(loss_weights)
         self.trajectory_steps, self.clip_norm = trajectory_steps, clip_norm
-        self.test_sampling_steps, self.test_window, self.out = test_sampling_steps, test_window, out
+        self.teacher_test_steps, self.test_window, self.out = list(teacher_test_steps), test_window, out
         self.student = shader
         self.teacher = copy.deepcopy(shader)
         if teacher_weights is not None:
@@ -226,14 +228,14 @@ class Distillation(ShadingStage):
         )
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Rows: splat, teacher, teacher at the student's number of steps (undistilled), student."""
+        """Rows: splat, the undistilled teacher at several numbers of steps, student."""
         assert self.report is not None
         self.test_splat(batch)
-        few = len(self.noise_levels)
-        for name, num_steps in (("teacher", self.test_sampling_steps), (f"teacher, {few} steps", few)):
+        for index, num_steps in enumerate(self.teacher_test_steps):
+            name = "teacher" if index == 0 else f"teacher, {num_steps} steps"
             with self.report.timed(name, batch, num_steps) as row:
                 row.frames = self.paint_teacher(self.teacher, batch, num_steps, self.test_window, self.shift)
-        with self.report.timed("student", batch, few) as row:
+        with self.report.timed("student", batch, len(self.noise_levels)) as row:
             row.frames = self.paint_student(self.student, batch, self.noise_levels)
         self.report.close_block(batch)
 
