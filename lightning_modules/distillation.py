@@ -66,7 +66,7 @@ class Distillation(ShadingStage):
         num_steps: int = 100,
         objective: Literal["ode", "distribution_matching"] = "distribution_matching",
         teacher_weights: str | None = "assets/weights/teacher.safetensors",
-        student_weights: str | None = "assets/weights/student_ode.safetensors",
+        student_weights: str | None = "assets/weights/student.safetensors",
         body_model: str = "assets/body/smplx_anny.npz",
         remove_neck: bool = True,
         feature_channels: int = 16,
@@ -89,7 +89,7 @@ class Distillation(ShadingStage):
         super().__init__(num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed)
         self.automatic_optimization = False
         if objective == "ode":
-            self.stage, self.shipped = "shader_ode", "assets/weights/student_ode.safetensors"
+            self.stage, self.shipped = "shader_ode", "assets/weights/student.safetensors"
         self.objective, self.noise_levels, self.guidance, self.shift = objective, list(noise_levels), guidance, shift
         self.learning_rate, self.critic_learning_rate, self.critic_updates = (
             learning_rate,

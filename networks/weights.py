@@ -33,6 +33,7 @@ def save_weights(
     }
     with atomic_path(path) as scratch:
         save_file(tensors, str(scratch), metadata={"provenance": json.dumps(metadata)})
+        scratch.chmod(0o644)  # the library writes files that only their owner may read
     return path
 
 
