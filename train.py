@@ -125,11 +125,19 @@ def main(arguments: list[str] | None = None, cli: type[StageCLI] = StageCLI) -> 
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # The sampler itself goes on where the checkpoint ended.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message=".*predict returned None.*")  # it writes a video
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings(
         "ignore", message=".*in eval mode at the start of training.*"
     )  # the fixed perceptual network
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+    try:
+        return _run(cli, with_default_config(sys.argv[1:] if arguments is None else arguments))
+    except ValueError as error:
+        raise _first_line_cause(error) from None
+
+
+def _run(cli: type[StageCLI], arguments: list[str]) -> StageCLI:
     return cli(
         Stage,
         VideoDataModule,
@@ -137,8 +145,18 @@ def main(arguments: list[str] | None = None, cli: type[StageCLI] = StageCLI) -> 
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        args=with_default_config(sys.argv[1:] if arguments is None else arguments),
+        # The sampler knows rank and world size itself; Lightning's would share its steps out among the ranks.
+        trainer_defaults={"use_distributed_sampler": False},
+        args=arguments,
     )
+
+
+def _first_line_cause(error: BaseException) -> BaseException:
+    """The constructor's own one-line error: the parser folds it into a page about every type it tried."""
+    cause: BaseException | None = error
+    while cause is not None and "\n" in str(cause):
+        cause = cause.__cause__ or cause.__context__
+    return error if cause is None else cause
 
 
 class BuildOnly(StageCLI):

@@ -342,7 +342,7 @@ def test_wan_weights_must_fit() -> None:
 def test_misuse_is_named() -> None:
     shader, condition, (noisy, level) = make_shader(), make_condition(), make_noisy()
     for keyword, match in (
-        ({"prediction": "noise"}, "choose velocity or x0"),
+        ({"prediction": "noise"}, "choose velocity"),
         ({"patch_size": (2, 2, 2)}, "one latent frame"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -58,19 +58,23 @@ def driving_points(track_path: str, num_frames: int) -> np.ndarray:
     return (pixels[..., :2] / pixels[..., 2:]).numpy()
 
 
+def enlarge(frames: Tensor) -> Tensor:
+    """Frames `[T,3,H,W]` at a size in which detectors find faces."""
+    scale = max(DETECTION_SIDE // frames.shape[-1], 1)
+    return F.interpolate(frames, scale_factor=scale, mode="bicubic").clamp(0, 1)
+
+
 def detected_points(frames: Tensor, fps: float) -> tuple[np.ndarray, np.ndarray]:
     """`[T,478,2]` face points found in frames `[T,3,H,W]`, and `[T]` whether a face was found."""
-    scale = max(DETECTION_SIDE // frames.shape[-1], 1)
-    enlarged = F.interpolate(frames, scale_factor=scale, mode="bicubic").clamp(0, 1)
     with tempfile.TemporaryDirectory() as folder:
-        found = detect(write_video(Path(folder) / "enlarged.mp4", enlarged, fps))
+        found = detect(write_video(Path(folder) / "enlarged.mp4", enlarge(frames), fps))
     return found.face[..., :2], found.has_face
 
 
 def pictures(path: str) -> Tensor:
     """A photo, or every 25th frame of a video, `[N,3,H,W]`."""
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        return torch.from_numpy(read_image(Path(path))).permute(2, 0, 1)[None].float() / 255
+        return torch.tensor(read_image(Path(path))).permute(2, 0, 1)[None].float() / 255
     return read_video(path)[0][::25]
 
 
@@ -89,7 +93,7 @@ def main() -> int:
     for name, measure in (("mouth", mouth_of), ("yaw", yaw_of)):
         result[f"{name}_correlation"] = float(np.corrcoef(measure(found[seen]), measure(driven[seen]))[0, 1])
     identity = FaceIdentity()
-    embedded = identity.embed_all(frames[:: max(len(frames) // 24, 1)])
+    embedded = identity.embed_all(enlarge(frames[:: max(len(frames) // 24, 1)]))
     for name, path in (("photo", options.photo), ("other", options.other)):
         if path is not None:
             distances = [
