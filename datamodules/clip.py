@@ -116,13 +116,14 @@ class Splits:
         return mask
 
 
-def _decode_video(path: Path, gray: bool) -> np.ndarray:
-    """All frames of a video, `[T,H,W,3]` (or `[T,H,W,1]`) uint8."""
+def _decode_video(path: Path, gray: bool, window: tuple[slice, slice] = (slice(None), slice(None))) -> np.ndarray:
+    """All frames of a video, cut to `window`, `[T,h,w,3]` (or `[T,h,w,1]`) uint8."""
     import av
 
     try:
         with av.open(str(path)) as container:
-            frames = [f.to_ndarray(format="gray" if gray else "rgb24") for f in container.decode(video=0)]
+            form = "gray" if gray else "rgb24"
+            frames = [f.to_ndarray(format=form)[window].copy() for f in container.decode(video=0)]
     except (av.FFmpegError, IndexError, OSError) as error:
         raise ValueError(
             f"{path} cannot be decoded as video ({error}): re-encode it, for example to H.264 mp4"
@@ -133,14 +134,14 @@ def _decode_video(path: Path, gray: bool) -> np.ndarray:
     return stack[..., None] if gray else stack
 
 
-def _decode_image(path: Path, gray: bool) -> np.ndarray:
+def _decode_image(path: Path, gray: bool, window: tuple[slice, slice] = (slice(None), slice(None))) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
         image = np.asarray(Image.open(path).convert("L" if gray else "RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): save it as PNG or JPEG") from error
-    return (image[..., None] if gray else image)[None]
+    return (image[..., None] if gray else image)[window][None]
 
 
 class Clip:
@@ -192,24 +193,29 @@ class Clip:
                 f"no mask at {mask_path}: make it with `python -m tools.track {self.path} --out {self.path.parent}`"
             )
         decode = _decode_image if self.is_image else _decode_video
-        frames, masks = decode(self.path, gray=False), decode(mask_path, gray=True)
-        for label, array in (("video", frames), ("mask", masks)):
-            if len(array) != self.num_frames:
-                raise ValueError(
-                    f"{self.path}: the {label} has {len(array)} frames, its track {self.num_frames}; track it again"
-                )
-        if masks.shape[1:3] != frames.shape[1:3]:
-            raise ValueError(
-                f"{mask_path} is {masks.shape[2]}x{masks.shape[1]}, "
-                f"the video {frames.shape[2]}x{frames.shape[1]}; track it again"
-            )
+        masks = decode(mask_path, gray=True)
+        self._check_length("mask", masks)
         x0, y0, self.size = self._crop(masks)
-        window = np.s_[:, y0 : y0 + self.size, x0 : x0 + self.size]
-        self._frames, self._masks = np.ascontiguousarray(frames[window]), np.ascontiguousarray(masks[window])
+        window = (slice(y0, y0 + self.size), slice(x0, x0 + self.size))
+        frames = decode(self.path, gray=False, window=window)
+        self._check_length("video", frames)
+        self._frames, self._masks = frames, np.ascontiguousarray(masks[(slice(None), *window)])
+        if self._masks.shape[1:3] != frames.shape[1:3]:
+            raise ValueError(f"{mask_path} is larger than the video; track it again")
         self.track["intrinsics"] = self.track["intrinsics"].copy()
         self.track["intrinsics"][:, 0, 2] -= x0
         self.track["intrinsics"][:, 1, 2] -= y0
         return self
+
+    def _check_length(self, label: str, frames: np.ndarray) -> None:
+        if len(frames) != self.num_frames:
+            raise ValueError(
+                f"{self.path}: the {label} has {len(frames)} frames, its track {self.num_frames}; track it again"
+            )
+
+    def release(self) -> None:
+        """Free the decoded frames; the clip cannot be read any more."""
+        self._frames = self._masks = None
 
     def _crop(self, masks: np.ndarray) -> tuple[int, int, int]:
         """Left, top and side of the largest square centred on the person's mean position over the valid frames."""

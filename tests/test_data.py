@@ -102,7 +102,7 @@ def test_a_wrong_track_is_one_line(tmp_path: Path, damage: object, message: str)
 def test_a_track_of_another_length_than_the_video_is_an_error(tmp_path: Path) -> None:
     path = write_clip(tmp_path, "a", num_frames=6)
     np.savez(tmp_path / "a.track.npz", **clip_track(7))
-    with pytest.raises(ValueError, match="video has 6 frames, its track 7"):
+    with pytest.raises(ValueError, match="has 6 frames, its track 7"):
         Clip(path).load()
 
 
