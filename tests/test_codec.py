@@ -7,8 +7,9 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from networks.codec import BlockCodec, WanCodec
+from runtime.media import read_video
 
-REAL_CLIP = Path(__file__).parents[2] / "shared" / "real" / "webcam_man.mp4"
+REAL_CLIP = Path(__file__).parents[1] / "assets" / "clips" / "webcam_man.mp4"
 SMALL_VAE = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 
 
@@ -55,13 +56,7 @@ def test_block_codec_codes_each_frame_alone(whitened: BlockCodec) -> None:
 
 
 def test_block_codec_quality_on_real_video() -> None:
-    if not REAL_CLIP.is_file():
-        pytest.skip("the real clip is not beside the repository")
-    from decord import VideoReader
-
-    reader = VideoReader(str(REAL_CLIP))
-    pictures = torch.from_numpy(reader.get_batch(list(range(0, len(reader), 150))).asnumpy())
-    pictures = pictures.permute(0, 3, 1, 2)[:, :, :, 50:350].float() / 255
+    pictures = read_video(REAL_CLIP)[0][::150, :, :, 50:350]
     frames = torch.nn.functional.interpolate(pictures, (128, 128), mode="bilinear", antialias=True)[None]
     codec = BlockCodec()
     error = (codec.decode(codec.encode(frames)) - frames).square().mean()
