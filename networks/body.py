@@ -284,12 +284,34 @@ class BodyModel(nn.Module):
         """Posed vertices [...,V,3] (only `vertex_ids` [N] if given) and joints [...,55,3], metres."""
         transforms, joints, rotations = self._pose_joints(params)
         vertices = self.rest_vertices(params.betas, params.expression, vertex_ids)
-        if self.posedirs is not None:
-            posedirs = self.posedirs if vertex_ids is None else self.posedirs[vertex_ids]
-            eye = torch.eye(3, device=rotations.device, dtype=rotations.dtype)
-            vertices = vertices + _blend((rotations[..., 1:, :, :] - eye).flatten(-3), posedirs)
+        posedirs = self.posedirs if self.posedirs is None or vertex_ids is None else self.posedirs[vertex_ids]
+        vertices = self._with_pose_offsets(vertices, rotations, posedirs)
         weights = self.lbs_weights if vertex_ids is None else self.lbs_weights[vertex_ids]
         return skin(vertices, weights, transforms), joints
+
+    def carry(self, points: Tensor, params: BodyParams) -> tuple[Tensor, Tensor]:
+        """Move points that ride on this model's vertices, one each, as the vertices themselves would move.
+
+        Args:
+            points: [...,V,3] in the T-pose, the person's shape in them already, the expression not.
+            params: leading dims as the points' or broadcasting with them.
+
+        Returns:
+            posed points [...,V,3] and the joints' transforms [...,55,3,4] from rest to posed space.
+        """
+        transforms, _, rotations = self._pose_joints(params)
+        # Shape columns times zero: slicing the expression columns out would copy them at every call.
+        neutral = torch.zeros_like(params.expression[..., :1]).expand(*params.expression.shape[:-1], NUM_BETAS)
+        points = points + _blend(_coefficients(neutral, params.expression), self.blendshapes)
+        points = self._with_pose_offsets(points, rotations, self.posedirs)
+        return skin(points, self.lbs_weights, transforms), transforms
+
+    def _with_pose_offsets(self, vertices: Tensor, rotations: Tensor, posedirs: Tensor | None) -> Tensor:
+        """Add the pose-dependent offsets [V,3,486] of local joint rotations [...,55,3,3], where the model has them."""
+        if posedirs is None:
+            return vertices
+        eye = torch.eye(3, device=rotations.device, dtype=rotations.dtype)
+        return vertices + _blend((rotations[..., 1:, :, :] - eye).flatten(-3), posedirs)
 
     def _pose_joints(self, params: BodyParams) -> tuple[Tensor, Tensor, Tensor]:
         """Rest-to-posed transforms [...,55,3,4], joints [...,55,3] and local rotations [...,55,3,3]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from networks.rasterizer import rasterize
 # B people, T frames, N Gaussians, C feature channels.
 
 
-@dataclass
+@dataclass(frozen=True)
 class Gaussians:
     """3D Gaussians with leading shape [...].
 
@@ -93,9 +93,11 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     return F.normalize(candidates.gather(-2, best)[..., 0, :], dim=-1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Avatar:
     """A person's canonical Gaussians, `[B,...]`: the record that one photo gives.
+
+    `runtime.avatar_files` saves and loads it; `runtime.splat_files` exports Gaussians for other viewers.
 
     Attributes:
         gaussians: in the T-pose with the person's shape and a neutral expression.
@@ -108,6 +110,14 @@ class Avatar:
     betas: Tensor
     vertex_ids: Tensor
     background: Tensor
+    # The body model that posed the avatar last, and its vertices that carry Gaussians: cut out once, not at every call.
+    _carriers: list[tuple[BodyModel, BodyModel]] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def _carrier(self, body: BodyModel) -> BodyModel:
+        """The part of `body` that carries the Gaussians, one vertex each."""
+        if not self._carriers or self._carriers[0][0] is not body:
+            self._carriers[:] = [(body, body.subset(self.vertex_ids))]
+        return self._carriers[0][1]
 
     def pose(self, body: BodyModel, params: BodyParams) -> Gaussians:
         """Move the Gaussians by expression and skinning.
@@ -123,26 +133,18 @@ class Avatar:
             Gaussians `[B,T,...]`.
         """
         batch, frames = params.expression.shape[:2]
-        shaped = params.map(lambda value: value)
-        shaped.betas = self.betas[:, None].expand(batch, frames, -1)
-        transforms = body.joint_transforms(shaped)  # [B,T,55,4,4]
-        weights = body.lbs_weights[self.vertex_ids]  # [N,55]
-        basis = body.exprdirs[self.vertex_ids]  # [N,3,E]
-        num = len(self.vertex_ids)
-        moved = (params.expression @ basis.reshape(num * 3, -1).T).view(batch, frames, num, 3)
-        rest = self.gaussians.means[:, None] + moved
-        blended = (weights @ transforms[..., :3, :].flatten(-2)).view(batch, frames, num, 3, 4)
-        means = (blended[..., :3] @ rest[..., None])[..., 0] + blended[..., 3]
-        joints = matrix_to_quaternion(transforms[..., :3, :3])  # [B,T,55,4]
+        carrier, canonical = self._carrier(body), self.gaussians
+        shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
+        means, transforms = carrier.carry(canonical.means[:, None], shaped)
+        joints = matrix_to_quaternion(transforms[..., :3])  # [B,T,55,4]
         # q and -q are one rotation: bring all to the pelvis's half sphere before blending.
         sign = torch.where((joints * joints[..., :1, :]).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-        turn = F.normalize(weights @ (joints * sign), dim=-1)
-        quats = quaternion_multiply(turn, self.gaussians.quats[:, None])
+        turn = F.normalize(carrier.lbs_weights @ (joints * sign), dim=-1)
+        quats = quaternion_multiply(turn, canonical.quats[:, None])
 
         def repeat(value: Tensor) -> Tensor:
             return value[:, None].expand(batch, frames, *value.shape[1:])
 
-        canonical = self.gaussians
         return Gaussians(
             means=means,
             quats=quats,
