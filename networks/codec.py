@@ -139,8 +139,7 @@ class WanCodec(nn.Module):
     are 1 + k latents.
 
     Args:
-        pretrained: folder or hub name of an `AutoencoderKLWan` (its `vae` subfolder is found too); None for random
-            weights.
+        pretrained: local folder of an `AutoencoderKLWan` (its `vae` subfolder is found too); None for random weights.
         config: constructor arguments of `AutoencoderKLWan`, used where `pretrained` is None.
         decoder: takes the place of the Wan decoder; None for the Wan decoder itself.
     """
@@ -156,7 +155,7 @@ class WanCodec(nn.Module):
         super().__init__()
         if pretrained is not None and config is not None:
             raise ValueError("WanCodec: give either `pretrained` or `config`, not both")
-        self.vae = _load_vae(pretrained) if pretrained is not None else AutoencoderKLWan(**(config or {}))
+        self.vae = load_wan_vae(pretrained) if pretrained is not None else AutoencoderKLWan(**(config or {}))
         self.vae.requires_grad_(False).eval()
         if sum(self.vae.config.temperal_downsample) != 2 or self.vae.config.patch_size is not None:
             raise ValueError(
@@ -251,9 +250,24 @@ class WanCodecStream:
         return (torch.cat(pieces, dim=2).transpose(1, 2) + 1) / 2
 
 
-def _load_vae(pretrained: str) -> AutoencoderKLWan:
-    subfolder = "vae" if (Path(pretrained) / "vae").is_dir() or not Path(pretrained).exists() else None
-    return AutoencoderKLWan.from_pretrained(pretrained, subfolder=subfolder)
+def load_wan_vae(folder: str) -> AutoencoderKLWan:
+    """An `AutoencoderKLWan` from a local folder in diffusers' format; a `vae` subfolder is found too.
+
+    ValueError unless the file's tensors are exactly the network's: diffusers itself only warns.
+    """
+    path = Path(folder) / "vae" if (Path(folder) / "vae").is_dir() else Path(folder)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"no Wan codec at {folder}: download Wan-AI/Wan2.1-T2V-1.3B-Diffusers and give its folder")
+    try:
+        vae, report = AutoencoderKLWan.from_pretrained(path, output_loading_info=True, local_files_only=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"the Wan codec at {folder} does not fit its own config.json: {first_line}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            names = sorted(str(name) for name in report[kind])
+            raise ValueError(f"the Wan codec at {folder} has {len(names)} {kind.replace('_', ' ')} ({names[0]}, ...)")
+    return vae
 
 
 def _check_size(height: int, width: int, stride: int) -> None:

@@ -1,12 +1,25 @@
-"""Encoders of the photo: `F_sem`, tokens of what is where, and `F_vis`, fine local detail."""
+"""Encoders of the photo: `F_sem`, tokens of what is where, and `F_vis`, fine local detail.
+
+Each comes in two sizes with one interface (`width`, `forward(photo, mask)`): a small network that is trained from
+nothing, and one on a pretrained network of the user's (`DinoEncoder`, `WanVisualEncoder`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
+
+from networks.codec import load_wan_vae
+
+# Mean and standard deviation of ImageNet's colours, which DINOv2 was trained with.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SemanticEncoder(nn.Module):
@@ -41,6 +54,60 @@ class SemanticEncoder(nn.Module):
         return self.blocks(self.patches(picture).flatten(2).transpose(1, 2) + self.position)
 
 
+class DinoEncoder(nn.Module):
+    """`F_sem` from DINOv2 (Oquab et al., arXiv:2304.07193) through `transformers` (extra `dinov2`).
+
+    Args:
+        pretrained: local folder of a DINOv2 in the format of `transformers` (`config.json`, `model.safetensors`), such
+            as a download of facebook/dinov2-base; None for random weights.
+        config: arguments of `transformers.Dinov2Config`, used where `pretrained` is None.
+        image_size: the photo is resized to this side in pixels, a multiple of the network's patch.
+        train_backbone: let DINOv2 learn too; otherwise it is frozen.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+        image_size: int = 518,
+        train_backbone: bool = False,
+    ) -> None:
+        super().__init__()
+        if pretrained is not None and config is not None:
+            raise ValueError("DinoEncoder: give either `pretrained` or `config`, not both")
+        self.backbone = _load_dino(pretrained, config or {})
+        patch_size = int(self.backbone.config.patch_size)
+        if image_size % patch_size:
+            raise ValueError(f"DinoEncoder: image_size {image_size} is no multiple of the patch of {patch_size} px")
+        self.image_size, self.width = image_size, int(self.backbone.config.hidden_size)
+        self.train_backbone = train_backbone
+        self.backbone.requires_grad_(train_backbone).train(train_backbone)
+        if train_backbone and self.backbone.embeddings.mask_token is not None:
+            # Only pretraining masks patches: a parameter that never gets a gradient would stop data-parallel training.
+            self.backbone.embeddings.mask_token.requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> DinoEncoder:
+        """A frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.train(mode and self.train_backbone)
+        return self
+
+    def pixels(self, photo: Tensor) -> Tensor:
+        """`photo [B,3,H,W]` in [0,1] -> what DINOv2 reads `[B,3,image_size,image_size]`."""
+        size = (self.image_size, self.image_size)
+        if photo.shape[-2:] != size:
+            photo = F.interpolate(photo, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        return (photo - self.mean) / self.std
+
+    def forward(self, photo: Tensor, mask: Tensor) -> Tensor:
+        """`photo [B,3,H,W]` in [0,1] -> class token and patch tokens after the last norm `[B,1+L,width]`."""
+        del mask  # the photo is matted already, and the pretrained patch embedding reads three channels
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_backbone):
+            return self.backbone(pixel_values=self.pixels(photo)).last_hidden_state
+
+
 class VisualEncoder(nn.Module):
     """Convolutional pyramid fused top-down at half resolution: `F_vis`, the counterpart of a video codec's encoder.
 
@@ -73,7 +140,103 @@ class VisualEncoder(nn.Module):
         for down, lateral in zip(self.down, self.lateral, strict=True):
             level = down(level)
             fused.append(lateral(level))
-        result = fused[-1]
-        for finer in reversed(fused[:-1]):
-            result = finer + F.interpolate(result, size=finer.shape[-2:], mode="bilinear", align_corners=False)
-        return self.smooth(result)
+        return self.smooth(_fuse(fused))
+
+
+class WanVisualEncoder(nn.Module):
+    """`F_vis` from intermediate layers of the Wan codec's encoder, fused top-down by a pyramid network.
+
+    The codec's layers are frozen. Features are taken before each halving of the picture and after the middle block, so
+    a codec of spatial stride 8 gives scales 1, 1/2, 1/4 and 1/8; the mask joins each scale as one more channel.
+
+    Args:
+        pretrained: folder of an `AutoencoderKLWan` (its `vae` subfolder is found too); None for random weights.
+        config: arguments of `AutoencoderKLWan`, used where `pretrained` is None.
+        width: channels of the fused map.
+        finest: index of the finest scale that is used: 0 takes full resolution, 1 begins at half.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+        width: int = 64,
+        finest: int = 0,
+    ) -> None:
+        super().__init__()
+        if pretrained is not None and config is not None:
+            raise ValueError("WanVisualEncoder: give either `pretrained` or `config`, not both")
+        vae = load_wan_vae(pretrained) if pretrained is not None else AutoencoderKLWan(**(config or {}))
+        multiples = vae.config.dim_mult
+        if not 0 <= finest < len(multiples):
+            raise ValueError(f"WanVisualEncoder: finest {finest} is not one of the codec's {len(multiples)} scales")
+        self.width, self.finest = width, finest
+        self.conv_in, self.down_blocks = vae.encoder.conv_in, vae.encoder.down_blocks
+        self.mid_block = vae.encoder.mid_block
+        for part in (self.conv_in, self.down_blocks, self.mid_block):
+            part.requires_grad_(False)
+        channels = [vae.config.base_dim * multiple for multiple in multiples][finest:]
+        self.lateral = nn.ModuleList(nn.Conv2d(channel + 1, width, 1) for channel in channels)
+        self.smooth = nn.Conv2d(width, width, 3, padding=1)
+
+    @torch.no_grad()
+    def scales(self, photo: Tensor) -> list[Tensor]:
+        """`photo [B,3,H,W]` in [0,1] -> features `[B,C_i,H/2^i,W/2^i]` of every scale, as in encoding a lone frame."""
+        level = self.conv_in(photo[:, :, None] * 2 - 1)
+        found = []
+        for block in self.down_blocks:
+            halved = block(level)
+            if halved.shape[-1] < level.shape[-1]:
+                found.append(level[:, :, 0])
+            level = halved
+        return [*found, self.mid_block(level)[:, :, 0]]
+
+    def forward(self, photo: Tensor, mask: Tensor) -> Tensor:
+        """`photo [B,3,H,W]` and `mask [B,1,H,W]` in [0,1] -> map `[B,width,H/2^finest,W/2^finest]`.
+
+        ValueError where H or W is no multiple of the codec's spatial stride.
+        """
+        stride = 2 ** (len(self.lateral) + self.finest - 1)
+        if photo.shape[-2] % stride or photo.shape[-1] % stride:
+            raise ValueError(
+                f"a photo of {photo.shape[-1]}x{photo.shape[-2]} px does not fit the codec: use multiples of {stride}"
+            )
+        fused = []
+        for feature, lateral in zip(self.scales(photo)[self.finest :], self.lateral, strict=True):
+            small = F.interpolate(mask, size=feature.shape[-2:], mode="area")
+            fused.append(lateral(torch.cat([feature, small.to(feature.dtype)], dim=1)))
+        return self.smooth(_fuse(fused))
+
+
+def _fuse(levels: Sequence[Tensor]) -> Tensor:
+    """Sum of maps `[B,C,H_i,W_i]`, finest first, at the finest size; each coarser sum is enlarged and then added."""
+    result = levels[-1]
+    for finer in reversed(levels[:-1]):
+        result = finer + F.interpolate(result, size=finer.shape[-2:], mode="bilinear", align_corners=False)
+    return result
+
+
+def _load_dino(pretrained: str | None, config: dict[str, Any]) -> nn.Module:
+    """A `Dinov2Model`; every tensor of the folder must fit, and none may be left to chance."""
+    try:
+        from transformers import Dinov2Config, Dinov2Model
+    except ImportError:
+        raise ValueError("DinoEncoder needs transformers: pip install -e '.[dinov2]'") from None
+    if pretrained is None:
+        return Dinov2Model(Dinov2Config(**config))
+    if not (Path(pretrained) / "config.json").is_file():
+        raise ValueError(f"no DINOv2 at {pretrained}: download facebook/dinov2-base and give its folder")
+    try:
+        # The library knows how the published names map to its own, which change between its versions.
+        backbone, report = Dinov2Model.from_pretrained(pretrained, local_files_only=True, output_loading_info=True)
+    except RuntimeError as error:
+        raise ValueError(f"DINOv2 at {pretrained} does not fit its own config.json: {_first_line(error)}") from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if report[kind]:
+            names = sorted(report[kind])
+            raise ValueError(f"DINOv2 at {pretrained} has {len(names)} {kind.replace('_', ' ')} ({names[0]}, ...)")
+    return backbone
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
