@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class TestReport:
     """Rows of a test over its blocks. Rows of another clip than the first get that clip's name in brackets.
 
-    Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, then `close_block(batch)`; `write` at
-    the end.
+    Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, outside the block `row.second_seed =`
+    another sample where the row has noise, then `close_block(batch)`; `write` at the end. Frames are held in float16:
+    a test's rows are many, and its rounding (0.0002 and less) is below that of the videos.
 
     Args:
         stage: the module under test.
@@ -40,19 +41,22 @@ class TestReport:
         self.directory = Path(stage.trainer.log_dir or ".")
         self.rows: dict[str, dict[str, list[Prediction]]] = {}
         self.truth: dict[str, list[Tensor]] = {}
+        self.masks: dict[str, list[Tensor]] = {}
         self.photo: dict[str, Tensor] = {}
 
     @contextmanager
     def timed(self, name: str, batch: VideoBatch, num_steps: int | None = None) -> Iterator[Prediction]:
-        """Fill the yielded row's `frames [T,3,H,W]`; the time inside the block counts as the row's."""
+        """Fill the yielded row's `frames [T,3,H,W]`; the time inside the block counts as the row's.
+
+        Figures of time that the caller knows better (`fps`, `first_frame_ms`) are kept as given.
+        """
         row = Prediction(frames=torch.empty(0), num_steps=num_steps)
         begin = time.perf_counter()
         yield row
         seconds = time.perf_counter() - begin
-        valid = batch.valid[0].cpu()
         if row.fps is None:
             row.fps = len(row.frames) / seconds
-        row.frames = row.frames.detach().float().cpu().clamp(0, 1)[valid]
+        row.frames = self._kept(row.frames, batch)
         self.rows.setdefault(batch.names[0], {}).setdefault(name, []).append(row)
 
     def close_block(self, batch: VideoBatch) -> None:
@@ -61,14 +65,23 @@ class TestReport:
         assert isinstance(module, VideoDataModule)
         clip = next(c for c in [*module.clips, *module.extra_clips] if c.name == clip_name)
         numbers, valid = batch.frame_numbers[0].cpu().numpy(), batch.valid[0].cpu()
+        for rows in self.rows[clip_name].values():
+            if rows[-1].second_seed is not None:
+                rows[-1].second_seed = self._kept(rows[-1].second_seed, batch)
         body = BodyModel.from_file(module.body_model)
-        reason = {"fps": "a stored frame, nothing is computed"}
+        reason = dict.fromkeys(("fps", "first_frame_ms", "diversity"), "a stored frame, nothing is computed")
         for name, chosen in (("freeze", frozen_frame(clip, numbers)), ("nearest", nearest_frames(clip, numbers, body))):
             stored = module.reader.read(clip, chosen, clip.reference_frame(), module.resolution)
-            row = Prediction(frames=stored.frames[0][valid], num_steps=0, reasons=reason)
+            row = Prediction(frames=self._kept(stored.frames[0], batch), num_steps=0, reasons=reason)
             self.rows[clip_name].setdefault(name, []).append(row)
-        self.truth.setdefault(clip_name, []).append(batch.frames[0].cpu()[valid])
+        self.truth.setdefault(clip_name, []).append(self._kept(batch.frames[0], batch))
+        self.masks.setdefault(clip_name, []).append(batch.masks[0].cpu()[valid].half())
         self.photo.setdefault(clip_name, batch.reference[0].cpu())
+
+    @staticmethod
+    def _kept(frames: Tensor, batch: VideoBatch) -> Tensor:
+        """The valid frames `[T',3,H,W]` as they are held until `write`."""
+        return frames.detach().cpu()[batch.valid[0].cpu()].clamp(0, 1).half()
 
     def write(self) -> None:
         """Measure, print the table, write every file; the last line printed is the path of metrics.json."""
@@ -76,17 +89,19 @@ class TestReport:
         figures, order = {}, ["freeze", "nearest"]
         for clip in [*module.clips, *module.extra_clips]:
             clip.release()  # measuring takes the most memory of a test
-        for clip_name, rows in self.rows.items():
+        for clip_name in list(self.rows):
+            rows = self.rows.pop(clip_name)
             names = [*order, *(name for name in rows if name not in order)]
             lengths = [len(block) for block in self.truth[clip_name]]
-            joined = {name: self._joined(rows[name]) for name in names}
-            truth, photo = torch.cat(self.truth[clip_name]), self.photo[clip_name]
-            measured = evaluate_rows(truth, joined, lengths, photo)
-            suffix = "" if clip_name == next(iter(self.rows)) else f" ({clip_name})"
+            joined = {name: self._joined(rows.pop(name)) for name in names}
+            truth, photo = torch.cat(self.truth.pop(clip_name)), self.photo[clip_name]
+            measured = evaluate_rows(truth, joined, lengths, photo, torch.cat(self.masks.pop(clip_name)))
+            suffix = f" ({clip_name})" if figures else ""
             figures.update({f"{name}{suffix}": measured[name] for name in names})
             shown = {name: joined[name].frames for name in names if name not in order}
             columns = {"photo": photo, **shown, "truth": truth}
-            write_video(self.directory / f"{clip_name}.mp4", side_by_side(columns), fps=25 / max(module.test_stride, 1))
+            fps = 25 / max(module.test_stride, 1)
+            write_video(self.directory / f"{clip_name}.mp4", self._beside(columns, len(truth)), fps)
             times = torch.linspace(0, len(truth) - 1, 8).long()
             write_image(
                 self.directory / f"{clip_name}.png",
@@ -104,9 +119,24 @@ class TestReport:
         )
 
     @staticmethod
+    def _beside(columns: dict[str, Tensor], num_frames: int) -> Iterator[Tensor]:
+        """Frames of the side-by-side video one by one: the whole of it in float32 would be a test's largest tensor."""
+        for t in range(num_frames):
+            yield side_by_side({name: x[t : t + 1] if x.ndim == 4 else x for name, x in columns.items()})[0]
+
+    @staticmethod
     def _joined(blocks: list[Prediction]) -> Prediction:
-        """One row of all blocks; frames a second as the total of frames over the total of time."""
+        """One row of all blocks: frames a second as all frames over all the time, the slowest first frame."""
         frames = torch.cat([block.frames for block in blocks])
         known = [block for block in blocks if block.fps is not None]
         fps = sum(len(b.frames) for b in known) / sum(len(b.frames) / b.fps for b in known) if known else None
-        return Prediction(frames=frames, num_steps=blocks[0].num_steps, fps=fps, reasons=blocks[0].reasons)
+        latencies = [block.first_frame_ms for block in blocks if block.first_frame_ms is not None]
+        seconds = [block.second_seed for block in blocks if block.second_seed is not None]
+        return Prediction(
+            frames=frames,
+            num_steps=blocks[0].num_steps,
+            fps=fps,
+            first_frame_ms=max(latencies) if latencies else None,
+            second_seed=torch.cat(seconds) if len(seconds) == len(blocks) else None,
+            reasons=blocks[0].reasons,
+        )

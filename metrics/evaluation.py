@@ -8,25 +8,31 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from losses.perceptual import PerceptualDistance
 from metrics import identity, image, temporal
-from metrics.frechet import frechet_of_samples
-from metrics.perceptual import PerceptualMeasures, metric_network, perceptual_measures
+from metrics.frechet import frechet_of_samples, kernel_distance
+from metrics.inception import inception_distances
+from metrics.perceptual import PerceptualMeasures, metric_network, perceptual_difference, perceptual_measures
 from metrics.sharpness import sharpness
+from metrics.warping import warping_error
 
-MEASURES = ("image", "temporal", "sharpness", "perceptual", "identity")
+MEASURES = ("image", "temporal", "warping", "sharpness", "perceptual", "identity", "inception")
 
 
 @dataclass
 class Prediction:
     """One row of a table.
 
-    frames: [T, 3, H, W] in [0, 1], clamped here. num_steps: denoising steps a frame. fps: frames a second. reasons:
-    why a figure that the caller should have given is missing, by column.
+    frames: [T, 3, H, W] in [0, 1] of any float type, clamped here. num_steps: denoising steps a frame. fps: frames a
+    second. first_frame_ms: from the motion's arrival to the first painted frames. second_seed: the same frames painted
+    from other noise. reasons: why a figure that the caller should have given is missing, by column.
     """
 
     frames: Tensor
     num_steps: int | None = None
     fps: float | None = None
+    first_frame_ms: float | None = None
+    second_seed: Tensor | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -35,6 +41,7 @@ def evaluate_rows(
     rows: Mapping[str, Prediction],
     block_lengths: Sequence[int] | None = None,
     photo: Tensor | None = None,
+    masks: Tensor | None = None,
     measures: Collection[str] = MEASURES,
     backend: Literal["stlpips", "lpips"] = "stlpips",
     perceptual_every: int = 1,
@@ -42,22 +49,26 @@ def evaluate_rows(
 ) -> dict[str, dict[str, Any]]:
     """Measures every row against the truth with the same code and on the same frames.
 
+    One row at a time is held in float32, so that a test's memory does not grow with its rows: give them in float16.
+
     Args:
         truth: [T, 3, H, W] in [0, 1].
         rows: predictions of the same frames.
         block_lengths: lengths of the unbroken pieces that T is made of; nothing temporal is measured across a border.
             Default: one piece.
         photo: [3, H, W], the photo that the avatar was made of, for `identity_photo`; any size.
+        masks: [T, 1, H, W] in [0, 1], where the person is, for the colour statistics; None takes the whole frame.
         measures: which groups to measure, of `MEASURES`; during training `("image", "temporal")` costs next to nothing.
         backend: of the perceptual distance; its network is always `vgg`.
-        perceptual_every: perceptual, tlp and frechet read every n-th frame of a block, tlp over steps of n frames
-            (about 45 ms a frame of 128x128 on two CPU cores).
+        perceptual_every: perceptual, tlp, frechet and diversity read every n-th frame of a block, tlp over steps of n
+            frames (about 45 ms a frame of 128x128 on two CPU cores).
         identity_every: faces are compared in every n-th frame (about 0.1 s a face on a CPU).
 
-    Returns {row: figures}: psnr (dB), ssim, colour_mean, colour_contrast; temporal, flicker; sharpness (mean absolute
-    dB over bands), power_db and coherence (lists, one value a band), bands; perceptual, tlp, frechet; identity (to the
-    truth's frame), identity_photo, detection_rate; num_steps, fps. A figure that could not be measured is None, with
-    the reason under `NAME_reason`.
+    Returns {row: figures}: psnr (dB), ssim, colour_mean (mean absolute), colour_contrast (mean), colour_saturation and
+    their channels (lists); temporal, flicker; warping, warping_truth; sharpness (mean absolute dB over bands), power_db
+    and coherence (lists, one value a band), bands; perceptual, tlp, frechet, kernel_distance, diversity; identity (to
+    the truth's frame), identity_photo, detection_rate; fid, fvd; num_steps, fps, first_frame_ms. A figure that could
+    not be measured is None, with the reason under `NAME_reason`.
     """
     if unknown := set(measures) - set(MEASURES):
         raise ValueError(f"unknown measures {sorted(unknown)}: choose of {list(MEASURES)}")
@@ -66,33 +77,52 @@ def evaluate_rows(
         raise ValueError(f"block lengths {blocks} do not add up to {len(truth)} frames")
     if "truth" in rows:
         raise ValueError("the row name 'truth' is reserved for the truth itself: choose another")
-    videos = {}
     for name, row in rows.items():
-        if row.frames.shape != truth.shape:
-            raise ValueError(f"row {name!r} has frames {tuple(row.frames.shape)}, the truth {tuple(truth.shape)}")
-        videos[name] = row.frames.detach().float().clamp(0, 1).to(truth.device)
-    truth = truth.detach().float().clamp(0, 1)
-
-    results: dict[str, dict[str, Any]] = {name: {} for name in rows}
+        for video in (row.frames, row.second_seed):
+            if video is not None and video.shape != truth.shape:
+                raise ValueError(f"row {name!r} has frames {tuple(video.shape)}, the truth {tuple(truth.shape)}")
+    truth = _widened(truth)
+    results: dict[str, dict[str, Any]] = {}
     with torch.no_grad():
-        for name, video in videos.items():
-            if "image" in measures:
-                results[name].update(_image_figures(video, truth))
-            if "temporal" in measures:
-                results[name].update(_temporal_figures(video, truth, blocks))
-            if "sharpness" in measures:
-                results[name].update(_sharpness_figures(video, truth))
+        for name, row in rows.items():
+            results[name] = _frame_figures(_widened(row.frames).to(truth.device), truth, masks, blocks, measures)
+        videos = {name: row.frames.detach().to(truth.device) for name, row in rows.items()}
         if "perceptual" in measures:
             _add_perceptual_figures(results, videos, truth, blocks, backend, perceptual_every)
+            _add_diversity(results, rows, metric_network(backend, truth.device), perceptual_every)
         if "identity" in measures:
             _add_identity_figures(results, videos, truth, photo, identity_every)
+        if "inception" in measures:
+            for measure, (found, reason) in inception_distances(truth, videos, blocks).items():
+                for name, figures in results.items():
+                    _set(figures, measure, found.get(name), reason)
     for name, row in rows.items():
-        for column in ("num_steps", "fps"):
+        for column in ("num_steps", "fps", "first_frame_ms"):
             value = getattr(row, column)
             results[name][column] = value
             if value is None:
                 results[name][f"{column}_reason"] = row.reasons.get(column, "not given")
     return results
+
+
+def _widened(video: Tensor) -> Tensor:
+    return video.detach().float().clamp(0, 1)
+
+
+def _frame_figures(
+    video: Tensor, truth: Tensor, masks: Tensor | None, blocks: list[int], measures: Collection[str]
+) -> dict[str, Any]:
+    """The groups that need no network."""
+    figures: dict[str, Any] = {}
+    if "image" in measures:
+        figures.update(_image_figures(video, truth, masks))
+    if "temporal" in measures:
+        figures.update(_temporal_figures(video, truth, blocks))
+    if "warping" in measures:
+        figures.update(_warping_figures(video, truth, blocks))
+    if "sharpness" in measures:
+        figures.update(_sharpness_figures(video, truth))
+    return figures
 
 
 def _set(figures: dict[str, Any], name: str, value: float | None, reason: str) -> None:
@@ -103,11 +133,15 @@ def _set(figures: dict[str, Any], name: str, value: float | None, reason: str) -
         figures[f"{name}_reason"] = reason
 
 
-def _image_figures(video: Tensor, truth: Tensor) -> dict[str, Any]:
+def _image_figures(video: Tensor, truth: Tensor, masks: Tensor | None) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     _set(figures, "psnr", float(image.psnr(video, truth).mean()), "a frame is equal to the truth")
     figures["ssim"] = float(image.ssim(video, truth).mean())
-    figures["colour_mean"], figures["colour_contrast"] = image.colour_error(video, truth)
+    colour = image.colour_error(video, truth, masks)
+    figures["colour_mean"], figures["colour_contrast"] = float(colour.mean.abs().mean()), float(colour.contrast.mean())
+    figures["colour_saturation"] = colour.saturation
+    figures["colour_mean_rgb"] = [round(float(x), 5) for x in colour.mean]
+    figures["colour_contrast_rgb"] = [round(float(x), 5) for x in colour.contrast]
     return figures
 
 
@@ -126,6 +160,14 @@ def _temporal_figures(video: Tensor, truth: Tensor, blocks: list[int]) -> dict[s
         float(unrest.mean() / truth_unrest.mean()),
         "needs three consecutive frames of a truth that moves",
     )
+    return figures
+
+
+def _warping_figures(video: Tensor, truth: Tensor, blocks: list[int]) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    pieces = [warping_error(p, q) for p, q in zip(video.split(blocks), truth.split(blocks), strict=True)]
+    for name, errors in zip(("warping", "warping_truth"), zip(*pieces, strict=True), strict=True):
+        _set(figures, name, float(torch.cat(errors).mean()), "needs two consecutive frames")
     return figures
 
 
@@ -169,10 +211,21 @@ def _add_perceptual_figures(
             float(temporal.tlp(joined[name].step, joined["truth"].step).mean()),
             "needs two consecutive frames",
         )
-        try:
-            figures["frechet"] = frechet_of_samples(joined[name].features, joined["truth"].features)
-        except ValueError as error:
-            _set(figures, "frechet", None, str(error))
+        for column, distance in (("frechet", frechet_of_samples), ("kernel_distance", kernel_distance)):
+            try:
+                figures[column] = distance(joined[name].features, joined["truth"].features)
+            except ValueError as error:
+                _set(figures, column, None, str(error))
+
+
+def _add_diversity(
+    results: dict[str, dict[str, Any]], rows: Mapping[str, Prediction], network: PerceptualDistance, every: int
+) -> None:
+    """Perceptual distance between two samples of the same row: 0 for a method that ignores its noise."""
+    for name, row in rows.items():
+        second = row.second_seed
+        value = None if second is None else perceptual_difference(network, row.frames, second, every)
+        _set(results[name], "diversity", value, row.reasons.get("diversity", "painted from one seed only"))
 
 
 def _add_identity_figures(

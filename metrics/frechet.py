@@ -1,4 +1,10 @@
-"""Fréchet distance between two sets of frames, on features whose weights come with the installation."""
+"""Distances between two sets of frames, on features whose weights come with the installation.
+
+The Fréchet distance of N samples is biased upwards, by a share that grows with D / N: two sets of the same
+distribution do not score 0. With D = 16 and the same N in every row, rows of one table compare; figures of tables with
+other numbers of frames do not. Frames of a video resemble their neighbours, so that N counts for less than it says.
+The kernel distance beside it is unbiased at any N and may therefore come out slightly negative.
+"""
 
 import torch
 from torch import Tensor
@@ -44,3 +50,22 @@ def frechet_of_samples(features_a: Tensor, features_b: Tensor) -> float:
     if min(len(features_a), len(features_b)) < 2 * dimensions:
         raise ValueError(f"needs {2 * dimensions} frames, got {min(len(features_a), len(features_b))}")
     return frechet_distance(features_a.mean(dim=0), features_a.T.cov(), features_b.mean(dim=0), features_b.T.cov())
+
+
+def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Unbiased squared maximum mean discrepancy under (x.y / D + 1)^3 (Binkowski et al. 2018, arXiv:1801.01401, eq. 4).
+
+    Features [N, D] and [M, D]; ValueError with fewer than two samples on a side.
+    """
+    n, m = len(features_a), len(features_b)
+    if min(n, m) < 2:
+        raise ValueError(f"needs 2 frames, got {min(n, m)}")
+    a, b = features_a.double(), features_b.double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    within_a, within_b, across = kernel(a, a), kernel(b, b), kernel(a, b)
+    # A sample paired with itself is what makes the plain estimate biased.
+    own = (within_a.sum() - within_a.trace()) / (n * (n - 1)) + (within_b.sum() - within_b.trace()) / (m * (m - 1))
+    return float(own - 2 * across.mean())

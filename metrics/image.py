@@ -1,5 +1,7 @@
 """Fidelity of single frames: PSNR, SSIM and colour. Frames are [T, 3, H, W] in [0, 1], clamped by the caller."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -18,13 +20,38 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     return torch.cat([1 - ssim_loss(p, q) for p, q in zip(prediction.split(4), truth.split(4), strict=True)])
 
 
-def colour_error(prediction: Tensor, truth: Tensor) -> tuple[float, float]:
-    """(error of mean, excess of contrast), each over all frames at once and averaged over RGB.
+class ColourError(NamedTuple):
+    """Signed, a channel [3] (R, G, B): mean in [0, 1] units; contrast is a ratio minus 1. saturation is one number."""
 
-    The first is |mean(prediction) - mean(truth)|, in [0, 1] units; the second is std(prediction) / std(truth) - 1,
-    positive for over-saturated or over-contrasted output.
+    mean: Tensor
+    contrast: Tensor
+    saturation: float
+
+
+def colour_error(prediction: Tensor, truth: Tensor, masks: Tensor | None = None) -> ColourError:
+    """Colour statistics of the person against the truth's, over all frames at once.
+
+    mean: mean(prediction) - mean(truth); contrast: std(prediction) / std(truth) - 1, positive where too contrasted;
+    saturation: the same of the mean distance of a pixel's colour from its own grey, positive where over-saturated.
+
+    Args:
+        prediction, truth: [T, 3, H, W] in [0, 1].
+        masks: [T, 1, H, W] in [0, 1], weight of each pixel; None counts all alike.
     """
-    axes = (0, 2, 3)
-    mean_error = (prediction.mean(dim=axes) - truth.mean(dim=axes)).abs().mean()
-    spread = prediction.std(dim=axes) / truth.std(dim=axes).clamp_min(torch.finfo(truth.dtype).eps)
-    return float(mean_error), float((spread - 1).mean())
+    weight = torch.ones_like(truth[:, :1]) if masks is None else masks.to(truth)
+    total = weight.sum(dtype=torch.float64)
+
+    def statistics(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean = (frames * weight).sum(dim=(0, 2, 3), dtype=torch.float64) / total
+        centred = frames - mean.view(1, 3, 1, 1).to(frames)
+        variance = (centred.square() * weight).sum(dim=(0, 2, 3), dtype=torch.float64) / total
+        chroma = (frames - frames.mean(dim=1, keepdim=True)).square().sum(dim=1, keepdim=True).sqrt()
+        return mean, variance.sqrt(), (chroma * weight).sum(dtype=torch.float64) / total
+
+    (mean, spread, chroma), (true_mean, true_spread, true_chroma) = statistics(prediction), statistics(truth)
+    tiny = torch.finfo(truth.dtype).eps
+    return ColourError(
+        mean - true_mean,
+        spread / true_spread.clamp_min(tiny) - 1,
+        float(chroma / true_chroma.clamp_min(tiny) - 1),
+    )

@@ -32,7 +32,7 @@ def perceptual_measures(
     """Measures of each row and, under the name `truth`, of the truth itself; all videos are [T, 3, H, W] in [0, 1].
 
     `batch_size` frames pass through the network at once; by default as many as make four pictures of 128x128, at which
-    its activations take about 0.1 GB.
+    its activations take about 0.1 GB. Videos may be of any float type: they are widened batch by batch.
     """
     batch_size = batch_size or max(1, 4 * 128 * 128 // (truth.shape[-2] * truth.shape[-1]))
     videos = {"truth": truth, **rows}
@@ -41,25 +41,25 @@ def perceptual_measures(
     for start in range(0, len(truth), batch_size):
         truth_features: list[Tensor] = []
         for name, video in videos.items():
-            activations = network.activations(video[start : start + batch_size])
+            activations = network.activations(video[start : start + batch_size].float().clamp(0, 1))
+            frechet = frechet_features(activations)
             features = network.normalized(activations)
+            del activations
             if name == "truth":
                 truth_features = features
-            before = (
-                [torch.cat([old, new[:-1]]) for old, new in zip(last[name], features, strict=True)]
-                if start
-                else [x[:-1] for x in features]
-            )
-            after = features if start else [x[1:] for x in features]
-            parts[name].append(
-                PerceptualMeasures(
-                    network.between(features, truth_features),
-                    network.between(after, before),
-                    frechet_features(activations),
-                )
-            )
+            steps = [network.between([x[1:] for x in features], [x[:-1] for x in features])]
+            if start:
+                steps.insert(0, network.between([x[:1] for x in features], last[name]))
+            parts[name].append(PerceptualMeasures(network.between(features, truth_features), torch.cat(steps), frechet))
             last[name] = [x[-1:].clone() for x in features]
     return {
         name: PerceptualMeasures(*(torch.cat(column) for column in zip(*measures, strict=True)))
         for name, measures in parts.items()
     }
+
+
+@torch.no_grad()
+def perceptual_difference(network: PerceptualDistance, first: Tensor, second: Tensor, every: int = 1) -> float:
+    """Mean perceptual distance of every n-th frame of two videos [T, 3, H, W] in [0, 1], one frame at a time."""
+    pairs = zip(first[::every].split(1), second[::every].split(1), strict=True)
+    return float(torch.cat([network(a.float().clamp(0, 1), b.float().clamp(0, 1)) for a, b in pairs]).mean())

@@ -23,17 +23,56 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "fps": ("frames/s ^", ".1f"),
 }
 
+# Columns of the second table.
+DETAILS: dict[str, tuple[str, str]] = {
+    "frechet": ("Frechet v", ".4g"),
+    "tlp": ("tLP v", ".4f"),
+    "flicker": ("flicker =1", ".2f"),
+    "warping": ("warping v", ".4f"),
+    "colour_mean": ("colour v", ".4f"),
+    "colour_contrast": ("contrast =0", "+.3f"),
+    "colour_saturation": ("saturat. =0", "+.3f"),
+    "identity_photo": ("id. photo v", ".3f"),
+    "detection_rate": ("faces ^", ".2f"),
+    "diversity": ("diversity", ".4f"),
+    "first_frame_ms": ("first ms v", ".0f"),
+}
+# Further columns of the second table where their weights are on the machine.
+OPTIONAL: dict[str, tuple[str, str]] = {"fid": ("FID v", ".1f"), "fvd": ("FVD v", ".1f")}
+_HEADINGS = {**COLUMNS, **DETAILS, **OPTIONAL}
+
 
 def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Aligned text table; a figure that is None or absent is `-`, and its reason stands below the table once."""
-    lines = [["", *(COLUMNS[c][0] if c in COLUMNS else c for c in columns)]]
+    lines = [["", *(_HEADINGS[c][0] if c in _HEADINGS else c for c in columns)]]
     notes: list[str] = []
     for name, figures in rows.items():
-        lines.append([name, *(_cell(figures.get(column), COLUMNS.get(column, ("", ".4g"))[1]) for column in columns)])
+        lines.append([name, *(_cell(figures.get(column), _HEADINGS.get(column, ("", ".4g"))[1]) for column in columns)])
         for column in columns:
             reason = figures.get(f"{column}_reason")
             if reason and (note := f"{column}: {reason}") not in notes:
                 notes.append(note)
+    return "\n".join([_aligned(lines), *(f"- {note}" for note in notes)])
+
+
+def format_bands(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Table of power error (dB, + too strong, - too smooth) and phase coherence with the truth, by band.
+
+    Bands are in cycles over the shorter side of a frame. Empty where no row has bands.
+    """
+    bands = next((figures["bands"] for figures in rows.values() if figures.get("bands")), [])
+    if not bands:
+        return ""
+    lines = [["power dB / coherence", *bands]]
+    for name, figures in rows.items():
+        if figures.get("bands") == bands:
+            pairs = zip(figures["power_db"], figures["coherence"], strict=True)
+            lines.append([name, *(f"{power:+.1f}/{coherence:.2f}" for power, coherence in pairs)])
+    return _aligned(lines)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """Cells under the first line's headings, the first column to the left."""
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     text = [
         "  ".join(
@@ -42,7 +81,7 @@ def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] =
         for line in lines
     ]
     text.insert(1, "-" * len(text[0]))
-    return "\n".join([*text, *(f"- {note}" for note in notes)])
+    return "\n".join(text)
 
 
 def _cell(value: Any, spec: str) -> str:
@@ -92,6 +131,15 @@ def write_metrics(
 
 
 def report_metrics(path: str | Path, rows: Mapping[str, Mapping[str, Any]], **metadata: Any) -> None:
-    """Prints the table, writes the file (`metadata` as for `write_metrics`) and prints its path as the last line."""
+    """Prints the tables, writes the file (`metadata` as for `write_metrics`) and prints its path as the last line.
+
+    The main columns come first; further ones, and sharpness by band, stand below where a row has been measured so.
+    """
     print(format_table(rows))
+    further = [c for c in DETAILS if any(c in figures for figures in rows.values())]
+    further += [c for c in OPTIONAL if any(figures.get(c) is not None for figures in rows.values())]
+    if further:
+        print("\n" + format_table(rows, further))
+    if bands := format_bands(rows):
+        print("\n" + bands)
     print(write_metrics(path, rows, **metadata))

@@ -10,15 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
 
-from metrics import identity
+from losses.perceptual import PerceptualDistance
+from metrics import identity, inception
 from metrics.evaluation import MEASURES, Prediction, evaluate_rows
-from metrics.frechet import FRECHET_DIMENSIONS, frechet_distance, frechet_features, frechet_of_samples
+from metrics.frechet import FRECHET_DIMENSIONS, frechet_distance, frechet_features, frechet_of_samples, kernel_distance
 from metrics.image import colour_error, psnr, ssim
+from metrics.inception import fid_distances, inception_distances
 from metrics.perceptual import metric_network, perceptual_measures
 from metrics.sharpness import bands_of, sharpness, spectrum
-from metrics.table import format_table, report_metrics, write_metrics
+from metrics.table import format_bands, format_table, report_metrics, write_metrics
 from metrics.temporal import flicker, temporal_error, tlp, unrest
+from metrics.warping import optical_flow, warp, warping_error
+from tests.conftest import ROOT
 
 PHOTO = Path(__file__).parents[2] / "shared" / "real" / "astronaut.png"
 
@@ -54,13 +60,30 @@ def test_ssim_of_each_frame_apart() -> None:
 
 def test_colour_error_of_known_changes() -> None:
     clip = _clip()
-    shift, contrast = colour_error(clip + 0.1, clip)
-    assert shift == pytest.approx(0.1, abs=1e-5)
-    assert contrast == pytest.approx(0, abs=1e-5)
+    shifted = colour_error(clip + torch.tensor([0.1, 0.0, -0.2]).view(1, 3, 1, 1), clip)
+    np.testing.assert_allclose(shifted.mean.numpy(), [0.1, 0.0, -0.2], atol=1e-6)
+    np.testing.assert_allclose(shifted.contrast.numpy(), 0, atol=1e-5)
     mean = clip.mean(dim=(0, 2, 3), keepdim=True)
-    shift, contrast = colour_error(mean + 1.2 * (clip - mean), clip)
-    assert shift == pytest.approx(0, abs=1e-5)
-    assert contrast == pytest.approx(0.2, abs=1e-4)
+    stretched = colour_error(mean + 1.2 * (clip - mean), clip)
+    np.testing.assert_allclose(stretched.mean.numpy(), 0, atol=1e-6)
+    np.testing.assert_allclose(stretched.contrast.numpy(), 0.2, atol=1e-4)
+    grey = clip.mean(dim=1, keepdim=True)
+    assert colour_error(grey + 1.5 * (clip - grey), clip).saturation == pytest.approx(0.5, abs=1e-4)
+    assert colour_error(grey.expand_as(clip), clip).saturation == pytest.approx(-1, abs=1e-6)
+
+
+def test_colour_is_that_of_the_person_alone() -> None:
+    """Against numpy on the masked pixels; what happens outside the mask does not count."""
+    truth, prediction = _clip(seed=0), _clip(seed=1)
+    masks = torch.zeros(6, 1, 64, 64)
+    masks[:, :, 20:50, 10:40] = 1
+    measured = colour_error(prediction, truth, masks)
+    inside = masks.bool().expand_as(truth)
+    pixels = [np.stack([x[:, c][inside[:, c]].numpy() for c in range(3)]) for x in (prediction, truth)]
+    np.testing.assert_allclose(measured.mean.numpy(), pixels[0].mean(1) - pixels[1].mean(1), atol=1e-6)
+    np.testing.assert_allclose(measured.contrast.numpy(), pixels[0].std(1) / pixels[1].std(1) - 1, rtol=1e-4)
+    changed = torch.where(inside, prediction, torch.zeros(()))
+    torch.testing.assert_close(colour_error(changed, truth, masks).mean, measured.mean)
 
 
 def test_temporal_measures() -> None:
@@ -125,6 +148,91 @@ def test_sharpness_tells_blur_grain_and_truth_apart() -> None:
         sharpness(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
 
 
+def test_added_grain_lowers_coherence_as_its_closed_form_says() -> None:
+    """Grain of g times the truth's power in a band: power +10 log10(1 + g) dB, coherence 1 / sqrt(1 + g)."""
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(24, 1, 128, 128, generator=generator).expand(-1, 3, -1, -1)
+    noise = torch.randn(24, 1, 128, 128, generator=generator).expand(-1, 3, -1, -1)
+    for share in (0.25, 1.0, 4.0):
+        measured = sharpness(clip + math.sqrt(share) * noise, clip)
+        np.testing.assert_allclose(measured.power_error.numpy(), 10 * math.log10(1 + share), atol=0.3)
+        np.testing.assert_allclose(measured.coherence.numpy(), (1 + share) ** -0.5, atol=0.02)
+    # A too smooth picture that grain fills up: the power error is mended, the coherence falls in every band.
+    smooth = 0.5 * clip
+    grained = sharpness(smooth + math.sqrt(0.75) * noise, clip)
+    assert grained.power_error.abs().max() < 0.4
+    assert (grained.coherence < sharpness(smooth, clip).coherence - 0.4).all()
+
+
+def test_frechet_distance_is_that_of_torchmetrics() -> None:
+    """The same features through torchmetrics' own metric, which has its own covariance and root."""
+
+    class Means(torch.nn.Module):
+        num_features = 12
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return F.adaptive_avg_pool2d(pictures.float(), 2).flatten(1)
+
+    metric = FrechetInceptionDistance(feature=Means(), normalize=False, input_img_size=(3, 64, 64))
+    truth, other = _clip(40, seed=0), _blur(_clip(40, seed=1), 4)
+    measured = fid_distances(metric, truth, {"other": other, "same": truth}, batch_size=7)
+    for name, video in (("other", other), ("same", truth)):
+        expected = frechet_of_samples(Means()(video), Means()(truth))
+        assert measured[name] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_kernel_distance_is_unbiased_and_that_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 60, 8, generator=generator, dtype=torch.float64)
+    expected = poly_mmd(a, b + 0.5)
+    assert kernel_distance(a, b + 0.5) == pytest.approx(float(expected), rel=1e-6)
+    # Two sets of one distribution: the mean over draws is 0, while the Frechet distance stays well above it.
+    draws = torch.randn(200, 2, 40, 8, generator=generator, dtype=torch.float64)
+    values = torch.tensor([kernel_distance(x, y) for x, y in draws])
+    assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(values))
+    assert min(frechet_of_samples(x, y) for x, y in draws) > 0.1
+
+
+def test_no_loss_holds_the_network_of_the_frechet_distance() -> None:
+    """Losses are made of `alex` alone: none of the trunk that the figures are read from is trained on."""
+    assert PerceptualDistance().model.stages == PerceptualDistance("alex").model.stages
+    assert metric_network("stlpips", torch.device("cpu")).model.stages == PerceptualDistance("vgg").model.stages
+    files = [p for folder in ("lightning_modules", "losses", "callbacks") for p in (ROOT / folder).glob("*.py")]
+    made = {line.strip() for p in files for line in p.read_text().splitlines() if "= PerceptualDistance(" in line}
+    assert made == {'self.perceptual = PerceptualDistance("alex")'}
+    assert FRECHET_DIMENSIONS * 4 <= 67  # the shortest test block
+
+
+@pytest.mark.parametrize("motion", [(0.5, 0.25), (2.0, -1.0), (-6.0, 4.0)])
+def test_flow_of_a_known_motion(motion: tuple[float, float]) -> None:
+    coarse = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    wide = F.interpolate(coarse, size=(144, 144), mode="bicubic").clamp(0, 1)
+    true_flow = torch.tensor(motion).view(1, 2, 1, 1)
+    target = warp(wide, true_flow.expand(1, 2, 144, 144))[..., 16:-16, 16:-16]
+    flow = optical_flow(wide[..., 16:-16, 16:-16], target)
+    error = (flow - true_flow).square().sum(dim=1).sqrt()[:, 10:-10, 10:-10]
+    assert float(error.mean()) < 0.15
+    assert float(optical_flow(target, target).abs().max()) < 1e-4
+
+
+def test_warping_error_sees_flicker_and_stiffness_but_not_motion() -> None:
+    coarse = torch.rand(1, 3, 10, 13, generator=torch.Generator().manual_seed(0))
+    wide = F.interpolate(coarse, size=(80, 104), mode="bicubic").clamp(0, 1)
+    clip = torch.stack([wide[0, :, 8:72, t : t + 64] for t in range(0, 24, 2)])  # two px a frame
+    own, floor = warping_error(clip, clip, batch_size=5)
+    assert own.shape == (11,)
+    torch.testing.assert_close(own, floor)
+    still, _ = warping_error(clip[:1].expand_as(clip), clip)
+    flicker_step = 0.05 * torch.tensor([1.0, -1.0]).repeat(6).view(12, 1, 1, 1)
+    flickering, _ = warping_error(clip + flicker_step, clip)
+    assert float(floor.mean()) < 0.01
+    assert float(still.mean()) > 3 * float(floor.mean())
+    np.testing.assert_allclose(flickering.numpy(), 0.1, atol=0.01)
+    brighter, _ = warping_error(clip * 0.5, clip)
+    torch.testing.assert_close(brighter, floor * 0.5, rtol=1e-3, atol=1e-5)
+    assert len(warping_error(clip[:1], clip[:1])[0]) == 0
+
+
 def test_frechet_distance_closed_forms() -> None:
     generator = torch.Generator().manual_seed(0)
     mean_a, mean_b = torch.randn(2, 5, generator=generator, dtype=torch.float64)
@@ -186,6 +294,10 @@ def test_evaluate_rows_keeps_blocks_apart_and_gives_reasons(monkeypatch: pytest.
     assert results["exact"]["fps_reason"] == "not a method"
     assert results["exact"]["flicker"] == pytest.approx(1)
     assert results["wild"]["psnr"] == pytest.approx(float(psnr((truth * 3 - 1).clamp(0, 1), truth).mean()), rel=1e-5)
+    assert results["blurred"]["first_frame_ms_reason"] == "not given"
+    assert results["blurred"]["warping"] >= 0
+    assert results["blurred"]["fid"] is None
+    assert "fid needs" in results["blurred"]["fid_reason"]
     assert results["blurred"]["identity"] is None
     assert "pip install '.[identity]'" in results["blurred"]["identity_reason"]
     assert len(results["blurred"]["power_db"]) == len(results["blurred"]["bands"]) == 5
@@ -206,6 +318,45 @@ def test_evaluate_rows_perceptual_figures() -> None:
     with torch.no_grad():
         expected = network(_blur(truth, 4), truth)[[0, 2, 3]].mean()
     assert half["perceptual"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_diversity_is_the_distance_between_two_seeds() -> None:
+    truth, other = _clip(4), _clip(4, seed=2)
+    rows = {
+        "lively": Prediction(truth.half(), second_seed=other.half()),
+        "deaf": Prediction(truth, second_seed=truth),
+        "once": Prediction(truth),
+    }
+    results = evaluate_rows(truth, rows, measures=["perceptual"])
+    with torch.no_grad():
+        expected = metric_network("stlpips", torch.device("cpu"))(truth, other).mean()
+    assert results["lively"]["diversity"] == pytest.approx(float(expected), rel=2e-2)
+    assert results["deaf"]["diversity"] == 0
+    assert results["once"]["diversity"] is None
+    assert results["once"]["diversity_reason"] == "painted from one seed only"
+    with pytest.raises(ValueError, match="row 'lively' has frames"):
+        evaluate_rows(truth, {"lively": Prediction(truth, second_seed=other[:2])})
+
+
+def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(inception.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(inception.importlib.util, "find_spec", lambda _: object())
+    for measure, (found, reason) in inception_distances(_clip(), {"a": _clip()}, [6]).items():
+        assert found == {}
+        assert reason.startswith(f"{measure} needs the weights ")
+        assert str(tmp_path) in reason
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / inception.FID_WEIGHTS).write_bytes(b"not weights")
+    assert "not a file of plain weights" in inception_distances(_clip(), {"a": _clip()}, [6])["fid"][1]
+
+
+def test_windows_of_a_video_stay_inside_its_blocks() -> None:
+    video = torch.arange(60.0).view(60, 1, 1, 1).expand(60, 3, 4, 4) / 255
+    cut = inception.windows(video, [25, 10, 25])
+    assert cut.shape == (4, 16, 4, 4, 3)
+    assert cut[:, 0, 0, 0, 0].tolist() == [0, 8, 35, 43]
+    with pytest.raises(ValueError, match="two windows of 16 frames, got 1"):
+        inception.windows(video[:20], [20])
 
 
 def test_single_frames_have_no_temporal_figures() -> None:
@@ -270,6 +421,22 @@ def test_table_shows_dashes_and_reasons() -> None:
     assert lines[3].split() == ["student", "30.00", "4"]
     assert lines[4] == "- num_steps: not a diffusion model"
     assert len({len(line) for line in lines[:4]}) == 1
+
+
+def test_bands_are_a_small_table_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = _clip()
+    rows = evaluate_rows(
+        clip, {"half": Prediction(clip * 0.5), "stored": Prediction(clip)}, measures=["image", "sharpness"]
+    )
+    table = format_bands(rows).splitlines()
+    assert table[0].split()[4:] == ["4-8", "8-12", "12-16", "16-24", "24-32"]
+    assert table[2].split() == ["half", *["-6.0/1.00"] * 5]
+    assert table[3].split() == ["stored", *["+0.0/1.00"] * 5]
+    report_metrics(tmp_path / "metrics.json", rows, config="", seed=0, protocol="")
+    printed = capsys.readouterr().out
+    assert printed.index("PSNR") < printed.index("colour v") < printed.index("4-8")
+    assert max(len(line) for line in printed.splitlines()[:-1]) <= 140
+    assert format_bands({"a": {"psnr": 1.0}}) == ""
 
 
 def test_metrics_file_is_whole_and_its_path_is_printed_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
