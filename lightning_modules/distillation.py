@@ -20,6 +20,7 @@ from lightning_modules.stage import COMMANDS
 from losses.distillation import distribution_matching_loss, ode_regression_loss
 from losses.flow import add_noise, sample_levels, velocity_loss
 from networks.codec import BlockCodec, WanCodec
+from networks.reconstructor import ReconstructorOptions
 from networks.rollout import CausalRollout
 from networks.sampler import integrate, shifted_levels
 from networks.shader import ShaderCondition, VideoShader
@@ -37,7 +38,8 @@ class Distillation(ShadingStage):
         objective: `ode` or `distribution_matching`.
         teacher_weights: the second stage's file; None for random weights (tests of other architectures).
         student_weights: where the student starts, None likewise; the critic starts from the teacher.
-        body_model, remove_neck, feature_channels, reconstruction_weights: as the reconstruction was trained.
+        body_model, remove_neck, feature_channels, reconstruction_weights, reconstructor_options: as the reconstruction
+            was trained.
         noise_levels: the student's denoising steps, from 1 downwards.
         learning_rate, critic_learning_rate: of AdamW.
         critic_updates: critic updates for each generator update, on the generator's rollout.
@@ -71,6 +73,7 @@ class Distillation(ShadingStage):
         remove_neck: bool = True,
         feature_channels: int = 16,
         reconstruction_weights: str = "assets/weights/reconstruction.safetensors",
+        reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
         noise_levels: list[float] = [1.0, 0.9, 0.75, 0.5],  # noqa: B006
         learning_rate: float = 2e-5,
         critic_learning_rate: float = 4e-5,
@@ -86,7 +89,10 @@ class Distillation(ShadingStage):
         out: str = "out.mp4",
         seed: int = 0,
     ) -> None:
-        super().__init__(num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed)
+        super().__init__(
+            num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed,
+            reconstructor_options,
+        )  # fmt: skip
         self.automatic_optimization = False
         if objective == "ode":
             self.stage, self.shipped = "shader_ode", "assets/weights/student.safetensors"

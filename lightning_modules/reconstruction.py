@@ -16,7 +16,7 @@ from losses.perceptual import PerceptualDistance
 from metrics.image import psnr
 from networks.conditioner import photo_of
 from networks.gaussians import Avatar, Gaussians, SplatMaps, splat
-from networks.reconstructor import FeatureDecoder
+from networks.reconstructor import FeatureDecoder, ReconstructorOptions
 from networks.weights import load_weights
 from runtime.media import sheet, side_by_side
 
@@ -29,6 +29,7 @@ class Reconstruction(Stage):
         body_model: SMPL-X-format file.
         remove_neck: use the neck-removed template.
         feature_channels: C of the 3D-aware feature.
+        reconstructor_options: sizes and encoders.
         learning_rate: of AdamW.
         loss_weights: weight of each raw term: `l1`, `perceptual`, `mask`, `refined`, `offset`, `scale`.
         perceptual_frames: frames a batch that the perceptual loss looks at (it costs more than the splatting).
@@ -46,6 +47,7 @@ class Reconstruction(Stage):
         body_model: str = "assets/body/smplx_anny.npz",
         remove_neck: bool = True,
         feature_channels: int = 16,
+        reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
         learning_rate: float = 1e-3,
         loss_weights: dict[str, float] = {  # noqa: B006
             "l1": 1.0,
@@ -65,7 +67,7 @@ class Reconstruction(Stage):
             dict(loss_weights),
             perceptual_frames,
         )
-        self.reconstructor = build_reconstructor(body_model, remove_neck, feature_channels)
+        self.reconstructor = build_reconstructor(body_model, remove_neck, feature_channels, reconstructor_options)
         self.decoder = FeatureDecoder(feature_channels)
         self.perceptual = PerceptualDistance("alex")
         self.weights = weights

@@ -14,7 +14,7 @@ from torch import nn
 from datamodules.template import build_template
 from losses.finite import check_finite
 from networks.body import BodyModel
-from networks.reconstructor import GaussianReconstructor
+from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from networks.weights import load_weights, save_weights
 from runtime.provenance import git_commit
 
@@ -27,10 +27,13 @@ COMMANDS = {
 }
 
 
-def build_reconstructor(body_model: str, remove_neck: bool, feature_channels: int) -> GaussianReconstructor:
-    """The reconstructor on the template of a body model file."""
+def build_reconstructor(
+    body_model: str, remove_neck: bool, feature_channels: int, options: ReconstructorOptions | None = None
+) -> GaussianReconstructor:
+    """The reconstructor on the template of a body model file; without `options`, of the embedded size."""
     body = BodyModel.from_file(body_model)
-    return GaussianReconstructor(body, build_template(body, remove_neck), feature_channels=feature_channels)
+    sizes = vars(options or ReconstructorOptions())
+    return GaussianReconstructor(body, build_template(body, remove_neck), feature_channels=feature_channels, **sizes)
 
 
 class Stage(lightning.LightningModule):

@@ -12,6 +12,7 @@ from lightning_modules.shading import ShadingStage
 from lightning_modules.stage import COMMANDS
 from losses.flow import add_noise, sample_levels, velocity_loss
 from networks.codec import BlockCodec, WanCodec
+from networks.reconstructor import ReconstructorOptions
 from networks.shader import VideoShader
 from networks.weights import load_weights
 
@@ -27,6 +28,8 @@ class Teacher(ShadingStage):
         remove_neck, feature_channels: as the reconstruction was trained.
         reconstruction_weights: the first stage's file.
         weights: start from this file; None starts from the network's own initialisation.
+        wan_checkpoint: or start from this local folder of Wan 2.1 text-to-video in diffusers' format.
+        reconstructor_options: as the reconstruction was trained.
         learning_rate: of AdamW.
         shift: timestep shift of training and sampling.
         loss_floor: noise level below which the loss stops growing (`losses.flow.velocity_loss`); 0 for pretrained
@@ -52,6 +55,8 @@ class Teacher(ShadingStage):
         feature_channels: int = 16,
         reconstruction_weights: str = "assets/weights/reconstruction.safetensors",
         weights: str | None = None,
+        wan_checkpoint: str | None = None,
+        reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
         learning_rate: float = 4e-4,
         shift: float = 3.0,
         loss_floor: float = 0.5,
@@ -62,7 +67,12 @@ class Teacher(ShadingStage):
         test_window: int = 9,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed)
+        super().__init__(
+            num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed,
+            reconstructor_options,
+        )  # fmt: skip
+        if weights is not None and wan_checkpoint is not None:
+            raise ValueError("teacher: give either `weights` or `wan_checkpoint`, not both")
         self.loss_floor, self.loss_weights = loss_floor, dict(loss_weights)
         self.shader, self.learning_rate, self.shift, self.dropout = shader, learning_rate, shift, dict(dropout)
         self.validation_sampling_steps, self.test_sampling_steps, self.test_window = (
@@ -72,6 +82,8 @@ class Teacher(ShadingStage):
         )
         if weights is not None:
             load_weights(self.shader, weights, COMMANDS[self.stage])
+        if wan_checkpoint is not None:
+            self.shader.load_wan_checkpoint(wan_checkpoint)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over the shader."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from networks.body import BodyModel, BodyParams
+from networks.precision import full_precision
 from networks.rasterizer import rasterize
 
 # B people, T frames, N Gaussians, C feature channels.
@@ -119,6 +120,7 @@ class Avatar:
             self._carriers[:] = [(body, body.subset(self.vertex_ids))]
         return self._carriers[0][1]
 
+    @full_precision
     def pose(self, body: BodyModel, params: BodyParams) -> Gaussians:
         """Move the Gaussians by expression and skinning.
 
@@ -169,6 +171,7 @@ class Avatar:
         return splat(self.pose(body, params), intrinsics, world_to_camera, size, self.background)
 
 
+@full_precision
 def splat(
     gaussians: Gaussians, intrinsics: Tensor, world_to_camera: Tensor, size: int, background: Tensor
 ) -> SplatMaps:

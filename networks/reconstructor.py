@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from datamodules.template import Template
 from networks.body import BodyModel, BodyParams
-from networks.encoders import SemanticEncoder, VisualEncoder
+from networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
 from networks.gaussians import Avatar, Gaussians, matrix_to_quaternion, quaternion_multiply
+from networks.precision import full_precision
 from networks.rasterizer import rasterize
 
 # B photos, N anchors, K clusters of anchors, D channels.
@@ -60,18 +61,43 @@ class Projection:
     normals: Tensor
 
 
-class CrossBlock(nn.Module):
-    """Transformer block: anchor clusters attend to each other, then to the photo's tokens."""
+@dataclass
+class ReconstructorOptions:
+    """Sizes and encoders of a `GaussianReconstructor`; the defaults are the embedded size.
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    Attributes:
+        width: channels of cluster tokens.
+        num_clusters: K.
+        num_layers: transformer blocks over the clusters.
+        num_heads: attention heads of each; they divide `width`.
+        prior_channels: channels of `F_prior`.
+        semantic: encoder of `F_sem`; None for the small one.
+        visual: encoder of `F_vis`; None for the small one.
+    """
+
+    width: int = 128
+    num_clusters: int = 512
+    num_layers: int = 2
+    num_heads: int = 4
+    prior_channels: int = 16
+    semantic: SemanticEncoder | DinoEncoder | None = None
+    visual: VisualEncoder | WanVisualEncoder | None = None
+
+
+class CrossBlock(nn.Module):
+    """Transformer block: anchor clusters attend to each other, then to the photo's tokens of `context_width`."""
+
+    def __init__(self, width: int, num_heads: int, context_width: int) -> None:
         super().__init__()
         self.norm_self, self.norm_cross, self.norm_ffn = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
         self.self_attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
-        self.cross_attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.cross_attention = nn.MultiheadAttention(
+            width, num_heads, kdim=context_width, vdim=context_width, batch_first=True
+        )
         self.ffn = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """`tokens [B,K,D]`, `context [B,L,D]` -> `[B,K,D]`."""
+        """`tokens [B,K,D]`, `context [B,L,context_width]` -> `[B,K,D]`."""
         normed = self.norm_self(tokens)
         tokens = tokens + self.self_attention(normed, normed, normed, need_weights=False)[0]
         tokens = tokens + self.cross_attention(self.norm_cross(tokens), context, context, need_weights=False)[0]
@@ -88,7 +114,9 @@ class GaussianReconstructor(nn.Module):
         width: channels of cluster tokens.
         num_clusters: K; anchors share tokens by cluster, and a per-anchor network adds the detail.
         num_layers: transformer blocks over the clusters.
+        num_heads: attention heads of each.
         prior_channels: channels of `F_prior`.
+        semantic, visual: encoders of `F_sem` and `F_vis`; None for the small ones.
         use_semantic, use_visual, use_prior: switch a feature family off, to measure what it earns.
         max_offset: largest move of a Gaussian from its anchor, metres.
     """
@@ -101,7 +129,10 @@ class GaussianReconstructor(nn.Module):
         width: int = 128,
         num_clusters: int = 512,
         num_layers: int = 2,
+        num_heads: int = 4,
         prior_channels: int = 16,
+        semantic: SemanticEncoder | DinoEncoder | None = None,
+        visual: VisualEncoder | WanVisualEncoder | None = None,
         use_semantic: bool = True,
         use_visual: bool = True,
         use_prior: bool = True,
@@ -111,14 +142,15 @@ class GaussianReconstructor(nn.Module):
         self._body = [body]  # in a list: a submodule's buffers would enter every checkpoint
         self.template, self.feature_channels, self.max_offset = template, feature_channels, max_offset
         self.use_semantic, self.use_visual, self.use_prior = use_semantic, use_visual, use_prior
-        self.semantic, self.visual = SemanticEncoder(width=width), VisualEncoder()
+        self.semantic = SemanticEncoder(width=width) if semantic is None else semantic
+        self.visual = VisualEncoder() if visual is None else visual
         self._build_geometry(num_clusters)
         num_anchors, num_clusters = len(template.vertex_ids), len(self.centres)
         self.prior = nn.Parameter(torch.randn(num_anchors, prior_channels) * 0.02)
         self.cluster_prior = nn.Parameter(torch.randn(num_clusters, width) * 0.02)
         sampled = self.visual.width + 3 + 1  # F_vis, filled colour, visibility
         self.token_in = nn.Linear(sampled + 3, width)
-        self.blocks = nn.ModuleList(CrossBlock(width, 4) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(CrossBlock(width, num_heads, self.semantic.width) for _ in range(num_layers))
         self.token_out = nn.Linear(width, width // 2)
         self.anchor = nn.Sequential(
             nn.Linear(sampled + 3 + prior_channels + width // 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
@@ -232,6 +264,7 @@ class GaussianReconstructor(nn.Module):
         hidden = torch.where(seen[..., None] > 0, mirrored, blended)
         return torch.where(visible[..., None] > 0, colors, hidden)
 
+    @full_precision
     def forward(self, photo: Photo, use_heads: bool = True) -> tuple[Avatar, Tensor]:
         """Reconstruct.
 
