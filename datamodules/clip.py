@@ -221,7 +221,9 @@ class Clip:
         """Left, top and side of the largest square centred on the person's mean position over the valid frames."""
         _, height, width, _ = masks.shape
         side = min(height, width)
-        weight = masks[self.track["frame_valid"]].astype(np.float32).mean(axis=(0, 3))
+        weight = np.zeros((height, width))
+        for mask in masks[self.track["frame_valid"], ..., 0]:  # one by one: all in float32 take a gigabyte
+            weight += mask
         total = max(float(weight.sum()), 1e-6)
         centre_x = float((weight.sum(axis=0) * (np.arange(width) + 0.5)).sum()) / total
         centre_y = float((weight.sum(axis=1) * (np.arange(height) + 0.5)).sum()) / total
@@ -248,12 +250,16 @@ class Clip:
         left = round((self.size - side) * (1 + shift[0]) / 2)
         top = round((self.size - side) * (1 + shift[1]) / 2)
         cut = np.s_[:, top : top + side, left : left + side]
-        stacked = np.concatenate([self._frames[indices][cut], self._masks[indices][cut]], axis=-1)
-        images = torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
-        if side != resolution:
-            images = F.interpolate(
-                images, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False
-            )
+        images = torch.empty(len(indices), 4, resolution, resolution)
+        for begin in range(0, len(indices), 8):  # a long block in float32 at the video's size takes half a gigabyte
+            few = indices[begin : begin + 8]
+            stacked = np.concatenate([self._frames[few][cut], self._masks[few][cut]], axis=-1)
+            part = torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
+            if side != resolution:
+                part = F.interpolate(
+                    part, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False
+                )
+            images[begin : begin + 8] = part
         intrinsics = torch.from_numpy(self.track["intrinsics"][indices])
         scale = resolution / side
         offset = intrinsics.new_tensor([[1, 0, -left], [0, 1, -top], [0, 0, 1]])
