@@ -1,0 +1,97 @@
+"""An avatar on disk: one safetensors file that names the body model it was made on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from networks.body import BodyModel
+from networks.gaussians import Avatar, Gaussians
+from runtime.files import atomic_path
+
+FORMAT = "avatar-1"
+MADE_BY = "python -m tools.export_avatar --image PHOTO --out NAME.safetensors"
+
+
+def body_fingerprint(body: BodyModel) -> str:
+    """What tells body models apart: a hash of all that moves a carried Gaussian."""
+    digest = hashlib.sha256()
+    parts = (body.v_template, body.blendshapes, body.joint_template, body.lbs_weights, body.parents, body.posedirs)
+    for value in (part for part in parts if part is not None):
+        digest.update(str(tuple(value.shape)).encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: str) -> Path:
+    """Write an avatar, whole or not at all; float32, so that loading gives the same values.
+
+    Args:
+        path: of the `.safetensors` file.
+        avatar: `[B,...]`.
+        body: the model that poses it.
+        body_name: the model's file name, for the message when another one is given on loading.
+    """
+    path = Path(path)
+    tensors = {f.name: getattr(avatar.gaussians, f.name) for f in dataclasses.fields(Gaussians)}
+    tensors |= {"betas": avatar.betas, "vertex_ids": avatar.vertex_ids, "background": avatar.background}
+    header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body)}
+    with atomic_path(path) as scratch:
+        plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        save_file(plain, str(scratch), metadata={"avatar": json.dumps(header)})
+        scratch.chmod(0o644)  # the library writes files that only their owner may read
+    return path
+
+
+def load_avatar(path: str | Path, body: BodyModel) -> Avatar:
+    """Read an avatar for a body model, onto that model's device.
+
+    Raises:
+        ValueError: no such file, not an avatar, or made on another body model; one line that says what to give.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no avatar at {path}: make one with `{MADE_BY}`")
+    try:
+        with safe_open(str(path), framework="pt") as archive:
+            header = json.loads((archive.metadata() or {}).get("avatar", "{}"))
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a readable avatar ({error}): make it again with `{MADE_BY}`") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is a safetensors file but no avatar: make one with `{MADE_BY}`")
+    if header["body_fingerprint"] != body_fingerprint(body):
+        raise ValueError(
+            f"{path} was made on the body model {header['body_model']}, not on the one given: load it with that file"
+        )
+    names = [f.name for f in dataclasses.fields(Gaussians)]
+    missing = [name for name in (*names, "betas", "vertex_ids", "background") if name not in tensors]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: make it again with `{MADE_BY}`")
+    _check(path, tensors, len(body.v_template))
+    tensors = {name: value.to(body.v_template.device) for name, value in tensors.items()}
+    return Avatar(
+        gaussians=Gaussians(**{name: tensors[name] for name in names}),
+        betas=tensors["betas"],
+        vertex_ids=tensors["vertex_ids"],
+        background=tensors["background"],
+    )
+
+
+def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> None:
+    """Shapes agree and vertices exist; else a ValueError."""
+    means, ids = tensors["means"], tensors["vertex_ids"]
+    leading = means.shape[:2]
+    wrong = [
+        name
+        for name in ("means", "quats", "scales", "opacities", "colors", "features")
+        if tensors[name].shape[:2] != leading
+    ]
+    if wrong or ids.shape != leading[1:] or bool(((ids < 0) | (ids >= num_vertices)).any()):
+        raise ValueError(f"{path}: {wrong[0] if wrong else 'vertex_ids'} does not fit: make it again with `{MADE_BY}`")

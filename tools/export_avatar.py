@@ -1,0 +1,89 @@
+"""Photo -> avatar -> file: `python -m tools.export_avatar --image assets/photos/astronaut.png --out astronaut.ply`.
+
+`.ply` and `.spz` open in splat viewers (canonical T-pose, or as the photo shows the person); `.safetensors` keeps the
+whole avatar with its features, to pose and render again (`runtime.avatar_files.load_avatar`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datamodules.retarget import open_photo
+from datamodules.video import WindowReader
+from lightning_modules.stage import COMMANDS, build_reconstructor
+from networks.body import BodyModel
+from networks.conditioner import photo_of
+from networks.gaussians import Avatar, Gaussians
+from networks.reconstructor import GaussianReconstructor, Photo
+from networks.weights import load_weights
+from runtime.avatar_files import save_avatar
+from runtime.splat_files import write_splat
+
+BODY = "assets/body/smplx_anny.npz"
+WEIGHTS = "assets/weights/reconstruction.safetensors"
+BACKGROUND = (0.5, 0.5, 0.5)
+SUFFIXES = (".ply", ".spz", ".safetensors")
+
+
+def load_reconstructor(body_model: str, weights: str, feature_channels: int = 16) -> GaussianReconstructor:
+    """The reconstructor with trained weights, ready to use."""
+    reconstructor = build_reconstructor(body_model, remove_neck=True, feature_channels=feature_channels)
+    load_weights(reconstructor, weights, COMMANDS["reconstruction"])
+    return reconstructor.eval()
+
+
+def read_photo(path: str | Path, body_model: str, resolution: int) -> Photo:
+    """A photo with its track, cropped and resized as the networks read it (tracked now if it has no track yet)."""
+    clip = open_photo(path, body_model)
+    return photo_of(WindowReader(BACKGROUND).read(clip, np.zeros(1, dtype=np.int64), 0, resolution))
+
+
+@torch.no_grad()
+def export(avatar: Avatar, body: BodyModel, photo: Photo, out: Path, pose: str, body_name: str) -> Path:
+    """Write the avatar in the format of the suffix; `pose` (splat files only) is `canonical` or `photo`."""
+    if out.suffix == ".safetensors":
+        return save_avatar(out, avatar, body, body_name)
+    gaussians = avatar.gaussians
+    if pose == "photo":
+        posed = avatar.pose(body, photo.body.map(lambda value: value[:, None]))
+        gaussians = Gaussians(**{f.name: getattr(posed, f.name)[:, 0] for f in fields(Gaussians)})
+    return write_splat(out, Gaussians(**{f.name: getattr(gaussians, f.name)[0] for f in fields(Gaussians)}))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.export_avatar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--image", required=True, help="photo of the person, its track beside it")
+    parser.add_argument("--out", type=Path, required=True, help="file to write: .ply, .spz or .safetensors")
+    parser.add_argument("--pose", choices=("canonical", "photo"), default="canonical", help="of .ply and .spz")
+    parser.add_argument("--weights", default=WEIGHTS, help="reconstruction weights (default: %(default)s)")
+    parser.add_argument("--body", default=BODY, help="SMPL-X npz file (default: %(default)s)")
+    parser.add_argument("--resolution", type=int, default=128, help="px at which the photo is read")
+    given = parser.parse_args(arguments)
+    try:
+        if given.out.suffix not in SUFFIXES:
+            raise ValueError(f"{given.out}: give --out a name that ends in one of {', '.join(SUFFIXES)}")
+        reconstructor = load_reconstructor(given.body, given.weights)
+        photo = read_photo(given.image, given.body, given.resolution)
+        with torch.no_grad():
+            avatar, _ = reconstructor(photo)
+        export(avatar, reconstructor.body, photo, given.out, given.pose, Path(given.body).name)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    size = given.out.stat().st_size
+    print(f"{avatar.gaussians.means.shape[1]} Gaussians, {size / 1e3:.0f} kB", file=sys.stderr)
+    print(given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
