@@ -239,10 +239,8 @@ class Distillation(ShadingStage):
         self.test_splat(batch)
         for index, num_steps in enumerate(self.teacher_test_steps):
             name = "teacher" if index == 0 else f"teacher, {num_steps} steps"
-            with self.report.timed(name, batch, num_steps) as row:
-                row.frames = self.paint_teacher(self.teacher, batch, num_steps, self.test_window, self.shift)
-        with self.report.timed("student", batch, len(self.noise_levels)) as row:
-            row.frames = self.paint_student(self.student, batch, self.noise_levels)
+            self.test_teacher(name, self.teacher, batch, num_steps, self.test_window, self.shift)
+        self.test_student("student", self.student, batch, self.noise_levels)
         self.report.close_block(batch)
 
     def predict_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002

@@ -48,11 +48,12 @@ class TestReport:
     def timed(self, name: str, batch: VideoBatch, num_steps: int | None = None) -> Iterator[Prediction]:
         """Fill the yielded row's `frames [T,3,H,W]`; the time inside the block counts as the row's.
 
-        Figures of time that the caller knows better (`fps`, `first_frame_ms`) are kept as given.
+        Figures of time that the caller knows better (`fps`, `latency_ms`) are kept as given.
         """
         row = Prediction(frames=torch.empty(0), num_steps=num_steps)
         begin = time.perf_counter()
         yield row
+        row.frames = row.frames.detach().cpu()  # also waits for a device that is still painting
         seconds = time.perf_counter() - begin
         if row.fps is None:
             row.fps = len(row.frames) / seconds
@@ -69,7 +70,7 @@ class TestReport:
             if rows[-1].second_seed is not None:
                 rows[-1].second_seed = self._kept(rows[-1].second_seed, batch)
         body = BodyModel.from_file(module.body_model)
-        reason = dict.fromkeys(("fps", "first_frame_ms", "diversity"), "a stored frame, nothing is computed")
+        reason = dict.fromkeys(("fps", "latency_ms", "diversity"), "a stored frame, nothing is computed")
         for name, chosen in (("freeze", frozen_frame(clip, numbers)), ("nearest", nearest_frames(clip, numbers, body))):
             stored = module.reader.read(clip, chosen, clip.reference_frame(), module.resolution)
             row = Prediction(frames=self._kept(stored.frames[0], batch), num_steps=0, reasons=reason)
@@ -126,17 +127,17 @@ class TestReport:
 
     @staticmethod
     def _joined(blocks: list[Prediction]) -> Prediction:
-        """One row of all blocks: frames a second as all frames over all the time, the slowest first frame."""
+        """One row of all blocks: frames a second as all frames over all the time, the slowest block's latency."""
         frames = torch.cat([block.frames for block in blocks])
         known = [block for block in blocks if block.fps is not None]
         fps = sum(len(b.frames) for b in known) / sum(len(b.frames) / b.fps for b in known) if known else None
-        latencies = [block.first_frame_ms for block in blocks if block.first_frame_ms is not None]
+        latencies = [block.latency_ms for block in blocks if block.latency_ms is not None]
         seconds = [block.second_seed for block in blocks if block.second_seed is not None]
         return Prediction(
             frames=frames,
             num_steps=blocks[0].num_steps,
             fps=fps,
-            first_frame_ms=max(latencies) if latencies else None,
+            latency_ms=max(latencies) if latencies else None,
             second_seed=torch.cat(seconds) if len(seconds) == len(blocks) else None,
             reasons=blocks[0].reasons,
         )

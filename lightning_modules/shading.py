@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import torch
 from torch import Tensor
 
@@ -96,10 +98,13 @@ class ShadingStage(Stage):
 
     @torch.no_grad()
     def paint_teacher(
-        self, teacher: VideoShader, batch: VideoBatch, num_steps: int, window: int, shift: float
+        self, teacher: VideoShader, batch: VideoBatch, num_steps: int, window: int, shift: float, sample: int = 0
     ) -> Tensor:
-        """Frames `[T,3,H,W]` of the bidirectional teacher, in consecutive windows from the reference alone."""
-        generator = torch.Generator().manual_seed(self.seed)
+        """Frames `[T,3,H,W]` of the bidirectional teacher, in consecutive windows from the reference alone.
+
+        Another `sample` is painted from other noise.
+        """
+        generator = torch.Generator().manual_seed(self.seed + 7919 * sample)
         painted, total = [], batch.intrinsics.shape[1]
         for first in range(0, total, window):
             condition, _ = self.conditioner(batch.cut(slice(first, min(first + window, total))))
@@ -107,10 +112,34 @@ class ShadingStage(Stage):
             painted.append(self.codec.decode(latents)[0])
         return torch.cat(painted)
 
-    def paint_student(self, student: VideoShader, batch: VideoBatch, noise_levels: list[float]) -> Tensor:
-        """Frames `[T,3,H,W]` of one unbroken causal rollout from the reference alone."""
-        stream = AvatarStream(self.conditioner, CausalRollout(student, noise_levels), self.seed)
-        return stream.paint(batch)[0]
+    def paint_student(
+        self, student: VideoShader, batch: VideoBatch, noise_levels: list[float], sample: int = 0
+    ) -> Tensor:
+        """Frames `[T,3,H,W]` of one unbroken causal rollout from the reference alone; another `sample`, other noise."""
+        return self.stream(student, noise_levels, sample).paint(batch)[0]
+
+    def stream(self, student: VideoShader, noise_levels: list[float], sample: int = 0) -> AvatarStream:
+        """What `test` and `predict` paint through, with the noise of one sample."""
+        return AvatarStream(self.conditioner, CausalRollout(student, noise_levels), self.seed + 7919 * sample)
+
+    def test_student(self, name: str, student: VideoShader, batch: VideoBatch, noise_levels: list[float]) -> None:
+        """A row of one rollout, with its latency and a second sample for its diversity."""
+        assert self.report is not None
+        with self.report.timed(name, batch, len(noise_levels)) as row:
+            stream = self.stream(student, noise_levels)
+            row.frames = stream.paint(batch)[0]
+        row.latency_ms = 1000 * statistics.median(stream.chunk_seconds)
+        row.second_seed = self.paint_student(student, batch, noise_levels, sample=1)
+
+    def test_teacher(
+        self, name: str, teacher: VideoShader, batch: VideoBatch, num_steps: int, window: int, shift: float
+    ) -> None:
+        """A row of consecutive windows, with a second sample for its diversity."""
+        assert self.report is not None
+        with self.report.timed(name, batch, num_steps) as row:
+            row.frames = self.paint_teacher(teacher, batch, num_steps, window, shift)
+        row.latency_ms = 1000 * min(window, len(row.frames)) / row.fps  # nothing is seen before a window is done
+        row.second_seed = self.paint_teacher(teacher, batch, num_steps, window, shift, sample=1)
 
     def log_validation(self, batch: VideoBatch, batch_idx: int, rows: dict[str, Tensor]) -> None:
         """PSNR and perceptual distance of each row, pictures and video of the first window.
@@ -139,6 +168,10 @@ class ShadingStage(Stage):
         """The row `splat`: the frozen reconstruction's own picture."""
         assert self.report is not None
         with self.report.timed("splat", batch, 0) as row:
+            row.reasons = {
+                "diversity": "nothing is drawn at random",
+                "latency_ms": "the whole block is splatted at once: see frames/s",
+            }
             avatar, _ = self.conditioner.avatar(batch)
             maps = avatar.render(
                 self.conditioner.body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1]

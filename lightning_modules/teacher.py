@@ -117,8 +117,7 @@ class Teacher(ShadingStage):
         assert self.report is not None
         self.test_splat(batch)
         for num_steps in (self.test_sampling_steps, 4, 2, 1):
-            with self.report.timed(f"teacher {num_steps}", batch, num_steps) as row:
-                row.frames = self.paint_teacher(self.shader, batch, num_steps, self.test_window, self.shift)
+            self.test_teacher(f"teacher {num_steps}", self.shader, batch, num_steps, self.test_window, self.shift)
         self.report.close_block(batch)
 
     def exported(self) -> nn.Module:

@@ -24,14 +24,15 @@ class Prediction:
     """One row of a table.
 
     frames: [T, 3, H, W] in [0, 1] of any float type, clamped here. num_steps: denoising steps a frame. fps: frames a
-    second. first_frame_ms: from the motion's arrival to the first painted frames. second_seed: the same frames painted
+    second. latency_ms: from the motion of a
+    chunk (a window) to its painted frames, median. second_seed: the same frames painted
     from other noise. reasons: why a figure that the caller should have given is missing, by column.
     """
 
     frames: Tensor
     num_steps: int | None = None
     fps: float | None = None
-    first_frame_ms: float | None = None
+    latency_ms: float | None = None
     second_seed: Tensor | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -67,7 +68,7 @@ def evaluate_rows(
     Returns {row: figures}: psnr (dB), ssim, colour_mean (mean absolute), colour_contrast (mean), colour_saturation and
     their channels (lists); temporal, flicker; warping, warping_truth; sharpness (mean absolute dB over bands), power_db
     and coherence (lists, one value a band), bands; perceptual, tlp, frechet, kernel_distance, diversity; identity (to
-    the truth's frame), identity_photo, detection_rate; fid, fvd; num_steps, fps, first_frame_ms. A figure that could
+    the truth's frame), identity_photo, detection_rate; fid, fvd; num_steps, fps, latency_ms. A figure that could
     not be measured is None, with the reason under `NAME_reason`.
     """
     if unknown := set(measures) - set(MEASURES):
@@ -97,7 +98,7 @@ def evaluate_rows(
                 for name, figures in results.items():
                     _set(figures, measure, found.get(name), reason)
     for name, row in rows.items():
-        for column in ("num_steps", "fps", "first_frame_ms"):
+        for column in ("num_steps", "fps", "latency_ms"):
             value = getattr(row, column)
             results[name][column] = value
             if value is None:

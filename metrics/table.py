@@ -35,7 +35,7 @@ DETAILS: dict[str, tuple[str, str]] = {
     "identity_photo": ("id. photo v", ".3f"),
     "detection_rate": ("faces ^", ".2f"),
     "diversity": ("diversity", ".4f"),
-    "first_frame_ms": ("first ms v", ".0f"),
+    "latency_ms": ("latency ms v", ".0f"),
 }
 # Further columns of the second table where their weights are on the machine.
 OPTIONAL: dict[str, tuple[str, str]] = {"fid": ("FID v", ".1f"), "fvd": ("FVD v", ".1f")}

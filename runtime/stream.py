@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import torch
@@ -30,6 +31,7 @@ class AvatarStream:
         self.conditioner, self.rollout, self.seed = conditioner, rollout, seed
         self._avatar: Avatar | None = None
         self._still: ShaderCondition | None = None
+        self.chunk_seconds: list[float] = []
 
     @torch.no_grad()
     def start(self, batch: VideoBatch) -> None:
@@ -70,13 +72,21 @@ class AvatarStream:
         return self._decoder.decode(latents), splat.rgb
 
     def paint(self, batch: VideoBatch) -> tuple[Tensor, Tensor]:
-        """Paint a whole window `[1,T]` in one unbroken rollout -> painted and splatted frames `[T,3,H,W]`."""
+        """Paint a whole window `[1,T]` in one unbroken rollout -> painted and splatted frames `[T,3,H,W]`.
+
+        `chunk_seconds` then holds the time of each chunk, from its motion to its painted frames.
+        """
         self.start(batch)
+        self.chunk_seconds = []
         painted, splats, first, total = [], [], 0, batch.intrinsics.shape[1]
         while first < total:
             last = min(first + self.chunk_length(), total)
             window = batch.cut(slice(first, last))
+            begin = time.perf_counter()
             chunk, splat = self.step(window.body, window.intrinsics, window.world_to_camera)
+            if chunk.is_cuda:
+                torch.cuda.synchronize(chunk.device)
+            self.chunk_seconds.append(time.perf_counter() - begin)
             painted.append(chunk[0])
             splats.append(splat[0])
             first = last

@@ -294,7 +294,7 @@ def test_evaluate_rows_keeps_blocks_apart_and_gives_reasons(monkeypatch: pytest.
     assert results["exact"]["fps_reason"] == "not a method"
     assert results["exact"]["flicker"] == pytest.approx(1)
     assert results["wild"]["psnr"] == pytest.approx(float(psnr((truth * 3 - 1).clamp(0, 1), truth).mean()), rel=1e-5)
-    assert results["blurred"]["first_frame_ms_reason"] == "not given"
+    assert results["blurred"]["latency_ms_reason"] == "not given"
     assert results["blurred"]["warping"] >= 0
     assert results["blurred"]["fid"] is None
     assert "fid needs" in results["blurred"]["fid_reason"]
