@@ -4,8 +4,9 @@ Shapes: B batch, C latent channels, T latent frames, Tpix pixel frames, H W pixe
 token width, F splatted feature channels, R reference frames (0 or 1). Noise level s in [0,1]: x_s = (1 - s) x0 + s e,
 velocity v = e - x0.
 
-The network lives in *residual coordinates* of the guide g (the codec latent of the splat's RGB): it reads
-x_s - (1 - s) k g = (1 - s)(x0 - k g) + s e, where k [C] is one learned skip a channel, and its raw output F stands for
+The network lives in *residual coordinates* of the guide g (the codec latent of the splat's RGB, plus the condition
+head's correction d of it, zero at the start): it reads x_s - (1 - s) k g = (1 - s)(x0 - k g) + s e, where k [C] is one
+learned skip a channel, and its raw output F stands for
     prediction "velocity": F = e - (x0 - k g), so v = F - k g and x0_hat = x_s - s v;
     prediction "x0":       F = x0 - k g, so x0_hat = F + k g and v = (x_s - x0_hat) / s   (Li and He, "JiT", 2025).
 With k = 0 and "velocity" this is the pretrained network's own task.
@@ -51,9 +52,9 @@ class ShaderCondition:
       semantic: every token becomes one learned vector;
       reference: the reference frame stays in the sequence, its latent and guide channels zero, its encoded maps that
       same vector.
-    The skip path k g is never dropped: it only names the coordinates in which the network works and cancels in the
-    difference of two branches. A signal that is absent (None) counts as dropped; without `reference` there is no
-    reference frame at all.
+    The skip path k g (g corrected by the head) is never dropped: it only names the coordinates in which the network
+    works and cancels in the difference of two branches. A signal that is absent (None) counts as dropped; without
+    `reference` there is no reference frame at all.
     """
 
     guide: Tensor
@@ -180,6 +181,7 @@ class VideoShader(nn.Module):
         feature_channels: F; the maps have F + 3 RGB + 1 alpha channels.
         semantic_dim: S, width of the F_sem tokens, projected to `text_dim`.
         condition_channels: channels of the condition head's output.
+        head_channels: width of the condition head at half resolution; it doubles at a quarter.
         spatial_stride, temporal_stride: of the codec; the head maps pixels to latents by them.
         num_heads, head_dim, num_layers, ffn_dim, text_dim, freq_dim, patch_size: of the transformer; D = num_heads *
             head_dim.
@@ -197,6 +199,7 @@ class VideoShader(nn.Module):
         feature_channels: int = 16,
         semantic_dim: int = 128,
         condition_channels: int = 32,
+        head_channels: int = 32,
         spatial_stride: int = 8,
         temporal_stride: int = 1,
         num_heads: int = 4,
@@ -241,10 +244,16 @@ class VideoShader(nn.Module):
         for layer, block in enumerate(self.transformer.blocks):
             block.attn1.set_processor(SelfAttentionProcessor(layer))
             block.attn2.set_processor(CrossAttentionProcessor(layer))
+        if prediction == "x0":
+            # Training begins at the guide itself, not at noise around it; pretrained weights take this place.
+            nn.init.zeros_(self.transformer.proj_out.weight)
+            nn.init.zeros_(self.transformer.proj_out.bias)
         if zero_init_conditions:
             with torch.no_grad():
                 self.transformer.patch_embedding.weight[:, latent_channels:].zero_()
-        self.condition_head = ConditionHead(feature_channels + 4, condition_channels, spatial_stride, temporal_stride)
+        self.condition_head = ConditionHead(
+            feature_channels + 4, condition_channels, latent_channels, head_channels, spatial_stride, temporal_stride
+        )
         self.semantic_projection = nn.Linear(semantic_dim, text_dim)
         self.skip = nn.Parameter(torch.full((latent_channels,), float(guide_skip_init)))
         self.null_maps = nn.Parameter(torch.zeros(condition_channels))
@@ -253,13 +262,18 @@ class VideoShader(nn.Module):
     # ------------------------------------------------------------------ conditions
 
     def encode_condition(self, condition: ShaderCondition) -> ShaderCondition:
-        """Pass the maps through the condition head, once for all denoising steps: `encoded` takes their place."""
-        encoded, reference_encoded = condition.encoded, condition.reference_encoded
+        """Pass the maps through the condition head, once for all denoising steps.
+
+        `encoded` takes their place, and the guide is corrected; a condition that is encoded already stays as it is.
+        """
+        changes: dict[str, Tensor | None] = {"maps": None, "reference_maps": None}
         if condition.maps is not None:
-            encoded = self.condition_head(condition.maps, condition.starts_clip)
-        if condition.reference_maps is not None:
-            reference_encoded = self.condition_head(condition.reference_maps, True)
-        return replace(condition, maps=None, encoded=encoded, reference_maps=None, reference_encoded=reference_encoded)
+            changes["encoded"], correction = self.condition_head(condition.maps, condition.starts_clip)
+            changes["guide"] = condition.guide + correction
+        if condition.reference_maps is not None and condition.reference_guide is not None:
+            changes["reference_encoded"], correction = self.condition_head(condition.reference_maps, True)
+            changes["reference_guide"] = condition.reference_guide + correction
+        return replace(condition, **changes)
 
     def semantic_tokens(self, condition: ShaderCondition) -> Tensor:
         """F_sem as the blocks' cross-attention reads it, `[B,L,D]`; a lone null token without F_sem."""
@@ -333,6 +347,7 @@ class VideoShader(nn.Module):
                 itself, the reference and earlier chunks.
             window: limits the earlier chunks in "block_causal", exactly as the rollout's cache does; None for no limit.
         """
+        condition = self.encode_condition(condition)
         tokens, embedded_level, context, semantic = self._prepare(noisy, level, condition, attention, window)
         for layer in range(len(self.transformer.blocks)):
             tokens = self.run_block(layer, tokens, embedded_level, semantic, context)
@@ -351,6 +366,7 @@ class VideoShader(nn.Module):
         """Tokens after the blocks `layers` (indices, ascending); later blocks are not run."""
         if list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < len(self.transformer.blocks):
             raise ValueError(f"layers {list(layers)}: give ascending indices below {len(self.transformer.blocks)}")
+        condition = self.encode_condition(condition)
         tokens, embedded_level, context, semantic = self._prepare(noisy, level, condition, attention, None)
         collected = []
         for layer in range(layers[-1] + 1):
@@ -369,7 +385,6 @@ class VideoShader(nn.Module):
             raise ValueError(f"the condition has {condition.num_frames} latent frames, the latents {noisy.shape[2]}")
         if level.shape != (noisy.shape[0], noisy.shape[2]):
             raise ValueError(f"level has shape {tuple(level.shape)}: give one a latent frame, {[*noisy.shape[:3:2]]}")
-        condition = self.encode_condition(condition)
         tokens = self.embed_frames(noisy, level, condition)
         num_references = 0
         if condition.reference is not None:
@@ -502,31 +517,61 @@ class VideoShader(nn.Module):
 
 
 class ConditionHead(nn.Module):
-    """Pixel maps `[B,Tpix,M,H,W]` -> latent maps `[B,Cc,T,h,w]`, each latent frame from its own pixel frames alone.
+    """Pixel maps `[B,Tpix,M,H,W]` -> latent maps `[B,Cc,T,h,w]` and a correction of the guide `[B,C,T,h,w]`.
 
-    With temporal stride 4, the first frame of a video stands four times in its latent frame's group.
+    Each latent frame reads its own pixel frames alone. With temporal stride 4, the first frame of a video stands four
+    times in its latent frame's group. Edges and fine texture are a convolution's work: what it can mend of the splat
+    enters the guide (zero at the start), and the transformer paints what is left.
+
+    Args:
+        map_channels: M.
+        condition_channels: Cc.
+        latent_channels: C.
+        width: channels at half resolution; twice as many at a quarter.
+        spatial_stride, temporal_stride: of the codec.
     """
 
-    def __init__(self, map_channels: int, condition_channels: int, spatial_stride: int, temporal_stride: int) -> None:
+    def __init__(
+        self,
+        map_channels: int,
+        condition_channels: int,
+        latent_channels: int,
+        width: int,
+        spatial_stride: int,
+        temporal_stride: int,
+    ) -> None:
         super().__init__()
-        if spatial_stride % 2:
-            raise ValueError(f"spatial_stride {spatial_stride} must be even")
+        if spatial_stride % 4:
+            raise ValueError(f"spatial_stride {spatial_stride} must be a multiple of 4")
         self.temporal_stride = temporal_stride
-        self.fold = spatial_stride // 2
-        hidden = 2 * condition_channels
-        # Folding pixels into channels first keeps the head at a few per cent of a denoising step.
-        self.layers = nn.Sequential(
-            nn.Conv2d(map_channels * self.fold**2, hidden, 1),
-            nn.SiLU(),
-            nn.Conv2d(hidden, hidden, 3, stride=2, padding=1),
-            nn.SiLU(),
+        self.fine = nn.Sequential(nn.Conv2d(4 * map_channels, width, 3, padding=1), ResidualConvolution(width))
+        self.coarse = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            ResidualConvolution(2 * width),
+            ResidualConvolution(2 * width),
         )
-        self.project = nn.Conv2d(hidden * temporal_stride, condition_channels, 1)
+        self.rise = nn.Conv2d(2 * width, width, 1)
+        self.merge = nn.Sequential(ResidualConvolution(width), ResidualConvolution(width))
+        self.fold = spatial_stride // 4
+        self.project = nn.Conv2d(2 * width * self.fold**2 * temporal_stride, condition_channels, 1)
+        self.correct = nn.Conv2d(width * (2 * self.fold) ** 2 * temporal_stride, latent_channels, 1)
+        nn.init.zeros_(self.correct.weight)
+        nn.init.zeros_(self.correct.bias)
 
-    def forward(self, maps: Tensor, starts_clip: bool) -> Tensor:
-        batch, num_frames = maps.shape[:2]
-        hidden = self.layers(F.pixel_unshuffle(maps.flatten(0, 1), self.fold)).unflatten(0, (batch, num_frames))
+    def forward(self, maps: Tensor, starts_clip: bool) -> tuple[Tensor, Tensor]:
+        batch = maps.shape[0]
+        fine = self.fine(F.pixel_unshuffle(maps.flatten(0, 1), 2))
+        coarse = self.coarse(fine)
+        fine = self.merge(fine + F.interpolate(self.rise(coarse), scale_factor=2.0, mode="nearest"))
+        encoded = self.project(self._group(F.pixel_unshuffle(coarse, self.fold), batch, starts_clip))
+        correction = self.correct(self._group(F.pixel_unshuffle(fine, 2 * self.fold), batch, starts_clip))
+        return encoded.unflatten(0, (batch, -1)).transpose(1, 2), correction.unflatten(0, (batch, -1)).transpose(1, 2)
+
+    def _group(self, hidden: Tensor, batch: int, starts_clip: bool) -> Tensor:
+        """`[B*Tpix,D,h,w]` -> `[B*T,D*stride,h,w]`: the pixel frames of a latent frame side by side."""
         stride = self.temporal_stride
+        hidden = hidden.unflatten(0, (batch, -1))
+        num_frames = hidden.shape[1]
         if stride > 1 and starts_clip:
             hidden = torch.cat([hidden[:, :1].expand(-1, stride - 1, -1, -1, -1), hidden], dim=1)
         if hidden.shape[1] % stride:
@@ -534,8 +579,23 @@ class ConditionHead(nn.Module):
             raise ValueError(
                 f"maps of {num_frames} frames do not fit the codec's temporal stride: give {expected} frames"
             )
-        groups = hidden.unflatten(1, (-1, stride)).flatten(2, 3)
-        return self.project(groups.flatten(0, 1)).unflatten(0, (batch, -1)).transpose(1, 2)
+        return hidden.unflatten(1, (-1, stride)).flatten(2, 3).flatten(0, 1)
+
+
+class ResidualConvolution(nn.Module):
+    """Two 3x3 convolutions around which the input passes, `[M,D,H,W]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.layers(hidden)
 
 
 # ---------------------------------------------------------------------- attention

@@ -22,6 +22,7 @@ SMALL = {
     "ffn_dim": 32,
     "text_dim": 16,
     "freq_dim": 16,
+    "head_channels": 8,
 }
 
 
@@ -30,8 +31,9 @@ def make_shader(**overrides: object) -> VideoShader:
     torch.manual_seed(0)
     shader = VideoShader(**{**SMALL, **overrides}).eval()
     with torch.no_grad():
-        for parameter in shader.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, parameter in shader.named_parameters():
+            # The condition head reads a thousand random numbers a latent: its output stays of size one.
+            parameter.add_((0.01 if "condition_head" in name else 0.1) * torch.randn_like(parameter))
     return shader
 
 
@@ -75,10 +77,10 @@ def masked_reference(
     """Velocity by diffusers' forward on [reference, frames] with one timestep a token; `mask` [frames, frames]."""
     encoded = shader.encode_condition(condition)
     skip = shader.skip.view(-1, 1, 1, 1)
-    residual = noisy - (1 - level)[:, None, :, None, None] * skip * condition.guide
-    frames = torch.cat([residual, condition.guide, encoded.encoded], dim=1)
-    photo = condition.reference - skip * condition.reference_guide
-    photo = torch.cat([photo, condition.reference_guide, encoded.reference_encoded], dim=1)
+    residual = noisy - (1 - level)[:, None, :, None, None] * skip * encoded.guide
+    frames = torch.cat([residual, encoded.guide, encoded.encoded], dim=1)
+    photo = condition.reference - skip * encoded.reference_guide
+    photo = torch.cat([photo, encoded.reference_guide, encoded.reference_encoded], dim=1)
     sequence = torch.cat([photo, frames], dim=2)
     tokens = (noisy.shape[-2] // 2) * (noisy.shape[-1] // 2)
     plain = WanTransformer3DModel(**dict(shader.transformer.config)).eval()
@@ -87,7 +89,7 @@ def masked_reference(
         block.attn1.set_processor(MaskedProcessor(mask.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)))
     timestep = torch.nn.functional.pad(level, (1, 0)).repeat_interleave(tokens, dim=1) * 1000
     raw = plain(sequence, timestep, shader.semantic_projection(condition.semantic)).sample[:, :, 1:]
-    return raw - skip * condition.guide
+    return raw - skip * encoded.guide
 
 
 def frame_mask(num_frames: int, chunk_frames: int | None) -> Tensor:
@@ -145,7 +147,7 @@ def test_prediction_follows_the_flow(prediction: str) -> None:
     shader.transformer.proj_out.weight.zero_()
     shader.transformer.proj_out.bias.zero_()
     output = shader(noisy, level, condition)
-    skipped = shader.skip.view(-1, 1, 1, 1) * condition.guide
+    skipped = shader.skip.view(-1, 1, 1, 1) * shader.encode_condition(condition).guide
     if prediction == "x0":
         torch.testing.assert_close(output.x0, skipped)
     elif prediction == "velocity":
@@ -197,8 +199,9 @@ def test_dropped_signals_are_gone_and_by_sample() -> None:
     shader, condition, (noisy, level) = make_shader(), make_condition(), make_noisy()
     whole = shader(noisy, level, condition).x0
     assert torch.equal(shader(noisy, level, condition.drop(torch.tensor([False, False]))).x0, whole)
-    other = condition.map(lambda tensor: tensor + 1)
-    other.guide = condition.guide  # the skip path stays, dropped or not
+    corrected = shader.encode_condition(condition).guide
+    other = shader.encode_condition(condition.map(lambda tensor: tensor + 1))
+    other.guide = corrected  # the skip path stays, dropped or not
     for which in (("maps",), ("semantic",), ("reference",)):
         mixed = shader(noisy, level, condition.drop(torch.tensor([True, False]), which)).x0
         assert torch.equal(mixed[1], whole[1])
@@ -207,7 +210,7 @@ def test_dropped_signals_are_gone_and_by_sample() -> None:
     torch.testing.assert_close(shader(noisy, level, other.drop()).x0, one)
     # Absent and dropped are one thing; the skip of the guide remains.
     absent = ShaderCondition(
-        guide=condition.guide, reference=condition.reference, reference_guide=condition.reference_guide
+        guide=corrected, reference=condition.reference, reference_guide=condition.reference_guide
     ).drop(which=["reference"])
     torch.testing.assert_close(shader(noisy, level, absent).x0, one, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="no such signal"):
@@ -233,13 +236,16 @@ def test_conditions_slice_and_join() -> None:
 def test_condition_head_keeps_the_codecs_time() -> None:
     shader = make_shader(temporal_stride=4)
     maps = torch.randn(1, 13, 6, 32, 48)
-    whole = shader.condition_head(maps, True)
-    assert whole.shape == (1, 3, 4, 4, 6)
-    parts = [shader.condition_head(maps[:, :5], True), shader.condition_head(maps[:, 5:], False)]
-    torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-6, rtol=1e-6)
-    maps[:, 5:9] += 1  # the pixel frames of latent frame 2, and of no other
-    changed = (shader.condition_head(maps, True) - whole).abs().amax((0, 1, 3, 4)) > 0
-    assert changed.tolist() == [False, False, True, False]
+    head = shader.condition_head
+    for output, channels in enumerate((3, 4)):  # the encoded maps, the guide's correction
+        whole = head(maps, True)[output]
+        assert whole.shape == (1, channels, 4, 4, 6)
+        parts = [head(maps[:, :5], True)[output], head(maps[:, 5:], False)[output]]
+        torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-6, rtol=1e-6)
+        changed = maps.clone()
+        changed[:, 5:9] += 1  # the pixel frames of latent frame 2, and of no other
+        is_changed = (head(changed, True)[output] - whole).abs().amax((0, 1, 3, 4)) > 0
+        assert is_changed.tolist() == [False, False, True, False]
     with pytest.raises(ValueError, match="temporal stride"):
         shader.condition_head(maps[:, :4], True)
 
@@ -272,7 +278,8 @@ def test_features_are_those_of_the_forward_pass() -> None:
     embedded = shader.embed_level(torch.nn.functional.pad(level, (1, 0)))
     raw = shader.project_out(tokens, embedded, 9, (4, 6))[:, :, 1:]
     torch.testing.assert_close(
-        shader.interpret(raw, noisy, level, condition.guide).x0, shader(noisy, level, condition).x0
+        shader.interpret(raw, noisy, level, shader.encode_condition(condition).guide).x0,
+        shader(noisy, level, condition).x0,
     )
     with pytest.raises(ValueError, match="ascending"):
         shader.features(noisy, level, condition, [2, 0])
