@@ -1,0 +1,107 @@
+"""Photo -> avatar, and posing + splatting, on the shipped weights: `python -m benchmarks.avatar [--json]`.
+
+The photo has its track already. Reconstruction is timed once cold (first call of the process, compiled kernels loaded)
+and then warm; posing, splatting and both together frame by frame, each frame another pose of the shipped track, on one
+camera, as a live stream would call them. The machine's load is printed beside: on a busy one the figures are its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from datamodules.clip import load_track
+from networks.body import BodyParams
+from networks.gaussians import splat
+from tools.export_avatar import BODY, WEIGHTS, load_reconstructor, read_photo
+
+DRIVING = "assets/clips/webcam_man.track.npz"
+TARGET_SECONDS, TARGET_FPS = 1.0, 60.0
+
+
+def times_ms(function: Callable[[int], object], repeats: int) -> np.ndarray:
+    """`[repeats]` milliseconds of `function(0)`, `function(1)`, ..., after one call that is not counted."""
+    function(0)
+    times = []
+    for index in range(repeats):
+        start = time.perf_counter()
+        function(index)
+        times.append(time.perf_counter() - start)
+    return 1e3 * np.asarray(times)
+
+
+@torch.no_grad()
+def measure(image: str, size: int, frames: int, repeats: int) -> dict[str, float | int]:
+    """All figures, see the module."""
+    started = time.perf_counter()
+    reconstructor = load_reconstructor(BODY, WEIGHTS)
+    loaded = time.perf_counter()
+    photo, body = read_photo(image, BODY, size), reconstructor.body
+    first = time.perf_counter()
+    avatar, _ = reconstructor(photo)
+    cold = time.perf_counter() - first
+    warm = times_ms(lambda _: reconstructor(photo), repeats)
+    track = load_track(DRIVING)
+    numbers = np.flatnonzero(track["frame_valid"])[:: max(int(track["frame_valid"].sum()) // frames, 1)][:frames]
+    motion = BodyParams.from_track(track, numbers).map(lambda value: value[None])
+    camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
+    poses = [motion.map(lambda value, t=t: value[:, t : t + 1]) for t in range(len(numbers))]
+    posed = [avatar.pose(body, params) for params in poses]
+
+    def draw(index: int) -> object:
+        return splat(posed[index], *camera, size, avatar.background)
+
+    parts = {
+        "pose": times_ms(lambda index: avatar.pose(body, poses[index]), len(poses)),
+        "splat": times_ms(draw, len(poses)),
+        "frame": times_ms(lambda index: avatar.render(body, poses[index], *camera, size), len(poses)),
+    }
+    result: dict[str, float | int] = {
+        "gaussians": avatar.gaussians.means.shape[1],
+        "feature_channels": avatar.gaussians.features.shape[2],
+        "load_network_ms": 1e3 * (loaded - started),
+        "photo_to_avatar_cold_ms": 1e3 * cold,
+        "photo_to_avatar_ms": float(np.median(warm)),
+    }
+    for name, values in parts.items():
+        result |= {f"{name}_ms": float(np.median(values)), f"{name}_p99_ms": float(np.percentile(values, 99))}
+    return result | {"fps": 1e3 / result["frame_ms"]}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
+    parser.add_argument("--image", default="assets/photos/astronaut.png", help="photo with its track beside it")
+    parser.add_argument("--size", type=int, default=128, help="px")
+    parser.add_argument("--frames", type=int, default=120, help="poses drawn")
+    parser.add_argument("--repeats", type=int, default=7, help="timed reconstructions")
+    parser.add_argument("--threads", type=int, default=None, help="threads (default: as many as torch takes)")
+    given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    before = os.getloadavg()
+    result = measure(given.image, given.size, given.frames, given.repeats)
+    flat = {"threads": torch.get_num_threads(), "size_px": given.size, "load_before": before[0]}
+    flat |= {"load_after": os.getloadavg()[0]} | {name: round(value, 3) for name, value in result.items()}
+    for name, value in flat.items():
+        print(f"{name:26} {value:>10}", file=sys.stderr)
+    met = {
+        f"photo -> avatar under {TARGET_SECONDS:g} s": result["photo_to_avatar_ms"] < 1e3 * TARGET_SECONDS,
+        f"at least {TARGET_FPS:g} frames/s": result["fps"] >= TARGET_FPS,
+    }
+    for target, is_met in met.items():
+        print(f"{target}: {'yes' if is_met else 'NO'}", file=sys.stderr)
+    if given.json:
+        print(json.dumps(flat))
+
+
+if __name__ == "__main__":
+    main()
