@@ -14,7 +14,7 @@ from metrics.frechet import frechet_of_samples, kernel_distance
 from metrics.inception import inception_distances
 from metrics.perceptual import PerceptualMeasures, metric_network, perceptual_difference, perceptual_measures
 from metrics.sharpness import sharpness
-from metrics.warping import warping_error
+from metrics.warping import motion_of, warping_error
 
 MEASURES = ("image", "temporal", "warping", "sharpness", "perceptual", "identity", "inception")
 
@@ -88,6 +88,8 @@ def evaluate_rows(
         for name, row in rows.items():
             results[name] = _frame_figures(_widened(row.frames).to(truth.device), truth, masks, blocks, measures)
         videos = {name: row.frames.detach().to(truth.device) for name, row in rows.items()}
+        if "warping" in measures:
+            _add_warping_figures(results, videos, truth, blocks)
         if "perceptual" in measures:
             _add_perceptual_figures(results, videos, truth, blocks, backend, perceptual_every)
             _add_diversity(results, rows, metric_network(backend, truth.device), perceptual_every)
@@ -119,8 +121,6 @@ def _frame_figures(
         figures.update(_image_figures(video, truth, masks))
     if "temporal" in measures:
         figures.update(_temporal_figures(video, truth, blocks))
-    if "warping" in measures:
-        figures.update(_warping_figures(video, truth, blocks))
     if "sharpness" in measures:
         figures.update(_sharpness_figures(video, truth))
     return figures
@@ -164,12 +164,19 @@ def _temporal_figures(video: Tensor, truth: Tensor, blocks: list[int]) -> dict[s
     return figures
 
 
-def _warping_figures(video: Tensor, truth: Tensor, blocks: list[int]) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    pieces = [warping_error(p, q) for p, q in zip(video.split(blocks), truth.split(blocks), strict=True)]
-    for name, errors in zip(("warping", "warping_truth"), zip(*pieces, strict=True), strict=True):
-        _set(figures, name, float(torch.cat(errors).mean()), "needs two consecutive frames")
-    return figures
+def _add_warping_figures(
+    results: dict[str, dict[str, Any]], videos: dict[str, Tensor], truth: Tensor, blocks: list[int]
+) -> None:
+    motions = [motion_of(piece) for piece in truth.split(blocks)]
+
+    def mean(video: Tensor) -> float:
+        pieces = zip(_widened(video).split(blocks), motions, strict=True)
+        return float(torch.cat([warping_error(piece, motion) for piece, motion in pieces]).mean())
+
+    floor = mean(truth)
+    for name, figures in results.items():
+        _set(figures, "warping", mean(videos[name]), "needs two consecutive frames")
+        _set(figures, "warping_truth", floor, "needs two consecutive frames")
 
 
 def _sharpness_figures(video: Tensor, truth: Tensor) -> dict[str, Any]:

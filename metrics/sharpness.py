@@ -34,12 +34,17 @@ def spectrum(frames: Tensor) -> Tensor:
     return torch.fft.rfft2(luminance * window[0][:, None] * window[1][None, :])
 
 
+def _radius(height: int, width: int, device: torch.device) -> Tensor:
+    """Frequency of each bin of a half-plane spectrum, [H, W/2 + 1], in cycles over the shorter side."""
+    side = min(height, width)
+    fy = torch.fft.fftfreq(height, device=device)[:, None] * side
+    fx = torch.fft.rfftfreq(width, device=device)[None, :] * side
+    return (fx.square() + fy.square()).sqrt()
+
+
 def _band_sums(values: Tensor, height: int, width: int, bands: tuple[tuple[int, int], ...]) -> Tensor:
     """Sum of [T, H, W/2 + 1] over each ring, [T, K]."""
-    side = min(height, width)
-    fy = torch.fft.fftfreq(height, device=values.device)[:, None] * side
-    fx = torch.fft.rfftfreq(width, device=values.device)[None, :] * side
-    radius = (fx.square() + fy.square()).sqrt()
+    radius = _radius(height, width, values.device)
     # Columns strictly inside the half plane stand for their mirror image too.
     twice = torch.full((values.shape[-1],), 2.0, device=values.device)
     twice[0] = 1.0
@@ -67,3 +72,29 @@ def sharpness(prediction: Tensor, truth: Tensor) -> Sharpness:
     power_error = 10 * torch.log10(power.sum(dim=0).clamp_min(tiny) / truth_power.sum(dim=0).clamp_min(tiny))
     coherence = (cross / (power * truth_power).sqrt().clamp_min(tiny)).mean(dim=0)
     return Sharpness(power_error, coherence, bands)
+
+
+def with_grain(frames: Tensor, target: Tensor, generator: torch.Generator, masks: Tensor | None = None) -> Tensor:
+    """Frames plus grey grain that lifts each band to the target's power where it lacks some; not clamped.
+
+    What a sharpness figure must not reward: the power error is mended, the coherence falls.
+
+    Args:
+        frames, target: [T, 3, H, W] in [0, 1].
+        generator: of the grain.
+        masks: [T, 1, H, W] in [0, 1], where grain may lie; None is everywhere.
+    """
+    height, width = frames.shape[-2:]
+    bands = bands_of(height, width)
+    noise = torch.randn(len(frames), height, width, generator=generator).to(frames.device)
+    rings = torch.fft.rfft2(noise)
+    radius = _radius(height, width, frames.device)
+    own, wanted = (_band_sums(spectrum(x).abs().square(), height, width, bands).sum(dim=0) for x in (frames, target))
+    result = frames.clone()
+    for k, (low, high) in enumerate(bands):
+        ring = torch.fft.irfft2(rings * ((radius >= low) & (radius < high)), s=(height, width))[:, None]
+        ring = ring if masks is None else ring * masks.to(ring)
+        power = _band_sums(spectrum(ring.expand(-1, 3, -1, -1)).abs().square(), height, width, bands).sum(dim=0)[k]
+        lacking = (wanted[k] - own[k]).clamp_min(0)
+        result += ring * float((lacking / power.clamp_min(torch.finfo(power.dtype).tiny)).sqrt())
+    return result

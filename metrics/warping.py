@@ -1,5 +1,7 @@
 """Warping error: what is left of a frame's change once the truth's own motion is taken out of it."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,22 +76,35 @@ def optical_flow(source: Tensor, target: Tensor, sigma: float = 2.0, num_refinem
     return flow
 
 
-def warping_error(prediction: Tensor, truth: Tensor, batch_size: int = 16) -> tuple[Tensor, Tensor]:
-    """Warping error of prediction and of the truth itself, each [T-1], in [0, 1] units.
+class Motion(NamedTuple):
+    """How a truth of T frames moves: flow [T-1, 2, H, W] in px from frame to frame, and where it explains the truth."""
 
-    Root of Lai et al. 2018 (arXiv:1808.00449, eq. 6-7): sqrt(mean over counted pixels of |V_t - warp(V_(t-1))|^2) under
-    the *truth's* flow, so that a still or a stiff prediction gains nothing. Pixels that the flow does not explain in
-    the truth (occlusion, new surface) are not counted. The truth's own figure is the floor.
+    flow: Tensor
+    is_counted: Tensor  # [T-1, H, W]
+
+
+def motion_of(truth: Tensor, batch_size: int = 8) -> Motion:
+    """The motion of consecutive frames [T, 3, H, W] in [0, 1]; pixels of occlusion and new surface are not counted."""
+    flows, counted = [truth.new_zeros(0, 2, *truth.shape[-2:])], []
+    for before, after in zip(truth[:-1].split(batch_size), truth[1:].split(batch_size), strict=True):
+        flow = optical_flow(before, after)
+        flows.append(flow)
+        counted.append((warp(before, flow) - after).abs().amax(dim=1) < EXPLAINED)
+    empty = torch.zeros(0, *truth.shape[-2:], dtype=torch.bool, device=truth.device)
+    return Motion(torch.cat(flows), torch.cat([empty, *counted]))
+
+
+def warping_error(video: Tensor, motion: Motion, batch_size: int = 8) -> Tensor:
+    """Warping error [T-1] of frames [T, 3, H, W] under the *truth's* motion, in [0, 1] units.
+
+    Root of Lai et al. 2018 (arXiv:1808.00449, eq. 6-7): sqrt(mean over counted pixels of |V_t - warp(V_(t-1))|^2). The
+    motion is the truth's, so that a still or a stiff prediction gains nothing; the truth's own figure is the floor.
     """
-    errors: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for start in range(0, len(truth) - 1, batch_size):
-        stop = min(start + batch_size, len(truth) - 1)
-        before, after = slice(start, stop), slice(start + 1, stop + 1)
-        flow = optical_flow(truth[before], truth[after])
-        is_counted = (warp(truth[before], flow) - truth[after]).abs().amax(dim=1) < EXPLAINED
-        count = is_counted.sum(dim=(1, 2)).clamp_min(1)
-        for video, out in zip((prediction, truth), errors, strict=True):
-            square = (warp(video[before], flow) - video[after]).square().mean(dim=1)
-            out.append(((square * is_counted).sum(dim=(1, 2)) / count).sqrt())
-    empty = truth.new_zeros(0)
-    return torch.cat([*errors[0], empty]), torch.cat([*errors[1], empty])
+    errors = [video.new_zeros(0)]
+    for start in range(0, len(video) - 1, batch_size):
+        stop = min(start + batch_size, len(video) - 1)
+        counted = motion.is_counted[start:stop]
+        change = warp(video[start:stop], motion.flow[start:stop]) - video[start + 1 : stop + 1]
+        square = (change.square().mean(dim=1) * counted).sum(dim=(1, 2))
+        errors.append((square / counted.sum(dim=(1, 2)).clamp_min(1)).sqrt())
+    return torch.cat(errors)

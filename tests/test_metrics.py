@@ -20,10 +20,10 @@ from metrics.frechet import FRECHET_DIMENSIONS, frechet_distance, frechet_featur
 from metrics.image import colour_error, psnr, ssim
 from metrics.inception import fid_distances, inception_distances
 from metrics.perceptual import metric_network, perceptual_measures
-from metrics.sharpness import bands_of, sharpness, spectrum
+from metrics.sharpness import bands_of, sharpness, spectrum, with_grain
 from metrics.table import format_bands, format_table, report_metrics, write_metrics
 from metrics.temporal import flicker, temporal_error, tlp, unrest
-from metrics.warping import optical_flow, warp, warping_error
+from metrics.warping import motion_of, optical_flow, warp, warping_error
 from tests.conftest import ROOT
 
 PHOTO = Path(__file__).parents[2] / "shared" / "real" / "astronaut.png"
@@ -164,6 +164,24 @@ def test_added_grain_lowers_coherence_as_its_closed_form_says() -> None:
     assert (grained.coherence < sharpness(smooth, clip).coherence - 0.4).all()
 
 
+def test_grain_of_equal_power_fills_the_bands_and_nothing_else() -> None:
+    clip = torch.rand(6, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    blurred = _blur(clip, 4)
+    masks = torch.zeros(6, 1, 128, 128)
+    masks[..., 20:110, 20:110] = 1
+    for mask in (None, masks):
+        grained = with_grain(blurred, clip, torch.Generator().manual_seed(1), mask)
+        before, after = sharpness(blurred, clip), sharpness(grained, clip)
+        assert before.power_error[-2:].max() < -10
+        assert after.power_error.abs().max() < 0.6
+        related = before.coherence > 0.2  # above, the blur has left nothing of the picture
+        assert related.sum() >= 4
+        assert (after.coherence[related] < before.coherence[related] - 0.05).all()
+        assert after.coherence[~related].abs().max() < 0.1
+    torch.testing.assert_close(grained[..., :20, :], blurred[..., :20, :])
+    torch.testing.assert_close(with_grain(clip, blurred, torch.Generator()), clip, atol=1e-4, rtol=0)
+
+
 def test_frechet_distance_is_that_of_torchmetrics() -> None:
     """The same features through torchmetrics' own metric, which has its own covariance and root."""
 
@@ -219,18 +237,18 @@ def test_warping_error_sees_flicker_and_stiffness_but_not_motion() -> None:
     coarse = torch.rand(1, 3, 10, 13, generator=torch.Generator().manual_seed(0))
     wide = F.interpolate(coarse, size=(80, 104), mode="bicubic").clamp(0, 1)
     clip = torch.stack([wide[0, :, 8:72, t : t + 64] for t in range(0, 24, 2)])  # two px a frame
-    own, floor = warping_error(clip, clip, batch_size=5)
-    assert own.shape == (11,)
-    torch.testing.assert_close(own, floor)
-    still, _ = warping_error(clip[:1].expand_as(clip), clip)
+    motion = motion_of(clip, batch_size=5)
+    assert float(motion.is_counted.float().mean()) > 0.9
+    floor = warping_error(clip, motion, batch_size=4)
+    assert floor.shape == (11,)
+    still = warping_error(clip[:1].expand_as(clip), motion)
     flicker_step = 0.05 * torch.tensor([1.0, -1.0]).repeat(6).view(12, 1, 1, 1)
-    flickering, _ = warping_error(clip + flicker_step, clip)
+    flickering = warping_error(clip + flicker_step, motion)
     assert float(floor.mean()) < 0.01
     assert float(still.mean()) > 3 * float(floor.mean())
     np.testing.assert_allclose(flickering.numpy(), 0.1, atol=0.01)
-    brighter, _ = warping_error(clip * 0.5, clip)
-    torch.testing.assert_close(brighter, floor * 0.5, rtol=1e-3, atol=1e-5)
-    assert len(warping_error(clip[:1], clip[:1])[0]) == 0
+    torch.testing.assert_close(warping_error(clip * 0.5, motion), floor * 0.5, rtol=1e-3, atol=1e-5)
+    assert len(warping_error(clip[:1], motion_of(clip[:1]))) == 0
 
 
 def test_frechet_distance_closed_forms() -> None:
