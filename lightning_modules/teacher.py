@@ -34,6 +34,7 @@ class Teacher(ShadingStage):
         shift: timestep shift of training and sampling.
         loss_floor: noise level below which the loss stops growing (`losses.flow.velocity_loss`); 0 for pretrained
             weights.
+        loss_huber: c of the pseudo-Huber flow loss; 0 for the squared one.
         loss_weights: weight of each raw term; terms not named count once. `l1` and `perceptual` compare the
             decoded x0 estimate with the true frames: residuals are heavy-tailed, and few batches alone leave noise.
         dropout: probability of dropping each signal, for guidance.
@@ -60,7 +61,8 @@ class Teacher(ShadingStage):
         learning_rate: float = 4e-4,
         shift: float = 3.0,
         loss_floor: float = 0.5,
-        loss_weights: dict[str, float] = {"l1": 10.0, "perceptual": 1.0},  # noqa: B006
+        loss_huber: float = 0.1,
+        loss_weights: dict[str, float] = {"flow": 0.3, "l1": 10.0, "perceptual": 3.0},  # noqa: B006
         dropout: dict[str, float] = {"maps": 0.05, "semantic": 0.1, "reference": 0.1},  # noqa: B006
         validation_sampling_steps: int = 8,
         test_sampling_steps: int = 50,
@@ -73,7 +75,7 @@ class Teacher(ShadingStage):
         )  # fmt: skip
         if weights is not None and wan_checkpoint is not None:
             raise ValueError("teacher: give either `weights` or `wan_checkpoint`, not both")
-        self.loss_floor, self.loss_weights = loss_floor, dict(loss_weights)
+        self.loss_floor, self.loss_huber, self.loss_weights = loss_floor, loss_huber, dict(loss_weights)
         self.shader, self.learning_rate, self.shift, self.dropout = shader, learning_rate, shift, dict(dropout)
         self.validation_sampling_steps, self.test_sampling_steps, self.test_window = (
             validation_sampling_steps,
@@ -99,8 +101,8 @@ class Teacher(ShadingStage):
         noise = self.noise(x0, 1)
         condition = self.drop_conditions(condition, self.dropout)
         prediction = self.shader(add_noise(x0, noise, level), level, condition)
-        loss = velocity_loss(prediction.velocity, x0, noise, level, self.loss_floor) * self.codec.channel_weight()
-        terms = {"flow": loss.mean(), **self.paired_terms(prediction.x0, batch)}
+        loss = velocity_loss(prediction.velocity, x0, noise, level, self.loss_floor, self.loss_huber)
+        terms = {"flow": (loss * self.codec.channel_weight()).mean(), **self.paired_terms(prediction.x0, batch)}
         self.step += 1
         return self.weighted_sum(terms, self.loss_weights)
 

@@ -48,6 +48,15 @@ def test_the_floor_bounds_the_loss_of_x0_predictions() -> None:
     torch.testing.assert_close(velocity_loss(velocity, x0, noise, level * 0 + 0.5, floor=0.25), plain)
 
 
+def test_the_pseudo_huber_loss_is_a_parabola_near_zero_and_a_line_far_away() -> None:
+    x0, noise, velocity = latents(0), latents(1), latents(2)
+    level = torch.full((2, 3), 0.4, dtype=torch.float64)
+    robust = velocity_loss(velocity, x0, noise, level, huber=1e-3)
+    torch.testing.assert_close(robust, (velocity - (noise - x0)).abs(), atol=1e-3, rtol=0)
+    near = velocity_loss(noise - x0 + 1e-2, x0, noise, level, huber=10.0)
+    torch.testing.assert_close(near, torch.full_like(near, 1e-4 / 20), atol=1e-6, rtol=0.2)
+
+
 def test_distribution_matching_has_the_normalised_score_difference_as_gradient() -> None:
     x, real, fake = latents(0).requires_grad_(), latents(1), latents(2)
     distribution_matching_loss(x, real, fake).sum().backward()
