@@ -1,0 +1,1 @@
+"""Rendered captures of many people: upper-body clips with exact tracks and masks (Mitsuba, extra `capture`)."""
