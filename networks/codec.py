@@ -122,7 +122,7 @@ class BlockCodecStream:
 
 
 class StreamingDecoder(Protocol):
-    """A light stand-in for the Wan decoder (a tiny distilled one, say).
+    """A light stand-in for the Wan decoder (a tiny distilled one, say): a module, or anything that is called so.
 
     Called with normalised latents `[B,C,t,h,w]` and the state that the previous chunk left (None at the start of a
     video); gives frames `[B,T,3,H,W]` in [0,1] and the state for the next chunk. The first latent frame of a video is
@@ -141,7 +141,8 @@ class WanCodec(nn.Module):
     Args:
         pretrained: local folder of an `AutoencoderKLWan` (its `vae` subfolder is found too); None for random weights.
         config: constructor arguments of `AutoencoderKLWan`, used where `pretrained` is None.
-        decoder: takes the place of the Wan decoder; None for the Wan decoder itself.
+        decoder: takes the place of the Wan decoder, called as `StreamingDecoder` says; it is frozen, and lets gradients
+            through. None for the Wan decoder itself.
     """
 
     temporal_stride = 4
@@ -150,7 +151,7 @@ class WanCodec(nn.Module):
         self,
         pretrained: str | None = None,
         config: dict[str, Any] | None = None,
-        decoder: StreamingDecoder | None = None,
+        decoder: nn.Module | StreamingDecoder | None = None,
     ) -> None:
         super().__init__()
         if pretrained is not None and config is not None:
@@ -161,7 +162,7 @@ class WanCodec(nn.Module):
             raise ValueError(
                 "WanCodec: the autoencoder must halve time twice and have no patch_size (Wan 2.1's layout)"
             )
-        self.decoder = decoder
+        self.decoder = decoder.requires_grad_(False).eval() if isinstance(decoder, nn.Module) else decoder
         self.latent_channels = int(self.vae.config.z_dim)
         self.spatial_stride = 2 ** (len(self.vae.config.dim_mult) - 1)
         shape = (1, self.latent_channels, 1, 1, 1)
@@ -239,6 +240,15 @@ class WanCodecStream:
         codec = self.codec
         if codec.decoder is not None:
             frames, self._decoder_state = codec.decoder(latents, self._decoder_state)
+            expected = latents.shape[2] * codec.temporal_stride
+            if not self._has_decoded:
+                expected = codec.num_pixel_frames(latents.shape[2])
+            self._has_decoded = True
+            if frames.shape[1] != expected:
+                raise ValueError(
+                    f"codec decoder {type(codec.decoder).__name__} gives {frames.shape[1]} frames for "
+                    f"{latents.shape[2]} latent frames: it must give {expected} here (see StreamingDecoder)"
+                )
             return frames
         features = codec.vae.post_quant_conv(latents * codec.scale + codec.mean)
         pieces = []

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
 
 from networks.codec import BlockCodec, WanCodec
 from runtime.media import read_video
@@ -131,16 +133,69 @@ def test_wan_codec_is_frozen_but_lets_gradients_through(wan: WanCodec) -> None:
     assert latents.grad.abs().sum() > 0
 
 
-def test_a_light_decoder_takes_the_wan_decoders_place() -> None:
-    def decoder(latents: torch.Tensor, state: int | None) -> tuple[torch.Tensor, int]:
-        seen = 0 if state is None else state
-        num_frames = 4 * latents.shape[2] - (3 if state is None else 0)
-        batch, _, _, height, width = latents.shape
-        return torch.full((batch, num_frames, 3, 8 * height, 8 * width), float(seen)), seen + num_frames
+class LightDecoder(nn.Module):
+    """One linear layer a latent pixel to an 8x8 block of four frames; the first latent of a video gives one frame.
 
-    codec = WanCodec(config=SMALL_VAE, decoder=decoder)
+    Each latent frame is mixed with the one before it, so that a stream needs its state.
+    """
+
+    def __init__(self, latent_channels: int = 4) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(2 * latent_channels, 4 * 3 * 64, 1)
+
+    def forward(self, latents: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        before = torch.zeros_like(latents[:, :, :1]) if state is None else state
+        joined = torch.cat([latents, torch.cat([before, latents[:, :, :-1]], dim=2)], dim=1)
+        blocks = self.project(joined.transpose(1, 2).flatten(0, 1))
+        frames = nn.functional.pixel_shuffle(blocks, 8).unflatten(0, (len(latents), -1)).unflatten(2, (4, 3))
+        frames = frames.flatten(1, 2)
+        return frames[:, 3:] if state is None else frames, latents[:, :, -1:]
+
+
+def test_a_light_decoder_takes_the_wan_decoders_place() -> None:
+    """Given by its class path, as in a config; a stream equals the whole, the interface is the Wan decoder's own."""
+    parser = ArgumentParser()
+    parser.add_argument("--codec", type=WanCodec)
+    config = {"config": SMALL_VAE, "decoder": {"class_path": "tests.test_codec.LightDecoder"}}
+    parsed = parser.parse_object({"codec": {"class_path": "networks.codec.WanCodec", "init_args": config}})
+    codec = parser.instantiate_classes(parsed).codec
+    assert isinstance(codec.decoder, LightDecoder)
+    latents = torch.randn(2, 4, 7, 2, 3, requires_grad=True)
+    whole = codec.decode(latents)
+    assert whole.shape == (2, codec.num_pixel_frames(7), 3, 16, 24)
     stream = codec.stream()
-    first, second = stream.decode(torch.zeros(1, 4, 3, 2, 2)), stream.decode(torch.zeros(1, 4, 3, 2, 2))
-    assert first.shape[1] == 9
-    assert second.shape[1] == 12
-    assert float(second.mean()) == 9
+    parts = [stream.decode(piece) for piece in latents.split([3, 3, 1], dim=2)]
+    assert [part.shape[1] for part in parts] == [9, 12, 4]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+    whole.sum().backward()
+    assert latents.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in codec.parameters())
+
+
+def test_a_light_decoder_that_miscounts_frames_is_named() -> None:
+    def decoder(latents: Tensor, state: None) -> tuple[Tensor, None]:
+        del state
+        return torch.zeros(1, 4 * latents.shape[2], 3, 16, 16), None
+
+    with pytest.raises(ValueError, match="12 frames for 3 latent frames: it must give 9"):
+        WanCodec(config=SMALL_VAE, decoder=decoder).decode(torch.zeros(1, 4, 3, 2, 2))
+
+
+@torch.no_grad()
+def test_a_wan_clip_may_be_streamed_frame_by_frame_of_latents(wan: WanCodec) -> None:
+    """Chunks of any length: one latent frame at a time too; the shortest clips are one frame."""
+    frames = torch.rand(1, 9, 3, 16, 16)
+    latents = wan.encode(frames)
+    stream = wan.stream()
+    parts = [stream.encode(frames[:, :1]), stream.encode(frames[:, 1:5]), stream.encode(frames[:, 5:])]
+    torch.testing.assert_close(torch.cat(parts, dim=2), latents, atol=1e-6, rtol=0)
+    decoded = [stream.decode(latents[:, :, index : index + 1]) for index in range(3)]
+    assert [part.shape[1] for part in decoded] == [1, 4, 4]
+    torch.testing.assert_close(torch.cat(decoded, dim=1), wan.decode(latents), atol=1e-6, rtol=0)
+    for length in (1, 5, 81):
+        assert wan.num_pixel_frames(wan.num_latent_frames(length)) == length
+    # A first call without the lone frame, or a later one with it, would shift every frame after it.
+    with pytest.raises(ValueError, match="give 1 \\+ 4k"):
+        wan.stream().encode(frames[:, :4])
+    with pytest.raises(ValueError, match="give 0 \\+ 4k"):
+        stream.encode(frames[:, :5])
