@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 
 from datamodules.batch import VideoBatch
 from lightning_modules.distillation import Distillation
@@ -15,15 +18,67 @@ from losses.flow import add_noise, sample_levels
 from networks.discriminator import WanDiscriminator
 from networks.shader import ShaderCondition
 
+MENDS = {
+    "won": "raise penalty_weight or largest_level, or lower discriminator_learning_rate or discriminator_updates",
+    "collapsed": "lower discriminator_learning_rate or penalty_weight, and start the stage again",
+    "fooled": "raise discriminator_learning_rate or discriminator_updates, or lower adversarial_weight",
+}
+
+
+class Verdict:
+    """Watches whether the discriminator still teaches, and says so once for each change.
+
+    Over the last `window` updates: `won` where it told at least 98 % of the pairs apart (the generator then gets the
+    direction from saturated logits alone), `collapsed` where its logits no longer depend on what it is shown, or are
+    not finite, `fooled` where it prefers the fake nine times of ten. The device is waited for once a window.
+    """
+
+    def __init__(self, window: int = 50) -> None:
+        self.window, self.state = window, "learning"
+        self._seen: list[Tensor] = []
+
+    def update(self, real: Tensor, fake: Tensor) -> str:
+        """Take the logits `[B,...]` of one update; returns the state after it."""
+        logits = torch.cat([real.flatten(), fake.flatten()]).detach().float()
+        spread = logits.max() - logits.min()
+        self._seen.append(torch.stack([logit_accuracy(real, fake).float(), spread]))
+        if len(self._seen) == self.window:
+            accuracy, spread = torch.stack(self._seen).mean(dim=0).tolist()
+            self._seen = []
+            self._judge(accuracy, spread)
+        return self.state
+
+    def _judge(self, accuracy: float, spread: float) -> None:
+        if not spread > 1e-3:  # also true for NaN
+            state = "collapsed"
+        elif accuracy >= 0.98:
+            state = "won"
+        elif accuracy <= 0.1:
+            state = "fooled"
+        else:
+            state = "learning"
+        if state not in ("learning", self.state):
+            rank_zero_warn(
+                f"the discriminator has {'been ' if state == 'fooled' else ''}{state}: over {self.window} updates its "
+                f"accuracy was {accuracy:.2f}, the spread of its logits {spread:.2g}; {MENDS[state]}"
+            )
+        self.state = state
+
 
 class Adversarial(Distillation):
     """Distribution matching + an adversarial term against real video, on the student's own rollouts.
 
     Args:
-        adversarial_weight: of the adversarial term beside distribution matching.
+        adversarial_weight: of the adversarial term beside distribution matching; 0 trains no discriminator, and the
+            student as the distillation does, bit for bit.
+        adversarial_start: generator updates before the term counts, while the discriminator learns its heads.
         penalty_weight: of the approximate R1 and R2.
         pairing: relativistic, hinge or non_saturating.
         discriminator_learning_rate: of AdamW.
+        discriminator_updates: discriminator updates for each generator update, on the generator's rollout.
+        largest_level: real and fake are judged at noise levels uniform in (0, largest_level], the same for both.
+        depths: shares of the backbone's blocks after which the discriminator reads tokens.
+        head_width: of its branches; None for the backbone's token width.
         use_reference: let the reference's features judge the whole clip.
         train_backbone: train the discriminator's backbone as well as its heads.
         distillation: as in `Distillation`, whose student this stage starts from.
@@ -35,9 +90,14 @@ class Adversarial(Distillation):
     def __init__(
         self,
         adversarial_weight: float = 0.05,
+        adversarial_start: int = 0,
         penalty_weight: float = 0.1,
         pairing: Pairing = "relativistic",
         discriminator_learning_rate: float = 1e-4,
+        discriminator_updates: int = 1,
+        largest_level: float = 0.5,
+        depths: Sequence[float] = (0.45, 0.70, 0.97),
+        head_width: int | None = None,
         use_reference: bool = True,
         train_backbone: bool = False,
         **distillation: Any,
@@ -45,12 +105,23 @@ class Adversarial(Distillation):
         super().__init__(**distillation)
         if self.objective != "distribution_matching":
             raise ValueError(f"the adversarial stage needs objective distribution_matching, not {self.objective}")
-        self.adversarial_weight, self.penalty_weight, self.pairing = adversarial_weight, penalty_weight, pairing
+        if not 0 < largest_level <= 1:
+            raise ValueError(f"largest_level {largest_level} is no noise level: choose one above 0 and up to 1")
+        if discriminator_updates < 1:
+            raise ValueError("discriminator_updates must be 1 or more; without a discriminator use configs/shader.yaml")
+        self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
+        self.penalty_weight, self.pairing, self.largest_level = penalty_weight, pairing, largest_level
         self.discriminator_learning_rate = discriminator_learning_rate
+        self.discriminator_updates = discriminator_updates
+        self.verdict = Verdict()
         if not train_backbone:
             self.frozen = (*self.frozen, "discriminator.backbone.")
         self.discriminator = WanDiscriminator(
-            copy.deepcopy(self.teacher), use_reference=use_reference, train_backbone=train_backbone
+            copy.deepcopy(self.teacher),
+            depths=depths,
+            width=head_width,
+            use_reference=use_reference,
+            train_backbone=train_backbone,
         )
 
     def networks(self) -> list[str]:
@@ -65,37 +136,49 @@ class Adversarial(Distillation):
         )
         return [
             *super().configure_optimizers(),
-            {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer)}},
+            {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": self.schedule(optimizer, self.discriminator_updates)},
+            },
         ]
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
         """Generator, critic, discriminator: all on one rollout."""
         condition, real, _ = self.read(batch)
         terms, sample = self.matching_terms(condition)
-        level, noise = self.judged_noise(sample)
-        with torch.no_grad():
-            real_logits = self.logits(add_noise(real, noise, level), level, condition)
-        fake_logits = self.logits(add_noise(sample, noise, level), level, condition)
-        terms["adversarial"] = generator_loss(real_logits, fake_logits, self.pairing).mean()
-        weights = {**self.loss_weights, "adversarial": self.adversarial_weight}
+        weights = dict(self.loss_weights)
+        use_discriminator = self.adversarial_weight > 0
+        if use_discriminator and self.step >= self.adversarial_start:
+            terms["adversarial"] = self.adversarial_term(condition, real, sample)
+            weights["adversarial"] = self.adversarial_weight
         self.update("student", terms | self.paired_terms(sample, batch), weights)
         self.critic_step(condition, sample.detach())
-        self.discriminator_step(condition, real, sample.detach())
+        for update in range(self.discriminator_updates if use_discriminator else 0):
+            self.discriminator_step(condition, real, sample.detach(), update)
         self.step += 1
 
-    def judged_noise(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Level `[B,T]` and noise at which real and fake are judged, the same for both."""
-        level = sample_levels((like.shape[0],), 1.0, self.generator(20), like.device) * 0.5
-        return level[:, None].expand(-1, like.shape[2]), self.noise(like, 21)
+    def adversarial_term(self, condition: ShaderCondition, real: Tensor, sample: Tensor) -> Tensor:
+        """The generator's loss on its own rollout, with its graph; the discriminator gets no gradient."""
+        level, noise = self.judged_noise(sample, 0)
+        with held(self.discriminator):
+            with torch.no_grad():
+                real_logits = self.logits(add_noise(real, noise, level), level, condition)
+            fake_logits = self.logits(add_noise(sample, noise, level), level, condition)
+        return generator_loss(real_logits, fake_logits, self.pairing).mean()
+
+    def judged_noise(self, like: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        """Level `[B,T]` and noise at which real and fake are judged, the same for both; draws 0 to 3 differ."""
+        level = self.largest_level * sample_levels((like.shape[0],), 1.0, self.generator(20 + 2 * draw), like.device)
+        return level[:, None].expand(-1, like.shape[2]), self.noise(like, 21 + 2 * draw)
 
     def logits(self, noisy: Tensor, level: Tensor, condition: ShaderCondition) -> Tensor:
         """`[B,T+1]`: one logit a latent frame and one for the clip."""
         judged = self.discriminator(noisy, level, condition)
         return torch.cat([judged.local, judged.clip[:, None]], dim=1)
 
-    def discriminator_step(self, condition: ShaderCondition, real: Tensor, fake: Tensor) -> None:
+    def discriminator_step(self, condition: ShaderCondition, real: Tensor, fake: Tensor, update: int) -> None:
         """Tell real from fake, with approximate R1 and R2."""
-        level, noise = self.judged_noise(fake)
+        level, noise = self.judged_noise(fake, 1 + update % 3)
         noisy_real, noisy_fake = add_noise(real, noise, level), add_noise(fake, noise, level)
         real_logits, fake_logits = self.logits(noisy_real, level, condition), self.logits(noisy_fake, level, condition)
 
@@ -104,10 +187,25 @@ class Adversarial(Distillation):
 
         terms = {
             "discriminator": discriminator_loss(real_logits, fake_logits, self.pairing).mean(),
-            "r1": approximate_penalty(judge, noisy_real, real_logits, self.noise(real, 22)).mean(),
-            "r2": approximate_penalty(judge, noisy_fake, fake_logits, self.noise(fake, 23)).mean(),
+            "r1": approximate_penalty(judge, noisy_real, real_logits, self.noise(real, 28)).mean(),
+            "r2": approximate_penalty(judge, noisy_fake, fake_logits, self.noise(fake, 29)).mean(),
         }
         self.log("adversarial/real_logit", real_logits.mean())
         self.log("adversarial/fake_logit", fake_logits.mean())
         self.log("adversarial/accuracy", logit_accuracy(real_logits, fake_logits), prog_bar=True)
+        self.log("adversarial/accuracy_clip", logit_accuracy(real_logits[:, -1], fake_logits[:, -1]))
+        self.verdict.update(real_logits, fake_logits)
         self.update("discriminator", terms, {"r1": self.penalty_weight, "r2": self.penalty_weight})
+
+
+@contextmanager
+def held(network: nn.Module) -> Iterator[None]:
+    """Graphs built inside pass gradients through `network` and leave none in it."""
+    learning = [p for p in network.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -63,9 +63,9 @@ class Stage(lightning.LightningModule):
         progress = min((step - warmup) / max(self.num_steps - warmup, 1), 1.0)
         return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-        """The learning rate by optimizer step, see `learning_rate_factor`."""
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
+    def schedule(self, optimizer: torch.optim.Optimizer, updates: int = 1) -> torch.optim.lr_scheduler.LambdaLR:
+        """The learning rate of an optimizer that steps `updates` times a batch, see `learning_rate_factor`."""
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: self.learning_rate_factor(done // updates))
 
     def weighted_sum(self, terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
         """Sum of the terms by weight (1 where none is given); logs each raw term, stops on one not finite."""

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from losses.adversarial import approximate_penalty
 from networks.discriminator import TokenProbe, WanDiscriminator
 from networks.shader import ShaderCondition, VideoShader
 from tests.test_shader import make_condition, make_noisy, make_shader
@@ -125,3 +127,82 @@ def test_copies_do_not_share_the_backbone() -> None:
     discriminator = WanDiscriminator(copy.deepcopy(shader), width=16, num_heads=2)
     assert all(parameter.requires_grad for parameter in shader.parameters())
     assert not any(parameter.requires_grad for parameter in discriminator.backbone.parameters())
+
+
+def test_a_discriminator_on_wan_1_3b_has_its_keys_and_heads() -> None:
+    """Meta device: the backbone keeps every published key; the heads have the stated shapes at full width."""
+    with torch.device("meta"):
+        shader = VideoShader(
+            latent_channels=16, semantic_dim=768, temporal_stride=4, num_heads=12, head_dim=128, num_layers=30,
+            ffn_dim=8960, text_dim=4096, guide_skip_init=0.0,
+        )  # fmt: skip
+        original = WanTransformer3DModel(
+            num_attention_heads=12, attention_head_dim=128, num_layers=30, ffn_dim=8960, text_dim=4096
+        )
+        discriminator = WanDiscriminator(shader, num_heads=12)
+    published = original.state_dict()
+    assert len(published) == 825
+    own = discriminator.state_dict()
+    backbone = {n.removeprefix("backbone.transformer."): v for n, v in own.items() if n.startswith("backbone.transf")}
+    assert set(backbone) == set(published)
+    differing = {name for name, value in published.items() if backbone[name].shape != value.shape}
+    assert differing == {"patch_embedding.weight"}  # the condition's input channels
+    discriminator.backbone.load_wan_state_dict(published)
+    heads = {n: v for n, v in own.items() if not n.startswith("backbone.")}
+    width, depths = 1536, 3
+    probe = 2 * width + 2 * width * width + 2 * width  # LayerNorm, keys and values
+    local = probe + width  # register token
+    clip = probe + width * width + width + (2 * width * width + width) + (width * width + width)
+    head = 2 * depths * width + (depths * width * width + width) + (width + 1)
+    assert sum(value.numel() for value in heads.values()) == depths * (local + clip) + 2 * head
+    trained = {name for name, parameter in discriminator.named_parameters() if parameter.requires_grad}
+    assert trained == set(heads)
+
+
+def one_clip(copies: int) -> tuple[Tensor, Tensor, ShaderCondition]:
+    """One noised clip of two frames, its level and its condition, the latter two repeated."""
+    noisy, level = make_noisy(2, 1)
+    condition = make_condition(2, 1).map(lambda x: x.repeat_interleave(copies, dim=0))
+    return noisy, level.repeat_interleave(copies, dim=0), condition
+
+
+def logits_of(discriminator: WanDiscriminator, noisy: Tensor, level: Tensor, condition: ShaderCondition) -> Tensor:
+    judged = discriminator(noisy, level, condition)
+    return torch.cat([judged.local, judged.clip[:, None]], dim=1)
+
+
+def test_input_gradients_are_differences_of_the_logits() -> None:
+    """Autograd through the frozen backbone against central differences along random directions."""
+    discriminator = make_discriminator()
+    noisy, level, condition = one_clip(1)
+    noisy.requires_grad_()
+    gradient = torch.autograd.grad(logits_of(discriminator, noisy, level, condition).sum(), noisy)[0]
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(4):
+        direction = torch.randn(noisy.shape, generator=generator)
+        with torch.no_grad():
+            ahead, behind = (
+                logits_of(discriminator, noisy + s * direction, level, condition).sum() for s in (5e-3, -5e-3)
+            )
+        measured = float(ahead - behind) / 1e-2
+        assert measured == pytest.approx(float((gradient * direction).sum()), rel=0.03, abs=2e-3)
+
+
+def test_the_approximate_penalty_is_r1_of_this_network() -> None:
+    """Finite differences over many draws against the exact squared gradients of every logit."""
+    discriminator = make_discriminator()
+    noisy, level, condition = one_clip(1)
+    noisy.requires_grad_()
+    logits = logits_of(discriminator, noisy, level, condition)[0]
+    exact = sum(torch.autograd.grad(x, noisy, retain_graph=True)[0].square().sum() for x in logits)
+    copies, generator = 512, torch.Generator().manual_seed(0)
+    noisy, level, condition = one_clip(copies)
+    many = noisy.expand(copies, -1, -1, -1, -1)
+    draws = torch.randn(many.shape, generator=generator)
+
+    def judge(x: Tensor) -> Tensor:
+        return logits_of(discriminator, x, level, condition)
+
+    with torch.no_grad():
+        approximate = approximate_penalty(judge, many, judge(many), draws)
+    assert float(approximate.mean()) == pytest.approx(float(exact), rel=0.15)

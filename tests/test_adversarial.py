@@ -1,0 +1,188 @@
+"""The adversarial stage: every option takes a step that changes what it should; the verdict on the discriminator."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import VideoBatch
+from datamodules.clip import Clip
+from datamodules.video import WindowReader
+from lightning_modules.adversarial import Adversarial, Verdict, held
+from lightning_modules.distillation import Distillation
+from losses.flow import add_noise
+from networks.codec import BlockCodec
+from networks.shader import VideoShader
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def batch(clip_path: Path) -> VideoBatch:
+    clip = Clip(clip_path).load()
+    return WindowReader((0.5, 0.5, 0.5)).read(clip, np.arange(4), 10, 64)
+
+
+def build(stage: type[Distillation], **options: Any) -> tuple[Distillation, dict[str, Tensor]]:
+    """A stage of small random networks, with the trainer's part of a step done by plain PyTorch, and its log."""
+    torch.manual_seed(0)
+    shader = VideoShader(
+        latent_channels=64, feature_channels=16, semantic_dim=128, condition_channels=8, num_heads=2, head_dim=12,
+        num_layers=3, ffn_dim=32, text_dim=16, freq_dim=16, chunk_frames=3, prediction="x0", guide_skip_init=1.0,
+        zero_init_conditions=False,
+    )  # fmt: skip
+    codec = BlockCodec(str(ROOT / "assets/weights/codec_statistics.safetensors"))
+    module = stage(shader=shader, codec=codec, num_steps=4, teacher_weights=None, student_weights=None, **options)
+    configured, logged = module.configure_optimizers(), {}
+    optimizers = [entry["optimizer"] for entry in configured]
+    schedules = [entry["lr_scheduler"]["scheduler"] for entry in configured]
+    module.optimizers = lambda: optimizers
+    module.lr_schedulers = lambda: schedules
+    module.manual_backward = lambda loss: loss.backward()
+    module.log = lambda name, value, **_: logged.__setitem__(name, torch.as_tensor(value).detach())
+    return module, logged
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    """Names of the parts (`student`, `discriminator.heads`, ...) of which a parameter moved."""
+    moved = {name for name, value in module.named_parameters() if not torch.equal(value, before[name])}
+    parts = {name.split(".")[0] for name in moved if not name.startswith("discriminator.")}
+    for name in moved:
+        if name.startswith("discriminator."):
+            parts.add("backbone" if name.startswith("discriminator.backbone.") else "heads")
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("pairing", "use_reference", "train_backbone", "updates"),
+    [("relativistic", True, False, 1), ("hinge", False, False, 2), ("non_saturating", True, True, 1)],
+)
+def test_each_option_takes_a_step(
+    pairing: str, use_reference: bool, train_backbone: bool, updates: int, batch: VideoBatch
+) -> None:
+    stage, logged = build(
+        Adversarial, pairing=pairing, use_reference=use_reference, train_backbone=train_backbone,
+        discriminator_updates=updates, critic_updates=2, head_width=16, depths=[0.5, 1.0],
+    )  # fmt: skip
+    judged: list[tuple[Tensor, Tensor]] = []
+    forward = stage.discriminator.forward
+
+    def spy(noisy: Tensor, level: Tensor, *rest: Any) -> Any:
+        judged.append((noisy.detach(), level))
+        return forward(noisy, level, *rest)
+
+    stage.discriminator.forward = spy
+    before = snapshot(stage)
+    stage.training_step(batch, 0)
+    assert changed(stage, before) == {"student", "critic", "heads"} | ({"backbone"} if train_backbone else set())
+    assert stage.step == 1
+    assert len(judged) == 2 + 4 * updates  # real and fake for the student; real, fake and both moved for each update
+    for start in range(2, len(judged), 4):
+        (real, level), (fake, fake_level), (moved, _), _ = judged[start : start + 4]
+        assert torch.equal(level, fake_level)
+        assert float(level.max()) <= 0.5
+        # Real and fake carry the same noise: what is left of each after its own picture is taken out is equal.
+        truth = stage.read(batch)[1]
+        noise = (real - add_noise(truth, torch.zeros_like(truth), level)) / level[:, None, :, None, None]
+        assert abs(float(noise.std()) - 1) < 0.1
+        assert float((moved - real).std()) == pytest.approx(0.01, rel=0.1)
+        sample = (fake - level[:, None, :, None, None] * noise) / (1 - level[:, None, :, None, None])
+        assert float((sample - truth).abs().mean()) < 2  # the guide's neighbourhood, and no noise left in it
+    assert {"loss/discriminator", "loss/r1", "loss/r2", "loss/adversarial", "adversarial/real_logit",
+            "adversarial/fake_logit", "adversarial/accuracy", "gradient_norm/discriminator_unclipped",
+            "gradient_norm/student_unclipped", "gradient_norm/critic_unclipped"} <= set(logged)  # fmt: skip
+    assert all(bool(torch.isfinite(value).all()) for value in logged.values())
+
+
+def test_the_generators_term_leaves_no_gradient_in_the_discriminator(batch: VideoBatch) -> None:
+    stage, _ = build(Adversarial, train_backbone=True, head_width=16)
+    condition, real, _ = stage.read(batch)
+    _, sample = stage.matching_terms(condition)
+    stage.adversarial_term(condition, real, sample).backward()
+    assert all(p.grad is None for p in stage.discriminator.parameters())
+    assert all(p.requires_grad for p in stage.discriminator.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in stage.student.parameters())
+
+
+@pytest.mark.parametrize("options", [{"adversarial_weight": 0.0}, {"adversarial_start": 1}])
+def test_without_the_term_the_student_takes_the_distillations_step(options: dict[str, Any], batch: VideoBatch) -> None:
+    """The control of an experiment: the same student, rollout and critic, bit for bit."""
+    plain, _ = build(Distillation, critic_updates=1)
+    control, logged = build(Adversarial, critic_updates=1, head_width=16, **options)
+    plain.training_step(batch, 0)
+    control.training_step(batch, 0)
+    assert "loss/adversarial" not in logged
+    for network in ("student", "critic"):
+        ours, theirs = snapshot(getattr(control, network)), snapshot(getattr(plain, network))
+        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_held_networks_learn_again_afterwards_even_after_an_error() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+
+    def break_inside() -> None:
+        with held(network):
+            assert not any(p.requires_grad for p in network.parameters())
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        break_inside()
+    assert [p.requires_grad for p in network.parameters()] == [True, True, False, False]
+
+
+def test_learning_rates_end_with_the_batches_not_with_the_updates() -> None:
+    stage, _ = build(Adversarial, critic_updates=3, head_width=16)
+    for schedule, updates in zip(stage.lr_schedulers(), (1, 3, 1), strict=True):
+        factors = [schedule.lr_lambdas[0](k) for k in range(4 * updates)]
+        assert factors == [stage.learning_rate_factor(k // updates) for k in range(4 * updates)]
+
+
+def play(verdict: Verdict, real: float, fake: float, spread: float = 1.0, updates: int = 10) -> list[str]:
+    """The warnings while a discriminator gives logits around these means."""
+    generator = torch.Generator().manual_seed(0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(updates):
+            noise = spread * torch.randn(2, 2, 5, generator=generator)
+            verdict.update(real + noise[0], fake + noise[1])
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_discriminator_that_has_won_is_named_once() -> None:
+    verdict = Verdict(window=10)
+    assert play(verdict, 0.3, -0.3) == []
+    assert verdict.state == "learning"
+    messages = play(verdict, 20.0, -20.0, updates=40)
+    assert verdict.state == "won"
+    assert len(messages) == 1
+    assert "has won: over 10 updates its accuracy was 1.00" in messages[0]
+    assert "raise penalty_weight" in messages[0]
+    assert play(verdict, 0.3, -0.3) == []
+    assert verdict.state == "learning"
+    assert len(play(verdict, 20.0, -20.0)) == 1  # a new victory is a new warning
+
+
+def test_a_discriminator_that_collapsed_or_was_fooled_is_named() -> None:
+    verdict = Verdict(window=10)
+    assert "has collapsed" in play(verdict, 0.2, 0.2, spread=1e-6)[0]
+    assert "has been fooled" in play(verdict, -20.0, 20.0)[0]
+    assert "has collapsed" in play(verdict, float("nan"), float("nan"))[0]
+
+
+def test_bad_options_are_named() -> None:
+    with pytest.raises(ValueError, match=r"largest_level 1\.5"):
+        build(Adversarial, largest_level=1.5)
+    with pytest.raises(ValueError, match="discriminator_updates"):
+        build(Adversarial, discriminator_updates=0)
