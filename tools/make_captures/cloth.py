@@ -118,7 +118,9 @@ class Shell:
         coarse = anatomy.faces_of(skin & in_sight)
         # Two rounds on the coarse mesh take away the body's own relief; those on the fine one round it off.
         smooth = smoothing_matrix(coarse, len(anatomy.vertices), rounds=2)
-        matrix, faces = compact(*midpoint_matrix(coarse, len(anatomy.vertices), levels=2))
+        # From afar a pixel is as wide as the sides of the mesh that was split once.
+        levels = 1 if person.shows_hands else 2
+        matrix, faces = compact(*midpoint_matrix(coarse, len(anatomy.vertices), levels))
         faces = faces[covers(garment, (matrix @ anatomy.vertices)[faces].mean(axis=1)) > 0]
         matrix, faces = compact(matrix, faces)
         matrix = smoothing_matrix(faces, matrix.shape[0], rounds=4) @ (matrix @ smooth)

@@ -18,8 +18,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 # Strands and points a strand; ribbon width in metres.
 STYLES = {
-    HairKind.BUZZ: (2600, 3, 0.0035), HairKind.SHORT: (3000, 6, 0.0036), HairKind.AFRO: (3600, 8, 0.0034),
-    HairKind.BOB: (2400, 12, 0.0048), HairKind.LONG: (2400, 16, 0.0052), HairKind.TAIL: (2400, 14, 0.0046),
+    HairKind.BUZZ: (2600, 3, 0.0035), HairKind.SHORT: (2600, 6, 0.0040), HairKind.AFRO: (2600, 8, 0.0042),
+    HairKind.BOB: (1700, 12, 0.0062), HairKind.LONG: (1700, 14, 0.0068), HairKind.TAIL: (1700, 14, 0.0058),
 }  # fmt: skip
 
 
@@ -165,8 +165,10 @@ def _grow_strands(
         elif style.kind is HairKind.TAIL and done < 0.5:
             goal = unit(tie - place) * 1.5 + 0.15 * flutter
         else:
-            early = (1 - done) ** 3
-            goal = down + 0.55 * early * away + 0.5 * (1 - done) * front * back + 0.2 * early * normals + 0.5 * flutter
+            # Combed back off the forehead first; what has come past the temples falls.
+            ahead = ramp(place[:, 2], mark[EAR, 2] + 0.005, mark[EAR, 2] + 0.045)[:, None]
+            combed = 1.1 * back + 0.8 * away + 0.25 * up
+            goal = (1 - ahead) * down + ahead * combed + 0.2 * (1 - done) ** 3 * normals + 0.4 * flutter
         direction = unit(direction * 0.45 + goal)
         if style.kind is HairKind.TAIL and done < 0.5:
             reach = np.linalg.norm(tie - place, axis=1, keepdims=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 SKIN_TONES = ((0.94, 0.78, 0.69), (0.89, 0.71, 0.60), (0.80, 0.60, 0.47), (0.68, 0.47, 0.34), (0.52, 0.34, 0.24),
               (0.38, 0.24, 0.17))  # fmt: skip
-HAIR_COLOURS = ((0.10, 0.08, 0.07), (0.19, 0.12, 0.08), (0.32, 0.20, 0.12), (0.50, 0.33, 0.18), (0.74, 0.57, 0.34),
+HAIR_COLOURS = ((0.14, 0.11, 0.09), (0.19, 0.12, 0.08), (0.32, 0.20, 0.12), (0.50, 0.33, 0.18), (0.74, 0.57, 0.34),
                 (0.55, 0.24, 0.11))  # fmt: skip
 IRIS_COLOURS = ((0.24, 0.14, 0.07), (0.36, 0.23, 0.10), (0.30, 0.38, 0.22), (0.28, 0.42, 0.55), (0.40, 0.46, 0.48))
 CLOTH_COLOURS = ((0.85, 0.84, 0.80), (0.16, 0.18, 0.24), (0.55, 0.15, 0.16), (0.20, 0.36, 0.55), (0.24, 0.40, 0.28),
@@ -173,7 +173,7 @@ def _light(rng: np.random.Generator) -> Light:
     return Light(
         sky=(_between(rng, 0.6, 0.9), _between(rng, 0.7, 0.9), _between(rng, 0.8, 1.0)),
         ground=(_between(rng, 0.3, 0.5), _between(rng, 0.25, 0.4), _between(rng, 0.2, 0.35)),
-        sky_strength=_between(rng, 0.25, 0.8), key_azimuth=side * _between(rng, 32, 75),
+        sky_strength=_between(rng, 0.45, 0.9), key_azimuth=side * _between(rng, 32, 75),
         key_height=_between(rng, 12, 48), key_size=_between(rng, 0.03, 0.07) if blinds else _between(rng, 0.08, 0.45),
         key_colour=(1.0 + warmth, 1.0, 1.0 - warmth), rim=max(0.0, _between(rng, -0.4, 0.6)), blinds=blinds,
     )  # fmt: skip

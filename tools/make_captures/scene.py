@@ -12,7 +12,7 @@ from tools.make_captures.stage import Stage, Surface
 
 Floats = NDArray[np.float64]
 KEY_DISTANCE, BLIND_DISTANCE = 2.2, 1.25  # metres from the chest
-EXPOSURE = 1.4
+EXPOSURE = 1.55
 BACKDROP = 0.5  # grey, of the stored frames outside of the person
 
 
@@ -112,7 +112,7 @@ class Studio:
         forward = camera.world_to_camera[2, :3]
         self.fixed: dict[str, Any] = {
             "type": "scene",
-            "integrator": {"type": "direct", "emitter_samples": 3, "bsdf_samples": 1, "hide_emitters": True},
+            "integrator": {"type": "direct", "emitter_samples": 2, "bsdf_samples": 1, "hide_emitters": True},
             "sky": _sky(mi, light),
             "key": _lamp(mi, chest, towards, KEY_DISTANCE, light.key_size, key_colour),
             "sensor": {

@@ -151,7 +151,7 @@ class Stage:
             found[f"cloth{index}"] = Surface(cloth[frame], shell.faces, normal, shell.colours, 0.6, 0.0)
         cap = self.hair.cap(body)
         normal = vertex_normals(cap, self.hair.cap_faces)
-        found["cap"] = Surface(cap, self.hair.cap_faces, normal, self.hair.cap_colours, 0.4, 0.2)
+        found["cap"] = Surface(cap, self.hair.cap_faces, normal, self.hair.cap_colours, 0.6, 0.0)
         strands = self.strands[frame].astype(np.float64)
         if self.person.hair.length > 0.1:
             ids = self.obstacle_ids
