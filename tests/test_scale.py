@@ -1,0 +1,446 @@
+"""The full size: configs, checkpoints, one block at full width, sharded optimizers and the estimates."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import train
+from lightning_modules.stage import build_reconstructor
+from networks import rollout as rollout_module
+from networks.codec import WanCodec
+from networks.encoders import DinoEncoder, WanVisualEncoder
+from networks.precision import full_precision
+from networks.reconstructor import ReconstructorOptions
+from networks.rollout import CachedAttention, CausalRollout
+from networks.shader import ShaderCondition, VideoShader, Window
+from networks.weights import save_weights
+from tests.conftest import ROOT
+from tools import estimate_scale
+
+FULL = ROOT / "configs/scale/wan_1_3b.yaml"
+BODY = "assets/body/smplx_anny.npz"
+CHAINS = {
+    "reconstruction": ["configs/reconstruction.yaml", "configs/scale/wan_1_3b_reconstruction.yaml"],
+    "teacher": ["configs/teacher.yaml", "configs/scale/wan_1_3b.yaml", "configs/scale/wan_1_3b_teacher.yaml"],
+    "ode": [
+        "configs/shader.yaml", "configs/shader_ode.yaml", "configs/scale/wan_1_3b.yaml",
+        "configs/scale/wan_1_3b_ode.yaml",
+    ],
+    "student": ["configs/shader.yaml", "configs/scale/wan_1_3b.yaml", "configs/scale/wan_1_3b_student.yaml"],
+    "adversarial": [
+        "configs/adversarial.yaml", "configs/scale/wan_1_3b.yaml", "configs/scale/wan_1_3b_adversarial.yaml",
+    ],
+}  # fmt: skip
+# Every size of the full-size configs and the small one that takes its place here.
+SMALL_SHADER = {
+    "latent_channels": 4, "semantic_dim": 24, "condition_channels": 8, "num_heads": 2, "head_dim": 24, "num_layers": 2,
+    "ffn_dim": 64, "text_dim": 32,
+}  # fmt: skip
+SMALL_VAE = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1}
+SMALL_DINO = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+SMALL_OPTIONS = {"width": 32, "num_clusters": 64, "num_layers": 1, "num_heads": 2, "prior_channels": 8}
+
+
+def full_arguments(part: str) -> dict[str, Any]:
+    """Constructor arguments that the shared full-size config gives `shader` or `codec`."""
+    return dict(yaml.safe_load(FULL.read_text())["model"]["init_args"][part]["init_args"])
+
+
+def wan_1_3b() -> WanTransformer3DModel:
+    """The published architecture of Wan-AI/Wan2.1-T2V-1.3B-Diffusers, numbers stated here, without memory."""
+    with torch.device("meta"):
+        return WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=12, attention_head_dim=128, in_channels=16, out_channels=16,
+            text_dim=4096, freq_dim=256, ffn_dim=8960, num_layers=30,
+        )  # fmt: skip
+
+
+def test_the_full_size_shader_takes_the_published_weights() -> None:
+    with torch.device("meta"):
+        shader = VideoShader(**full_arguments("shader"))
+    original = wan_1_3b()
+    shader.load_wan_state_dict(original.state_dict())
+    ours = {name: value.shape for name, value in shader.transformer.state_dict().items()}
+    theirs = {name: value.shape for name, value in original.state_dict().items()}
+    assert {name for name in ours if ours[name] != theirs.get(name)} == {"patch_embedding.weight"}
+    assert ours["patch_embedding.weight"] == (1536, 16 + 16 + 32, 1, 2, 2)
+    assert (shader.chunk_frames, shader.gradient_checkpointing, shader.prediction) == (3, True, "velocity")
+
+
+def test_full_size_parts_fit_each_other() -> None:
+    config = yaml.safe_load(FULL.read_text())
+    shader = full_arguments("shader")
+    options = config["model"]["init_args"]["reconstructor_options"]
+    with torch.device("meta"):
+        dino, codec, visual = DinoEncoder(config={"image_size": 518}), WanCodec(config={}), WanVisualEncoder()
+    assert shader["semantic_dim"] == dino.width
+    assert (shader["latent_channels"], shader["spatial_stride"], shader["temporal_stride"]) == (
+        codec.latent_channels, codec.spatial_stride, codec.temporal_stride
+    )  # fmt: skip
+    assert options["visual"]["init_args"]["width"] == visual.width
+    assert options["width"] % options["num_heads"] == 0
+    # Stage 1 is built as the later stages read it.
+    first = yaml.safe_load((ROOT / CHAINS["reconstruction"][1]).read_text())
+    assert first["model"]["init_args"]["reconstructor_options"] == options
+    assert first["data"]["body_model"] == config["data"]["body_model"]
+    for chain in CHAINS.values():
+        for phase in yaml.safe_load((ROOT / chain[-1]).read_text())["data"]["schedule"]:
+            assert phase["resolution"] % (codec.spatial_stride * 2) == 0
+            if chain != CHAINS["reconstruction"]:
+                frames = codec.num_latent_frames(phase["num_frames"])
+                assert frames % shader["chunk_frames"] == 0
+
+
+@torch.no_grad()
+def test_one_block_at_full_width_equals_diffusers() -> None:
+    """Width 1536 and all around the blocks, on a few tokens; conditions are zero, so that Wan's input is ours."""
+    torch.manual_seed(0)
+    arguments = {**full_arguments("shader"), "num_layers": 1, "gradient_checkpointing": False}
+    original = WanTransformer3DModel(
+        num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, text_dim=4096, num_layers=1
+    ).eval()
+    shader = VideoShader(**arguments).eval()
+    shader.load_wan_state_dict(original.state_dict())
+    noisy, level = torch.randn(1, 16, 3, 4, 6), torch.full((1, 3), 0.7)
+    semantic = torch.randn(1, 5, 768)
+    condition = ShaderCondition(guide=torch.zeros_like(noisy), semantic=semantic)
+    ours = shader(noisy, level, condition).velocity
+    theirs = original(noisy, torch.full((1,), 700.0), shader.semantic_projection(semantic)).sample
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a user would download and train, small and random: the folder that the configs call `weights`."""
+    transformers = pytest.importorskip("transformers", reason="needs the dinov2 extra")
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    wan = folder / "Wan2.1-T2V-1.3B-Diffusers"
+    AutoencoderKLWan(**SMALL_VAE).save_pretrained(wan / "vae")
+    WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=32, ffn_dim=64,
+        num_layers=2,
+    ).save_pretrained(wan / "transformer")  # fmt: skip
+    transformers.Dinov2Model(transformers.Dinov2Config(**SMALL_DINO)).save_pretrained(folder / "dinov2-base")
+    options = ReconstructorOptions(
+        **SMALL_OPTIONS,
+        semantic=DinoEncoder(str(folder / "dinov2-base"), image_size=28),
+        visual=WanVisualEncoder(str(wan), width=8),
+    )
+    reconstructor = build_reconstructor(str(ROOT / BODY), True, 16, options)
+    save_weights(folder / "reconstruction.safetensors", reconstructor.state_dict(), {})
+    shader = VideoShader(**{**full_arguments("shader"), **SMALL_SHADER})
+    for name in ("teacher", "student_ode", "student"):
+        save_weights(folder / f"{name}.safetensors", shader.state_dict(), {})
+    return folder
+
+
+def shrunk(stage: str, weights: Path, clip: Path) -> list[str]:
+    """The stage's full-size command with small sizes, one process on the CPU, and everything else as it stands."""
+    options = "--model.init_args.reconstructor_options"
+    overrides = {f"{options}.{name}": value for name, value in SMALL_OPTIONS.items()}
+    overrides |= {
+        f"{options}.semantic.init_args.image_size": 28,
+        f"{options}.semantic.init_args.pretrained": weights / "dinov2-base",
+        f"{options}.visual.init_args.width": 8,
+        f"{options}.visual.init_args.pretrained": weights / "Wan2.1-T2V-1.3B-Diffusers",
+        "--data.clips": json.dumps([{"path": str(clip)}]),
+        "--data.body_model": BODY,
+        "--data.schedule": json.dumps([{"start": 0, "resolution": 64, "num_frames": 9, "batch_size": 1}]),
+        "--data.resolution": 64, "--data.num_steps": 1, "--data.validation_frames": 5, "--data.num_workers": 0,
+        "--trainer.accelerator": "cpu", "--trainer.devices": 1, "--trainer.strategy": "auto",
+        "--trainer.val_check_interval": 1, "--trainer.enable_progress_bar": "false",
+        "--trainer.enable_model_summary": "false",
+    }  # fmt: skip
+    if stage != "reconstruction":
+        overrides |= {f"--model.init_args.shader.init_args.{name}": value for name, value in SMALL_SHADER.items()}
+        overrides["--model.init_args.codec.init_args.pretrained"] = weights / "Wan2.1-T2V-1.3B-Diffusers"
+        overrides["--model.init_args.reconstruction_weights"] = weights / "reconstruction.safetensors"
+    if stage == "teacher":
+        overrides["--model.init_args.wan_checkpoint"] = weights / "Wan2.1-T2V-1.3B-Diffusers"
+    elif stage != "reconstruction":
+        student = yaml.safe_load((ROOT / CHAINS[stage][-1]).read_text())["model"]["init_args"]["student_weights"]
+        overrides["--model.init_args.teacher_weights"] = weights / "teacher.safetensors"
+        overrides["--model.init_args.student_weights"] = weights / Path(student).name
+        overrides["--model.init_args.critic_updates"] = 1
+        overrides["--model.init_args.trajectory_steps"] = 2
+    return [
+        "fit",
+        *(part for path in CHAINS[stage] for part in ("-c", path)),
+        *(f"{k}={v}" for k, v in overrides.items()),
+    ]
+
+
+@pytest.fixture
+def _in_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train, "RUNS", tmp_path / "runs")
+
+
+@pytest.mark.usefixtures("_in_repository")
+@pytest.mark.parametrize("stage", CHAINS)
+def test_each_full_size_config_is_built(stage: str, downloads: Path, clip_path: Path) -> None:
+    cli = train.main(shrunk(stage, downloads, clip_path), cli=train.BuildOnly)
+    stage_module = cli.model
+    assert cli.trainer.precision == "bf16-mixed"
+    if stage == "reconstruction":
+        assert isinstance(stage_module.reconstructor.semantic, DinoEncoder)
+        return
+    reconstructor = stage_module.conditioner.reconstructor
+    assert isinstance(reconstructor.semantic, DinoEncoder)
+    assert isinstance(reconstructor.visual, WanVisualEncoder)
+    assert not any(parameter.requires_grad for parameter in stage_module.conditioner.parameters())
+    if stage == "teacher":
+        (file,) = (downloads / "Wan2.1-T2V-1.3B-Diffusers" / "transformer").glob("*.safetensors")
+        weight = load_file(file)["proj_out.weight"]
+        assert torch.equal(stage_module.shader.transformer.proj_out.weight, weight)
+    else:
+        # Self-Forcing's steps 1000, 750, 500, 250 under shift 5: s = 5 t / (1 + 4 t).
+        expected = [5 * t / (1 + 4 * t) for t in (1.0, 0.75, 0.5, 0.25)]
+        assert stage_module.noise_levels == pytest.approx(expected, abs=1e-4)
+        window = stage_module.rollout.window
+        assert (window.sink_frames, window.capacity) == (3, 12)
+
+
+@pytest.mark.usefixtures("_in_repository")
+@pytest.mark.parametrize("stage", ["reconstruction", "student"])
+def test_full_size_stages_train_in_mixed_precision(stage: str, downloads: Path, clip_path: Path) -> None:
+    train.main(shrunk(stage, downloads, clip_path))
+    assert list(train.RUNS.glob("*/version_0/weights.safetensors"))
+
+
+SHARDING = """
+import sys, torch, lightning
+from torch import nn
+from torch.utils.data import DataLoader
+from lightning_modules.strategy import ShardedOptimizerDDP
+from lightning.pytorch.strategies import DDPStrategy
+
+
+class Two(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.first, self.second = (nn.Sequential(*(nn.Linear(8, 8) for _ in range(6))) for _ in range(2))
+
+    def configure_optimizers(self):
+        pairs = []
+        for network, rate in ((self.first, 1e-2), (self.second, 3e-3)):
+            optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.0, 0.99), weight_decay=1e-2)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+            pairs.append({"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}})
+        return pairs
+
+    def training_step(self, batch, index):
+        for network, optimizer, schedule in zip(
+            (self.first, self.second), self.optimizers(), self.lr_schedulers(), strict=True
+        ):
+            optimizer.zero_grad()
+            self.manual_backward((network(batch) - batch.flip(1)).square().mean())
+            optimizer.step()
+            schedule.step()
+
+
+def run(strategy, steps, resume=None):
+    torch.manual_seed(1)
+    data = torch.randn(1, 2, 8).expand(8, 2, 8)  # equal batches, for a resumed loader begins anew
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=2, strategy=strategy, max_steps=2 * steps, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )
+    model = Two()
+    trainer.fit(model, DataLoader(data, batch_size=None), ckpt_path=resume)
+    return trainer, model
+
+
+def options():
+    return {"find_unused_parameters": True, "gradient_as_bucket_view": True, "process_group_backend": "gloo"}
+
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    _, plain = run(DDPStrategy(**options()), 4)
+    trainer, _ = run(ShardedOptimizerDDP(**options()), 2)
+    held = sum(v.numel() for o in trainer.optimizers for s in o.optim.state.values() for v in s.values() if v.ndim)
+    trainer.save_checkpoint(folder + "/half.ckpt")
+    rates = [o.param_groups[0]["lr"] for o in trainer.optimizers]
+    _, sharded = run(ShardedOptimizerDDP(**options()), 4, folder + "/half.ckpt")
+    total = 2 * sum(p.numel() for p in sharded.parameters())
+    torch.save(
+        {"plain": plain.state_dict(), "sharded": sharded.state_dict(), "held": held, "total": total, "rates": rates},
+        folder + f"/rank{trainer.global_rank}.pt",
+    )
+"""
+
+
+@pytest.mark.slow
+def test_sharded_optimizers_step_resume_and_share_memory(tmp_path: Path) -> None:
+    """Two processes: the weights after 2 steps, a checkpoint and 2 more are those of 4 steps of plain DDP."""
+    (tmp_path / "sharding.py").write_text(SHARDING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "sharding.py", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for rank in ranks:
+        for name, value in rank["plain"].items():
+            assert torch.equal(rank["sharded"][name], value), name
+        assert rank["rates"] == pytest.approx([1e-2 / 3, 3e-3 / 3])
+    # The two shares are the whole, and neither holds much more than half.
+    assert sum(rank["held"] for rank in ranks) == ranks[0]["total"]
+    assert max(rank["held"] for rank in ranks) < 0.6 * ranks[0]["total"]
+
+
+def test_geometry_keeps_full_precision_under_autocast() -> None:
+    layer = nn.Linear(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.rand(2, 4)).dtype == torch.bfloat16
+        assert full_precision(layer)(torch.rand(2, 4)).dtype == torch.float32
+        assert layer(torch.rand(2, 4)).dtype == torch.bfloat16
+
+
+def streaming_shader() -> tuple[VideoShader, CausalRollout, ShaderCondition]:
+    """A small shader whose window of 12 latent frames is full, and the condition of 15 frames (4x6 latents)."""
+    torch.manual_seed(0)
+    shader = VideoShader(
+        latent_channels=4, feature_channels=2, semantic_dim=8, condition_channels=3, num_heads=2, head_dim=12,
+        num_layers=3, ffn_dim=40, text_dim=16, freq_dim=20,
+    ).eval()  # fmt: skip
+    condition = ShaderCondition(
+        guide=torch.randn(1, 4, 15, 4, 6), maps=torch.randn(1, 15, 6, 32, 48), reference=torch.randn(1, 4, 1, 4, 6),
+        reference_guide=torch.randn(1, 4, 1, 4, 6), reference_maps=torch.randn(1, 1, 6, 32, 48),
+        semantic=torch.randn(1, 5, 8),
+    )  # fmt: skip
+    rollout = CausalRollout(shader, [1.0, 0.5])
+    rollout(condition)
+    return shader, rollout, shader.encode_condition(condition)
+
+
+@torch.no_grad()
+def test_estimated_operations_are_those_of_a_real_pass() -> None:
+    """A denoising step and a cache write of the full window, counted while they run."""
+    shader, rollout, condition = streaming_shader()
+    chunk, latents = condition.slice(12, 15), torch.randn(1, 4, 3, 4, 6)
+    for writes, call in (
+        (False, lambda: rollout._denoise(latents, 0.5, chunk)),
+        (True, lambda: rollout._write(latents, chunk)),
+    ):
+        # Only unfused attention is counted on a CPU.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            call()
+        products = estimate_scale.pass_products(shader, (4, 6), 3, 1 + 12, 5, writes)
+        assert counter.get_total_flops() == sum(product.flops for product in products)
+
+
+def test_estimated_cache_is_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of the cache's tensors, and of what a training rollout copies out of it."""
+    shader, rollout, condition = streaming_shader()
+    cache = rollout._cache
+    real = sum(tensor.nbytes for tensor in (*cache.keys, *cache.rotated_keys, *cache.values))
+    assert estimate_scale.cache_bytes(shader, (4, 6), Window(), 4) == real
+    kept: list[Tensor] = []
+
+    class Recording(CachedAttention):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            kept.extend(tensor for pair in self._snapshot or [] for tensor in pair)
+
+    monkeypatch.setattr(rollout_module, "CachedAttention", Recording)
+    rollout(condition, requires_grad=True, exit_step=0)
+    assert kept
+    assert estimate_scale.kept_for_backward_bytes(shader, (4, 6), Window(), 15, 4) == sum(t.nbytes for t in kept)
+
+
+def test_estimated_training_memory_is_the_real_one() -> None:
+    student, critic = nn.Linear(7, 5), nn.Linear(7, 5)
+    teacher = nn.Linear(7, 5).requires_grad_(False)
+    optimizers = [torch.optim.AdamW(network.parameters()) for network in (student, critic)]
+    for network, optimizer in zip((student, critic), optimizers, strict=True):
+        network(torch.rand(2, 7)).sum().backward()
+        optimizer.step()
+    count = estimate_scale.parameters(student)
+    memory = estimate_scale.training_memory(
+        {"student": count, "critic": count}, {"teacher": count}, "student", 1, False
+    )
+    moments = [v for o in optimizers for state in o.state.values() for v in state.values() if v.ndim]
+    gradients = [p.grad for network in (student, critic) for p in network.parameters()]
+    weights = [*student.parameters(), *critic.parameters(), *teacher.parameters()]
+    assert memory["optimizer states"] == sum(value.nbytes for value in moments)
+    assert memory["gradients"] == sum(value.nbytes for value in gradients)
+    assert sum(v for name, v in memory.items() if name.startswith("weights")) == sum(p.nbytes for p in weights)
+    shared = estimate_scale.training_memory({"student": count, "critic": count}, {}, "student", 4, True)
+    assert shared["optimizer states"] == memory["optimizer states"] / 4
+
+
+@torch.no_grad()
+def test_estimated_codec_work_is_that_of_a_real_chunk() -> None:
+    paths = [str(ROOT / name) for name in ("configs/shader.yaml", "configs/scale/tiny_wan.yaml")]
+    setup = estimate_scale.read(paths)
+    work = estimate_scale.chunk_work(setup, Window())
+    config = dict(yaml.safe_load(Path(paths[1]).read_text())["model"]["init_args"]["codec"]["init_args"]["config"])
+    codec = WanCodec(config=config)
+    stream = codec.stream()
+    latents = torch.randn(1, 4, 3, 8, 8)
+    frames = torch.rand(1, 12, 3, 64, 64)
+    stream.decode(latents[:, :, :1])
+    stream.encode(frames[:, :1])
+    for name, call in (("decode", lambda: stream.decode(latents)), ("guide encode", lambda: stream.encode(frames))):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            call()
+        # Attention of the codec's middle block is fused, hence counted alike, on the meta device.
+        assert work[name].flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert work["4 denoising steps"].flops > 4 * work["cache write"].flops
+
+
+def test_the_full_size_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    alone = estimate_scale.estimate(CHAINS["student"], "H100", 1, Window())
+    eight = estimate_scale.estimate(CHAINS["student"], "A100", 8, Window())
+    shader = alone["parameters_shader"]
+    assert shader == 1_422_754_784
+    assert alone["parameters_codec"] == 126_892_531
+    # Weights of three networks, one average, two sets of gradients and of two moments, in float32.
+    networks = 4 * shader * (3 + 1 + 2 + 4) / 2**30
+    small = 4 * (126_892_531 + 86_580_480) / 2**30
+    assert alone["training_gib_before_activations"] == pytest.approx(networks + small, rel=1e-6)
+    assert eight["training_gib_optimizer_states"] == pytest.approx(alone["training_gib_optimizer_states"] / 8)
+    # 16 frames of 1024 tokens x 1536 channels, 30 layers, three tensors of bfloat16.
+    assert alone["kv_cache_gib"] == pytest.approx(3 * 30 * 16 * 1024 * 1536 * 2 / 2**30)
+    # A pass costs at least two operations for each weight of the blocks and each token.
+    assert alone["gflop_cache_write"] * 1e9 > 2 * 3 * 1024 * 1_300_000_000
+    ratio = eight["roofline_ms_cache_write"] / alone["roofline_ms_cache_write"]
+    assert ratio == pytest.approx(989.4 / 312)  # bound by arithmetic on both
+    with pytest.raises(ValueError, match="choose from"):
+        estimate_scale.estimate(CHAINS["student"], "Voodoo", 1, Window())
+    with pytest.raises(ValueError, match="no shader"):
+        estimate_scale.read(["configs/reconstruction.yaml"])
+
+
+@pytest.mark.usefixtures("_in_repository")
+def test_the_shader_benchmark_measures_each_part() -> None:
+    from benchmarks import shader as benchmark
+
+    arguments = argparse.Namespace(config=None, chunks=2, long=False, device="cpu")
+    result = benchmark.run(arguments, ["--data.resolution=64", "--data.predict.num_frames=30"])
+    parts = ("splat", "guide_encode", "condition_head", "step", "cache_write", "decode")
+    assert all(result[f"{part}_ms"] > 0 for part in parts)
+    assert result["fps"] == pytest.approx(1e3 * 3 / result["chunk_ms"], rel=0.5)
+    assert result["first_frame_ms"] == pytest.approx(result["start_ms"] + result["first_chunk_ms"])
+    assert result["step_gflop"] == pytest.approx(result["step_gflops_per_s"] * result["step_ms"] / 1e3)
+    assert 0 < result["share_of_plain_product"] < 1.5
+    assert result["resolution"] == 64
+    json.dumps(result)
