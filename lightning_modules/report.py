@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,12 @@ class TestReport:
         self.masks: dict[str, list[Tensor]] = {}
         self.photo: dict[str, Tensor] = {}
 
+    @cached_property
+    def _body(self) -> BodyModel:
+        module = self.stage.trainer.datamodule
+        assert isinstance(module, VideoDataModule)
+        return BodyModel.from_file(module.body_model)
+
     @contextmanager
     def timed(self, name: str, batch: VideoBatch, num_steps: int | None = None) -> Iterator[Prediction]:
         """Fill the yielded row's `frames [T,3,H,W]`; the time inside the block counts as the row's.
@@ -69,9 +76,11 @@ class TestReport:
         for rows in self.rows[clip_name].values():
             if rows[-1].second_seed is not None:
                 rows[-1].second_seed = self._kept(rows[-1].second_seed, batch)
-        body = BodyModel.from_file(module.body_model)
         reason = dict.fromkeys(("fps", "latency_ms", "diversity"), "a stored frame, nothing is computed")
-        for name, chosen in (("freeze", frozen_frame(clip, numbers)), ("nearest", nearest_frames(clip, numbers, body))):
+        for name, chosen in (
+            ("freeze", frozen_frame(clip, numbers)),
+            ("nearest", nearest_frames(clip, numbers, self._body)),
+        ):
             stored = module.reader.read(clip, chosen, clip.reference_frame(), module.resolution)
             row = Prediction(frames=self._kept(stored.frames[0], batch), num_steps=0, reasons=reason)
             self.rows[clip_name].setdefault(name, []).append(row)
