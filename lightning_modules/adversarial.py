@@ -80,7 +80,8 @@ class Adversarial(Distillation):
         depths: shares of the backbone's blocks after which the discriminator reads tokens.
         head_width: of its branches; None for the backbone's token width.
         use_reference: let the reference's features judge the whole clip.
-        train_backbone: train the discriminator's backbone as well as its heads.
+        train_backbone: train the discriminator's backbone, a copy of the teacher, as well as its heads; otherwise it is
+            the frozen teacher itself.
         distillation: as in `Distillation`, whose student this stage starts from.
     """
 
@@ -117,7 +118,8 @@ class Adversarial(Distillation):
         if not train_backbone:
             self.frozen = (*self.frozen, "discriminator.backbone.")
         self.discriminator = WanDiscriminator(
-            copy.deepcopy(self.teacher),
+            # A frozen backbone is the teacher itself: at full size a copy would take another 5 GiB.
+            copy.deepcopy(self.teacher) if train_backbone else self.teacher,
             depths=depths,
             width=head_width,
             use_reference=use_reference,

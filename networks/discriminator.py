@@ -32,8 +32,8 @@ class WanDiscriminator(nn.Module):
     place.
 
     Args:
-        backbone: the shader to read tokens from; it is registered here, so give a copy where another module owns it
-            too.
+        backbone: the shader to read tokens from. Frozen, it may belong to another module as well; give a copy where it
+            is to be trained, or where that module trains it.
         depths: shares of the backbone's blocks after which tokens are taken.
         width: W, None for the backbone's token width.
         num_heads: of the branches' attention; divides W.

@@ -106,6 +106,20 @@ def test_each_option_takes_a_step(
     assert all(bool(torch.isfinite(value).all()) for value in logged.values())
 
 
+@pytest.mark.parametrize("train_backbone", [False, True])
+def test_a_frozen_backbone_is_the_teacher_and_a_trained_one_its_copy(train_backbone: bool) -> None:
+    stage, _ = build(Adversarial, train_backbone=train_backbone, head_width=16)
+    teacher, backbone = dict(stage.teacher.named_parameters()), dict(stage.discriminator.backbone.named_parameters())
+    assert all(torch.equal(teacher[name], backbone[name]) for name in teacher)
+    assert all((teacher[name] is backbone[name]) != train_backbone for name in teacher)
+    assert not any(p.requires_grad for p in teacher.values())
+    checkpoint = {"state_dict": stage.state_dict()}
+    stage.on_save_checkpoint(checkpoint)
+    saved = {name.split(".")[1] for name in checkpoint["state_dict"] if name.startswith("discriminator.")}
+    assert ("backbone" in saved) == train_backbone
+    assert not any(name.startswith("teacher.") for name in checkpoint["state_dict"])
+
+
 def test_the_generators_term_leaves_no_gradient_in_the_discriminator(batch: VideoBatch) -> None:
     stage, _ = build(Adversarial, train_backbone=True, head_width=16)
     condition, real, _ = stage.read(batch)

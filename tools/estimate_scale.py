@@ -336,7 +336,6 @@ def networks(setup: Setup) -> tuple[dict[str, int], dict[str, int], str]:
         with torch.device("meta"):
             judge = WanDiscriminator(VideoShader(**setup.shader.config))
         trained["discriminator's heads"] = parameters(judge) - count
-        frozen["discriminator's backbone"] = count
     return trained, frozen, "student"
 
 
