@@ -280,6 +280,11 @@ class VideoShader(nn.Module):
         if condition.semantic is None:
             semantic = self.null_semantic.expand(condition.batch_size, 1, -1)
         else:
+            if condition.semantic.shape[-1] != self.null_semantic.shape[0]:
+                raise ValueError(
+                    f"F_sem tokens have {condition.semantic.shape[-1]} channels, the shader's semantic_dim is "
+                    f"{self.null_semantic.shape[0]}: set semantic_dim to the semantic encoder's width"
+                )
             semantic = _replace_dropped(condition.semantic, condition.semantic_dropped, self.null_semantic)
         return self.transformer.condition_embedder.text_embedder(self.semantic_projection(semantic))
 

@@ -360,5 +360,7 @@ def test_misuse_is_named() -> None:
         shader(noisy[:, :, :7], level[:, :7], condition)
     with pytest.raises(ValueError, match="attention 'causal' is unknown"):
         shader(noisy, level, condition, "causal")
+    with pytest.raises(ValueError, match="set semantic_dim to the semantic encoder's width"):
+        shader(noisy, level, ShaderCondition(**{**vars(condition), "semantic": torch.zeros(2, 5, 9)}))
     with pytest.raises(ValueError, match="block_causal attention only"):
         shader(noisy, level, condition, "full", Window())
