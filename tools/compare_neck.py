@@ -40,9 +40,10 @@ SPREAD = 0.008  # m: closes the surface between the vertices
 
 
 def read_frames(path: str, sidecars: str | None, size: int, stride: int) -> VideoBatch:
-    """Every `stride`-th frame of a clip that belongs to no split, as one window."""
+    """Every `stride`-th frame of a clip that neither trains nor lies in a test or validation block, as one window."""
     clip = Clip(path, sidecars).load()
-    is_free = clip.track["frame_valid"] & ~clip.splits.training_mask(clip.num_frames)
+    is_free = clip.track["frame_valid"].copy()
+    is_free[clip.training_frames()] = False
     for first, last in [*clip.splits.validation, *clip.splits.test]:
         is_free[first : last + 1] = False
     numbers = np.flatnonzero(is_free)[::stride]
