@@ -30,12 +30,12 @@ DETAILS: dict[str, tuple[str, str]] = {
     "flicker": ("flicker =1", ".2f"),
     "warping": ("warping v", ".4f"),
     "colour_mean": ("colour v", ".4f"),
-    "colour_contrast": ("contrast =0", "+.3f"),
-    "colour_saturation": ("saturat. =0", "+.3f"),
-    "identity_photo": ("id. photo v", ".3f"),
+    "colour_contrast": ("contrast", "+.3f"),
+    "colour_saturation": ("saturat.", "+.3f"),
+    "identity_photo": ("photo v", ".3f"),
     "detection_rate": ("faces ^", ".2f"),
     "diversity": ("diversity", ".4f"),
-    "latency_ms": ("latency ms v", ".0f"),
+    "latency_ms": ("delay ms v", ".0f"),
 }
 # Further columns of the second table where their weights are on the machine.
 OPTIONAL: dict[str, tuple[str, str]] = {"fid": ("FID v", ".1f"), "fvd": ("FVD v", ".1f")}
