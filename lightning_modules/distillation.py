@@ -48,6 +48,7 @@ class Distillation(ShadingStage):
         guidance: w of the teacher's `u + w (c - u)`; 1 is off.
         shift: timestep shift of teacher and critic.
         loss_floor: of the critic, as in `Teacher`.
+        loss_huber: c of the pseudo-Huber error of critic and trajectory regression; 0 for the squared one.
         trajectory_steps: Euler steps of the teacher's trajectories (`ode`).
         clip_norm: largest gradient norm of each network.
         teacher_test_steps: Euler steps of the teacher's rows in `test`; the first, chosen on validation, is the row
@@ -82,6 +83,7 @@ class Distillation(ShadingStage):
         guidance: float = 1.0,
         shift: float = 3.0,
         loss_floor: float = 0.5,
+        loss_huber: float = 0.1,
         trajectory_steps: int = 8,
         clip_norm: float = 1.0,
         teacher_test_steps: list[int] = [1, 4, 20],  # noqa: B006
@@ -102,7 +104,7 @@ class Distillation(ShadingStage):
             critic_learning_rate,
             critic_updates,
         )
-        self.loss_floor, self.loss_weights = loss_floor, dict(loss_weights)
+        self.loss_floor, self.loss_huber, self.loss_weights = loss_floor, loss_huber, dict(loss_weights)
         self.trajectory_steps, self.clip_norm = trajectory_steps, clip_norm
         self.teacher_test_steps, self.test_window, self.out = list(teacher_test_steps), test_window, out
         self.student = shader
@@ -118,13 +120,15 @@ class Distillation(ShadingStage):
     def configure_optimizers(self) -> list[dict[str, Any]]:
         """AdamW for the student, and for the critic where there is one; momentum as in Self-Forcing."""
         betas = (0.9, 0.98) if self.objective == "ode" else (0.0, 0.99)
-        pairs = [(self.student, self.learning_rate)]
+        trained = [(self.student, self.learning_rate, 1)]
         if self.critic is not None:
-            pairs.append((self.critic, self.critic_learning_rate))
+            trained.append((self.critic, self.critic_learning_rate, self.critic_updates))
         configured = []
-        for network, rate in pairs:
+        for network, rate, updates in trained:
             optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=betas, weight_decay=1e-2)
-            configured.append({"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer)}})
+            configured.append(
+                {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer, updates)}}
+            )
         return configured
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
@@ -181,7 +185,8 @@ class Distillation(ShadingStage):
         noisy = stacked.gather(0, index)[0]
         prediction = self.student(noisy, level, condition, "block_causal")
         counts = (level > 0).float()
-        loss = ode_regression_loss(prediction.x0, states[0.0], counts, self.codec.channel_weight())
+        weight = self.codec.channel_weight()
+        loss = ode_regression_loss(prediction.x0, states[0.0], counts, weight, self.loss_huber)
         return {"ode": loss}, prediction.x0
 
     def matching_terms(self, condition: ShaderCondition) -> tuple[dict[str, Tensor], Tensor]:
@@ -223,8 +228,8 @@ class Distillation(ShadingStage):
             ].expand(-1, sample.shape[2])
             noise = self.noise(sample, 11 + 2 * update)
             velocity = self.critic(add_noise(sample, noise, level), level, condition).velocity
-            loss = velocity_loss(velocity, sample, noise, level, self.loss_floor) * self.codec.channel_weight()
-            self.update("critic", {"critic": loss.mean()}, {})
+            loss = velocity_loss(velocity, sample, noise, level, self.loss_floor, self.loss_huber)
+            self.update("critic", {"critic": (loss * self.codec.channel_weight()).mean()}, {})
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         """One rollout of the validation window against the truth."""

@@ -6,18 +6,24 @@ import torch
 from torch import Tensor
 
 
-def ode_regression_loss(x0: Tensor, target: Tensor, counts: Tensor, channel_weight: Tensor) -> Tensor:
-    """Squared error of the student's x0 to the end of the teacher's trajectory (CausVid, arXiv:2412.07772).
+def ode_regression_loss(
+    x0: Tensor, target: Tensor, counts: Tensor, channel_weight: Tensor, huber: float = 0.0
+) -> Tensor:
+    """Error of the student's x0 to the end of the teacher's trajectory (CausVid, arXiv:2412.07772).
 
     Args:
         x0, target: `[B,C,T,h,w]`.
         counts: `[B,T]` 1 for frames that were given noisy, 0 for frames that were given clean.
         channel_weight: `[C,1,1,1]`, see `BlockCodec.channel_weight`.
+        huber: c of the pseudo-Huber error, as in `losses.flow.velocity_loss`; 0 is the squared error.
 
     Returns:
         the mean over the frames that count.
     """
-    per_frame = ((x0 - target).square() * channel_weight).mean(dim=(1, 3, 4))
+    error = (x0 - target).square()
+    if huber > 0:
+        error = (error + huber**2).sqrt() - huber
+    per_frame = (error * channel_weight).mean(dim=(1, 3, 4))
     return (per_frame * counts).sum() / counts.sum().clamp_min(1)
 
 

@@ -69,6 +69,9 @@ def test_ode_regression_counts_noisy_frames_only() -> None:
     counts = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     expected = (F.mse_loss(x0[0, :, 0], target[0, :, 0]) + F.mse_loss(x0[1, :, 2], target[1, :, 2])) / 2
     torch.testing.assert_close(ode_regression_loss(x0, target, counts, torch.ones(4, 1, 1, 1)), expected)
+    robust = ode_regression_loss(x0, target, counts, torch.ones(4, 1, 1, 1), huber=1e-4)
+    expected = (x0 - target)[counts.bool()[:, None, :, None, None].expand_as(x0)].abs().mean()
+    torch.testing.assert_close(robust, expected, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
