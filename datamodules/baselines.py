@@ -11,18 +11,18 @@ from networks.body import BodyModel, BodyParams
 
 
 def frozen_frame(clip: Clip, frames: np.ndarray) -> np.ndarray:
-    """`[T]` the last training frame before the block, for every frame."""
-    training = clip.training_frames()
+    """`[T]` the last frame outside of validation and test before the block, for every frame."""
+    training = clip.free_frames()
     before = training[training < frames[0]]
     return np.full(len(frames), before[-1] if len(before) else training[0])
 
 
 def nearest_frames(clip: Clip, frames: np.ndarray, body: BodyModel, num_points: int = 200) -> np.ndarray:
-    """`[T]` the training frame whose posed body, seen from the camera, lies nearest to each frame's.
+    """`[T]` the frame outside of validation and test whose posed body, as the camera sees it, lies nearest to each's.
 
     The distance is the mean over vertices of head and torso, so that turn, place, mouth and expression all count.
     """
-    training = clip.training_frames()
+    training = clip.free_frames()
     upper = torch.nonzero(body.lbs_weights[:, [9, 12, 15, 22, 23, 24]].sum(dim=1) > 0.5)[:, 0]
     points = upper[:: max(len(upper) // num_points, 1)]
 

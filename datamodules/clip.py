@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from datamodules.decode import read_all, read_frames, stream_frames, video_info
+
 TRACK_FIELDS = (
     "expression",
     "global_orient",
@@ -31,6 +33,8 @@ TRACK_FIELDS = (
     "frame_valid",
 )
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# A longer clip is centred by the key frames of its mask, so that opening it does not decode it.
+MOST_FRAMES_TO_CENTRE = 1500
 
 
 def load_track(path: str | Path) -> dict[str, np.ndarray]:
@@ -79,14 +83,20 @@ class Splits:
         test: blocks that only `test` opens.
         validation: blocks for every choice made while training.
         gap: frames dropped on each side of every test block.
-        reference: the frame whose photo stands for the person in validation and test; None takes the first training
-            frame.
+        reference: the frame whose photo stands for the person in validation and test; None takes the first frame that
+            neither validates nor is test.
+        train: False keeps the whole clip out of training: a person never trained on.
+        person: clips with the same key show the same person, who may then be the reference of each other's windows;
+            None takes the part of the file's name before a double underscore (`anna__kitchen.mp4`), so that a name
+            without one is a person of its own.
     """
 
     test: list[tuple[int, int]] = field(default_factory=list)
     validation: list[tuple[int, int]] = field(default_factory=list)
     gap: int = 0
     reference: int | None = None
+    train: bool = True
+    person: str | None = None
 
     @classmethod
     def read(cls, path: Path, num_frames: int) -> Splits:
@@ -94,7 +104,7 @@ class Splits:
         if not path.is_file():
             first = num_frames - max(num_frames // 10, 1)
             return cls(validation=[(first, num_frames - 1)])
-        known = {"test", "validation", "gap", "reference"}
+        known = {"test", "validation", "gap", "reference", "train", "person"}
         content = OmegaConf.to_container(OmegaConf.load(path))
         unknown = set(content) - known
         if unknown:
@@ -104,10 +114,12 @@ class Splits:
             validation=[(int(a), int(b)) for a, b in content.get("validation", [])],
             gap=int(content.get("gap", 0)),
             reference=content.get("reference"),
+            train=bool(content.get("train", True)),
+            person=None if content.get("person") is None else str(content["person"]),
         )
 
-    def training_mask(self, num_frames: int) -> np.ndarray:
-        """`[T]` bool: frames that training may read."""
+    def free_mask(self, num_frames: int) -> np.ndarray:
+        """`[T]` bool: frames outside of test blocks, their gaps and validation."""
         mask = np.ones(num_frames, dtype=bool)
         for first, last in self.test:
             mask[max(first - self.gap, 0) : last + self.gap + 1] = False
@@ -116,50 +128,35 @@ class Splits:
         return mask
 
 
-def _decode_video(path: Path, gray: bool, window: tuple[slice, slice] = (slice(None), slice(None))) -> np.ndarray:
-    """All frames of a video, cut to `window`, `[T,h,w,3]` (or `[T,h,w,1]`) uint8."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            form = "gray" if gray else "rgb24"
-            frames = [f.to_ndarray(format=form)[window].copy() for f in container.decode(video=0)]
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be decoded as video ({error}): re-encode it, for example to H.264 mp4"
-        ) from error
-    if not frames:
-        raise ValueError(f"{path} holds no video frames: re-encode it, for example to H.264 mp4")
-    stack = np.stack(frames)
-    return stack[..., None] if gray else stack
-
-
-def _decode_image(path: Path, gray: bool, window: tuple[slice, slice] = (slice(None), slice(None))) -> np.ndarray:
+def _decode_image(path: Path, gray: bool) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
         image = np.asarray(Image.open(path).convert("L" if gray else "RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): save it as PNG or JPEG") from error
-    return (image[..., None] if gray else image)[window][None]
+    return (image[..., None] if gray else image)[None]
 
 
 class Clip:
     """One person's video (or photo) with its track, cropped to the largest square centred on the person.
 
-    The crop is one for the whole clip, so that the camera stays static where it was. Frames are decoded once, at the
-    crop's native resolution, and held in memory as uint8 (a 300-px minute of 25 fps video is 400 MB).
+    The crop is one for the whole clip, so that the camera stays static where it was. Opening a clip decodes at most its
+    mask. Frames are then read from the file as they are asked for, or held in memory as uint8 after `load` (4 bytes a
+    pixel of the crop: a 300-px minute of 25 fps video is 540 MB); both give the same pixels.
 
     Attributes:
-        track: the arrays of `NAME.track.npz`, intrinsics moved to the crop's pixels.
+        name: the file's name without suffix, or as given.
+        track: the arrays of `NAME.track.npz`; `open` moves the intrinsics to the crop's pixels.
         num_frames: T.
-        size: side of the square crop in pixels.
+        size: side of the square crop in pixels; 0 before `open`.
         splits: which frames train, validate and test.
     """
 
-    def __init__(self, path: str | Path, sidecars: str | Path | None = None) -> None:
-        """Open a clip; `sidecars` is the folder of its track, mask and splits where they do not lie beside it."""
+    def __init__(self, path: str | Path, sidecars: str | Path | None = None, name: str | None = None) -> None:
+        """Read the track; `sidecars` is the folder of track, mask and splits where they do not lie beside the video."""
         self.path = Path(path)
+        self.name = name or self.path.stem
         self.stem = (Path(sidecars) if sidecars else self.path.parent) / self.path.stem
         if not self.path.is_file():
             raise FileNotFoundError(
@@ -172,6 +169,8 @@ class Clip:
         self.splits = Splits() if self.is_image else Splits.read(self.sidecar(".splits.yaml"), self.num_frames)
         self._frames: np.ndarray | None = None
         self._masks: np.ndarray | None = None
+        self._cut = (slice(0, 0), slice(0, 0))
+        self._shape: tuple[int, int] | None = None
         self.size = 0
 
     def sidecar(self, suffix: str) -> Path:
@@ -179,57 +178,133 @@ class Clip:
         return self.stem.with_name(self.stem.name + suffix)
 
     @property
-    def name(self) -> str:
-        """The file's name without suffix."""
-        return self.path.stem
+    def mask_path(self) -> Path:
+        """The file of the foreground mask."""
+        return self.sidecar(".mask.png" if self.is_image else ".mask.mp4")
+
+    @property
+    def person(self) -> str:
+        """Clips with the same key show the same person, see `Splits`."""
+        return self.splits.person or self.path.stem.split("__")[0]
+
+    def check(self) -> tuple[int, int]:
+        """Height and width of the video by the files' indices, without decoding (looked up once).
+
+        Raises:
+            FileNotFoundError: no mask.
+            BrokenVideo: video or mask is cut off or no video.
+            ValueError: video, mask and track do not belong together.
+        """
+        if self._shape is not None:
+            return self._shape
+        self._require_mask()
+        video, mask = video_info(self.path), video_info(self.mask_path)
+        for label, info in (("mask", mask), ("video", video)):
+            if info.num_frames != self.num_frames:
+                raise ValueError(
+                    f"{self.path}: the {label} has {info.num_frames} frames, its track {self.num_frames}; "
+                    "track it again"
+                )
+        if (mask.height, mask.width) != (video.height, video.width):
+            raise ValueError(
+                f"{self.mask_path} is {mask.width}x{mask.height}, the video {video.width}x{video.height}; "
+                "track it again"
+            )
+        self._shape = video.height, video.width
+        return self._shape
+
+    def _require_mask(self) -> None:
+        if not self.mask_path.is_file():
+            raise FileNotFoundError(
+                f"no mask at {self.mask_path}: make it with "
+                f"`python -m tools.track {self.path} --out {self.path.parent}`"
+            )
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Memory that `load` takes."""
+        return 0 if self.is_image else self.num_frames * 4 * min(self.check()) ** 2
+
+    def open(self) -> Clip:
+        """Find the square crop and move the track's intrinsics into it (once)."""
+        if self.size:
+            return self
+        if self.is_image:
+            return self.load()
+        height, width = self.check()
+        valid = self.track["frame_valid"]
+        keyframes_only = self.num_frames > MOST_FRAMES_TO_CENTRE
+        total = np.zeros((height, width), dtype=np.int64)
+        if height != width:
+            for number, mask in enumerate(stream_frames(self.mask_path, gray=True, keyframes_only=keyframes_only)):
+                if keyframes_only or valid[min(number, self.num_frames - 1)]:
+                    total += mask
+        return self._crop_to(total)
 
     def load(self) -> Clip:
-        """Decode video and mask (once); moves the track's intrinsics into the square crop."""
+        """Decode video and mask into memory (once)."""
         if self._frames is not None:
             return self
-        mask_path = self.sidecar(".mask.png" if self.is_image else ".mask.mp4")
-        if not mask_path.is_file():
-            raise FileNotFoundError(
-                f"no mask at {mask_path}: make it with `python -m tools.track {self.path} --out {self.path.parent}`"
-            )
-        decode = _decode_image if self.is_image else _decode_video
-        masks = decode(mask_path, gray=True)
-        self._check_length("mask", masks)
-        x0, y0, self.size = self._crop(masks)
-        window = (slice(y0, y0 + self.size), slice(x0, x0 + self.size))
-        frames = decode(self.path, gray=False, window=window)
-        self._check_length("video", frames)
-        self._frames, self._masks = frames, np.ascontiguousarray(masks[(slice(None), *window)])
-        if self._masks.shape[1:3] != frames.shape[1:3]:
-            raise ValueError(f"{mask_path} is larger than the video; track it again")
-        self.track["intrinsics"] = self.track["intrinsics"].copy()
-        self.track["intrinsics"][:, 0, 2] -= x0
-        self.track["intrinsics"][:, 1, 2] -= y0
+        if self.is_image:
+            return self._load_image()
+        self.check()
+        if not self.size and self.num_frames > MOST_FRAMES_TO_CENTRE:
+            self.open()
+        if not self.size:
+            masks = read_all(self.mask_path, True, self.num_frames)
+            valid = self.track["frame_valid"][:, None, None]
+            self._crop_to(masks[..., 0].sum(axis=0, dtype=np.int64, where=valid))
+            masks = np.ascontiguousarray(masks[(slice(None), *self._cut)])
+        else:
+            masks = read_all(self.mask_path, True, self.num_frames, self._cut)
+        self._frames, self._masks = read_all(self.path, False, self.num_frames, self._cut), masks
         return self
 
-    def _check_length(self, label: str, frames: np.ndarray) -> None:
-        if len(frames) != self.num_frames:
-            raise ValueError(
-                f"{self.path}: the {label} has {len(frames)} frames, its track {self.num_frames}; track it again"
-            )
+    def _load_image(self) -> Clip:
+        self._require_mask()
+        frames, masks = _decode_image(self.path, gray=False), _decode_image(self.mask_path, gray=True)
+        if self.num_frames != 1 or masks.shape[:3] != frames.shape[:3]:
+            raise ValueError(f"{self.path}, its mask and its track do not belong together; track it again")
+        self._crop_to(masks[0, ..., 0].astype(np.int64))
+        cut = (slice(None), *self._cut)
+        self._frames, self._masks = np.ascontiguousarray(frames[cut]), np.ascontiguousarray(masks[cut])
+        return self
 
     def release(self) -> None:
-        """Free the decoded frames; the clip cannot be read any more."""
+        """Free the decoded frames; they are read from the file again when asked for."""
         self._frames = self._masks = None
 
-    def _crop(self, masks: np.ndarray) -> tuple[int, int, int]:
-        """Left, top and side of the largest square centred on the person's mean position over the valid frames."""
-        _, height, width, _ = masks.shape
-        side = min(height, width)
-        weight = np.zeros((height, width))
-        for mask in masks[self.track["frame_valid"], ..., 0]:  # one by one: all in float32 take a gigabyte
-            weight += mask
+    def _crop_to(self, weight: np.ndarray) -> Clip:
+        """Set the crop: the largest square centred on the mean position of `weight` `[H,W]`, the summed masks."""
+        height, width = weight.shape
+        self.size = min(height, width)
         total = max(float(weight.sum()), 1e-6)
         centre_x = float((weight.sum(axis=0) * (np.arange(width) + 0.5)).sum()) / total
         centre_y = float((weight.sum(axis=1) * (np.arange(height) + 0.5)).sum()) / total
-        left = int(np.clip(round(centre_x - side / 2), 0, width - side))
-        top = int(np.clip(round(centre_y - side / 2), 0, height - side))
-        return left, top, side
+        left = int(np.clip(round(centre_x - self.size / 2), 0, width - self.size))
+        top = int(np.clip(round(centre_y - self.size / 2), 0, height - self.size))
+        self._cut = (slice(top, top + self.size), slice(left, left + self.size))
+        self.track["intrinsics"] = self.track["intrinsics"].copy()
+        self.track["intrinsics"][:, 0, 2] -= left
+        self.track["intrinsics"][:, 1, 2] -= top
+        return self
+
+    def pixels(self, indices: np.ndarray, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
+        """RGB and mask of some frames, `[n,h,w,4]` uint8; `rows` and `columns` of the square crop."""
+        self.open()
+        if self._frames is None and self.is_image:
+            self.load()
+        if self._frames is not None:
+            parts = [self._frames[indices, rows, columns], self._masks[indices, rows, columns]]
+        else:
+            window = tuple(
+                slice(whole.start + part.indices(self.size)[0], whole.start + part.indices(self.size)[1])
+                for whole, part in zip(self._cut, (rows, columns), strict=True)
+            )
+            parts = [
+                read_frames(path, gray, indices, window) for path, gray in ((self.path, False), (self.mask_path, True))
+            ]
+        return np.concatenate(parts, axis=-1)
 
     def window(
         self, indices: np.ndarray, resolution: int, zoom: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)
@@ -245,15 +320,14 @@ class Clip:
         Returns:
             frames `[n,3,R,R]` in [0,1], masks `[n,1,R,R]` in [0,1], intrinsics `[n,3,3]` in pixels of the result.
         """
-        self.load()
+        self.open()
         side = max(round(self.size * zoom), 8)
         left = round((self.size - side) * (1 + shift[0]) / 2)
         top = round((self.size - side) * (1 + shift[1]) / 2)
-        cut = np.s_[:, top : top + side, left : left + side]
+        rows, columns = slice(top, top + side), slice(left, left + side)
         images = torch.empty(len(indices), 4, resolution, resolution)
         for begin in range(0, len(indices), 8):  # a long block in float32 at the video's size takes half a gigabyte
-            few = indices[begin : begin + 8]
-            stacked = np.concatenate([self._frames[few][cut], self._masks[few][cut]], axis=-1)
+            stacked = self.pixels(indices[begin : begin + 8], rows, columns)
             part = torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
             if side != resolution:
                 part = F.interpolate(
@@ -266,19 +340,27 @@ class Clip:
         resize = intrinsics.new_tensor([[scale, 0, 0], [0, scale, 0], [0, 0, 1]])
         return images[:, :3].clamp(0, 1), images[:, 3:].clamp(0, 1), resize @ offset @ intrinsics
 
+    def free_frames(self) -> np.ndarray:
+        """Valid frames outside of test blocks, their gaps and validation."""
+        return np.flatnonzero(self.track["frame_valid"] & self.splits.free_mask(self.num_frames))
+
     def training_frames(self) -> np.ndarray:
-        """Frame numbers that training may read: valid and outside validation, test and gaps."""
-        return np.flatnonzero(self.track["frame_valid"] & self.splits.training_mask(self.num_frames))
+        """Frame numbers that training may read: the free frames, none if the clip is kept out of training."""
+        return self.free_frames() if self.splits.train else np.zeros(0, dtype=np.int64)
 
     def reference_frame(self) -> int:
-        """The frame that stands for the person in validation and test; it lies in the training part."""
-        training = self.training_frames()
-        if len(training) == 0:
-            raise ValueError(f"{self.path}: no valid training frame; check its report, or its splits.yaml")
-        if self.splits.reference is None:
-            return int(training[0])
-        if self.splits.reference not in training:
+        """The frame that stands for the person in validation and test; it lies outside of their blocks."""
+        free = self.free_frames()
+        if len(free) == 0:
             raise ValueError(
-                f"{self.path}: reference frame {self.splits.reference} of its splits.yaml is not a valid training frame"
+                f"{self.path}: no valid frame outside of its validation and test blocks; "
+                "check its report, or its splits.yaml"
+            )
+        if self.splits.reference is None:
+            return int(free[0])
+        if self.splits.reference not in free:
+            raise ValueError(
+                f"{self.path}: reference frame {self.splits.reference} of its splits.yaml is not a valid frame outside "
+                "of its validation and test blocks"
             )
         return int(self.splits.reference)

@@ -45,6 +45,12 @@ def check_phases(phases: Sequence[Phase]) -> list[Phase]:
     return ordered
 
 
+def describe(phase: Phase) -> str:
+    """The sizes of a phase in words."""
+    size = f"{phase.resolution} px, {phase.num_frames} frames"
+    return f"{size}, {phase.batch_size} windows a batch on each rank"
+
+
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
     """The phase in force at a batch index; `phases` as `check_phases` returns them."""
     return [phase for phase in phases if phase.start <= step][-1]
@@ -53,6 +59,18 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
 def step_generator(seed: int, step: int, rank: int, stream: int = 0) -> np.random.Generator:
     """Random numbers of one step on one rank; `stream` separates uses that must not share numbers."""
     return np.random.default_rng([seed, step, rank, stream])
+
+
+def start_of_rank(num_starts: int, step: int, rank: int, world_size: int, rng: np.random.Generator) -> int:
+    """One of `num_starts` places for a window, drawn from those that are this rank's at this step.
+
+    Ranks share the places out by remainder, so that no two of them draw the same window at a step; who has which
+    remainder turns with the step. With fewer places than ranks all draw from all.
+    """
+    if num_starts < world_size:
+        return int(rng.integers(num_starts))
+    first = (rank + step) % world_size
+    return first + world_size * int(rng.integers((num_starts - first - 1) // world_size + 1))
 
 
 class StepSampler(Sampler[int]):

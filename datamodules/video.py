@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch import VideoBatch
 from datamodules.clip import Clip
+from datamodules.decode import BrokenVideo
 from datamodules.retarget import retarget
-from datamodules.schedule import Phase, StepSampler, check_phases, phase_at, step_generator
+from datamodules.schedule import Phase, StepSampler, check_phases, describe, phase_at, start_of_rank, step_generator
+from datamodules.sources import ClipSource, Opened, clip_files, name_apart, open_sources
 from networks.body import BodyParams
 
-
-@dataclass
-class ClipSource:
-    """A training clip.
-
-    Attributes:
-        path: the video; its track and mask lie beside it.
-        weight: share of training windows, relative to the other clips.
-    """
-
-    path: str = "assets/clips/webcam_man.mp4"
-    weight: float = 1.0
+MOST_DAMAGED_WINDOWS = 20  # a batch; more is no accident
 
 
 @dataclass
@@ -37,7 +28,7 @@ class TestClip:
     """A clip that only `test` reads: the test blocks of its splits.
 
     Attributes:
-        path: the video.
+        path: the video, or a folder or pattern of videos.
         sidecars: folder of its track, mask and splits; None where they lie beside it.
     """
 
@@ -135,7 +126,21 @@ def collate(windows: list[VideoBatch]) -> VideoBatch:
 
 
 class TrainingWindows(Dataset[VideoBatch]):
-    """The batch of step k on rank r, a function of (seed, k, r) alone."""
+    """The batch of step k on rank r, a function of (seed, k, r, world size) alone.
+
+    A window whose frames turn out to be damaged is drawn again from the same random numbers.
+
+    Args:
+        clips: each with at least one training frame.
+        weights: share of windows of each clip, relative to the others.
+        phases: sizes by step.
+        reader: turns draws into pictures.
+        augment: augmentation of windows.
+        seed: of all draws.
+        rank: of this process.
+        world_size: number of processes.
+        cross_clip: share of windows whose reference comes from another clip of the same person, where there is one.
+    """
 
     def __init__(
         self,
@@ -146,19 +151,19 @@ class TrainingWindows(Dataset[VideoBatch]):
         augment: Augment,
         seed: int,
         rank: int,
+        world_size: int = 1,
+        cross_clip: float = 0.5,
     ) -> None:
-        self.clips, self.phases, self.reader, self.augment, self.seed, self.rank = (
-            clips,
-            phases,
-            reader,
-            augment,
-            seed,
-            rank,
-        )
+        self.clips, self.phases, self.reader, self.augment = clips, phases, reader, augment
+        self.seed, self.rank, self.world_size, self.cross_clip = seed, rank, world_size, cross_clip
         self.weights = np.asarray(weights, dtype=np.float64) / sum(weights)
         self.frames = [clip.training_frames() for clip in clips]
+        people = [clip.person for clip in clips]
+        self.others = [
+            [j for j, other in enumerate(people) if other == person and j != i] for i, person in enumerate(people)
+        ]
 
-    def _window(self, clip: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    def _window(self, clip: int, num_frames: int, step: int, rng: np.random.Generator) -> np.ndarray:
         """`[num_frames]` consecutive training frames; a clip with no run so long is played forth and back."""
         frames = self.frames[clip]
         runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
@@ -169,27 +174,38 @@ class TrainingWindows(Dataset[VideoBatch]):
             return np.resize(bounce, num_frames)
         starts = np.asarray([len(run) - num_frames + 1 for run in long_enough])
         choice = rng.choice(len(long_enough), p=starts / starts.sum())
-        first = int(rng.integers(starts[choice]))
+        first = start_of_rank(int(starts[choice]), step, self.rank, self.world_size, rng)
         return long_enough[choice][first : first + num_frames]
 
-    def _reference(self, clip: int, window: np.ndarray, rng: np.random.Generator) -> int:
-        """A training frame far in time: the farther half of the clip's training frames."""
+    def _reference(self, clip: int, window: np.ndarray, rng: np.random.Generator) -> tuple[Clip, int]:
+        """A training frame far in time: the farther half of the clip's training frames, or any of another clip."""
+        if self.others[clip] and rng.random() < self.cross_clip:
+            other = int(rng.choice(self.others[clip]))
+            return self.clips[other], int(rng.choice(self.frames[other]))
         frames = self.frames[clip]
         order = np.argsort(np.abs(frames - int(window[len(window) // 2])), kind="stable")
-        return int(rng.choice(frames[order[len(order) // 2 :]]))
+        return self.clips[clip], int(rng.choice(frames[order[len(order) // 2 :]]))
+
+    def _draw(self, phase: Phase, step: int, rng: np.random.Generator) -> VideoBatch:
+        clip = int(rng.choice(len(self.clips), p=self.weights))
+        window = self._window(clip, phase.num_frames, step, rng)
+        reference_clip, reference = self._reference(clip, window, rng)
+        return self.reader.read(
+            self.clips[clip], window, reference, phase.resolution, reference_clip, rng=rng, augment=self.augment
+        )
 
     def __getitem__(self, step: int) -> VideoBatch:
         phase = phase_at(self.phases, step)
         rng = step_generator(self.seed, step, self.rank)
-        windows = []
-        for _ in range(phase.batch_size):
-            index = int(rng.choice(len(self.clips), p=self.weights))
-            window = self._window(index, phase.num_frames, rng)
-            reference = self._reference(index, window, rng)
-            windows.append(
-                self.reader.read(self.clips[index], window, reference, phase.resolution, rng=rng, augment=self.augment)
-            )
-        return collate(windows)
+        windows: list[VideoBatch] = []
+        for _ in range(phase.batch_size + MOST_DAMAGED_WINDOWS):
+            try:
+                windows.append(self._draw(phase, step, rng))
+            except BrokenVideo as error:
+                warnings.warn(f"a window is drawn again: {error}", stacklevel=2)
+            if len(windows) == phase.batch_size:
+                return collate(windows)
+        raise BrokenVideo(f"step {step}: {MOST_DAMAGED_WINDOWS} windows in a row could not be read; check data.clips")
 
 
 class FixedWindows(Dataset[VideoBatch]):
@@ -225,17 +241,22 @@ class VideoDataModule(lightning.LightningDataModule):
     """Clips -> batches for every stage.
 
     Args:
-        clips: training clips; validation and test read the parts that their splits keep apart.
+        clips: training clips, folders or patterns of clips; validation and test read the parts that their splits keep
+            apart.
         test_clips: clips that only `test` reads; a missing file is left out with a line that says so.
         num_steps: training batches of the whole run; it ends the run.
         schedule: progressive sizes by batch index.
         background: colour behind the matted person, [0,1].
         augment: augmentation of training windows.
-        validation_windows: windows read from the validation blocks.
+        cross_clip: share of training windows whose reference photo comes from another clip of the same person, where
+            there is one (key `person` of the splits).
+        validation_windows: windows read from each validation block.
         validation_frames: T of each.
         resolution: side of validation, test and predict pictures.
         test_stride: read every n-th frame of a test block (`test --quick` sets 4).
         num_workers: loader processes; 0 reads in the training process, which is fastest while clips fit in memory.
+        cache_gb: training clips are decoded into memory, in the order listed, as long as they fit in so many GB; the
+            others are read from their files.
         seed: of the sampler.
         body_model: the SMPL-X-format file that the tracks are fits of.
         predict: photo and motion of `predict`.
@@ -249,11 +270,13 @@ class VideoDataModule(lightning.LightningDataModule):
         schedule: list[Phase] = [Phase()],  # noqa: B006, B008
         background: tuple[float, float, float] = (0.5, 0.5, 0.5),
         augment: Augment = Augment(),  # noqa: B008
+        cross_clip: float = 0.5,
         validation_windows: int = 4,
         validation_frames: int = 9,
         resolution: int = 128,
         test_stride: int = 1,
         num_workers: int = 0,
+        cache_gb: float = 2.0,
         seed: int = 0,
         body_model: str = "assets/body/smplx_anny.npz",
         predict: PredictInput = PredictInput(),  # noqa: B008
@@ -261,41 +284,102 @@ class VideoDataModule(lightning.LightningDataModule):
         super().__init__()
         if not clips:
             raise ValueError("data.clips is empty: name at least one clip")
+        if not 0 <= cross_clip <= 1:
+            raise ValueError(f"data.cross_clip is {cross_clip}: give a share between 0 and 1")
         self.sources, self.test_sources = clips, test_clips
         self.num_steps, self.phases = num_steps, check_phases(schedule)
         self.augment, self.resolution, self.test_stride = augment, resolution, test_stride
         self.validation_windows, self.validation_frames = validation_windows, validation_frames
         self.num_workers, self.seed, self.predict_input = num_workers, seed, predict
+        self.cache_gb, self.cross_clip = cache_gb, cross_clip
         self.body_model = body_model
         self.reader = WindowReader(background)
-        self.clips: list[Clip] = []
+        self.opened: list[Opened] = []
         self.extra_clips: list[Clip] = []
+        self.num_skipped = 0
+        self._sizes: tuple[int, ...] = ()
+
+    @property
+    def clips(self) -> list[Clip]:
+        """The clips of `data.clips`, folders and patterns spelled out, without those that cannot be read."""
+        return [entry.clip for entry in self.opened]
 
     def setup(self, stage: str) -> None:
-        """Open the clips of a subcommand and decode them."""
-        if stage != "predict" and not self.clips:
-            self.clips = [Clip(source.path).load() for source in self.sources]
-        if stage == "test":
+        """Check the clips of a subcommand; those that `fit` reads are decoded into memory as far as they fit."""
+        if stage != "predict" and not self.opened:
+            self.opened, self.num_skipped = open_sources(self.sources)
+        if stage == "fit":
+            self._decode_into_memory()
+        if stage == "test" and not self.extra_clips:
             for source in self.test_sources:
-                if Path(source.path).is_file():
-                    self.extra_clips.append(Clip(source.path, source.sidecars).load())
-                else:
-                    rank_zero_info(f"test clip {source.path} is not on this machine: its rows are left out")
+                files, _ = clip_files(source.path, source.sidecars)
+                for file in files:
+                    if file.is_file():
+                        self.extra_clips.append(Clip(file, source.sidecars))
+                        self.extra_clips[-1].check()
+                    else:
+                        rank_zero_info(f"test clip {file} is not on this machine: its rows are left out")
+            name_apart([*self.clips, *self.extra_clips])
+
+    def _decode_into_memory(self) -> None:
+        """Decode training clips as long as they fit; one that turns out to be damaged is left out."""
+        room = self.cache_gb * 1e9
+        for entry in list(self.opened):
+            if entry.weight == 0 or not entry.clip.splits.train or entry.clip.loaded_bytes > room:
+                continue
+            try:
+                room -= entry.clip.load().loaded_bytes
+            except BrokenVideo as error:
+                self.opened.remove(entry)
+                self.num_skipped += 1
+                rank_zero_warn(f"clip left out: {error}")
+                if not self.opened:
+                    raise
 
     def train_dataloader(self) -> DataLoader:
         """One item a step; a resumed run goes on at the step that its checkpoint had finished."""
         trainer = self.trainer
         start = getattr(trainer.lightning_module, "step", 0) if trainer is not None else 0
-        rank = trainer.global_rank if trainer is not None else 0
-        weights = [source.weight for source in self.sources]
-        dataset = TrainingWindows(self.clips, weights, self.phases, self.reader, self.augment, self.seed, rank)
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        dataset = self.training_windows(rank, world_size)
         sampler = StepSampler(self.num_steps, start)
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+    def training_windows(self, rank: int = 0, world_size: int = 1) -> TrainingWindows:
+        """Batches of one rank by step."""
+        training = [entry for entry in self.opened if entry.weight > 0 and len(entry.clip.training_frames())]
+        if not training:
+            raise ValueError("data.clips: no clip with a valid training frame and a weight above 0 is left to train on")
+        return TrainingWindows(
+            [entry.clip for entry in training],
+            [entry.weight for entry in training],
+            self.phases,
+            self.reader,
+            self.augment,
+            self.seed,
+            rank,
+            world_size,
+            self.cross_clip,
+        )
+
+    def on_after_batch_transfer(self, batch: VideoBatch, dataloader_idx: int) -> VideoBatch:  # noqa: ARG002
+        """Say when the sizes of training batches change, on the console and in the logger's `data/` curves."""
+        trainer = self.trainer
+        if trainer is not None and trainer.training:
+            sizes = (batch.frames.shape[-1], batch.frames.shape[1], batch.frames.shape[0])
+            if sizes != self._sizes:
+                self._sizes = sizes
+                step = getattr(trainer.lightning_module, "step", 0)
+                rank_zero_info(f"from step {step}: {describe(Phase(step, *sizes))}")
+                names = ("data/resolution", "data/num_frames", "data/batch_size")
+                for logger in trainer.loggers:
+                    logger.log_metrics(dict(zip(names, map(float, sizes), strict=True)), step=trainer.global_step)
+        return batch
 
     def val_dataloader(self) -> DataLoader:
         """Windows spread evenly over the validation blocks."""
         windows = []
-        for clip in self.clips:
+        for clip in [entry.clip for entry in self.opened if entry.validate]:
             for first, last in clip.splits.validation:
                 starts = np.linspace(
                     first, max(first, last - self.validation_frames + 1), self.validation_windows
