@@ -226,6 +226,7 @@ class Setup:
         num_frames: latent frames of the longest training window.
         width: bytes of an activation.
         shards_optimizer: whether the strategy shares optimizer states out.
+        trains_backbone: whether the discriminator trains a copy of the teacher; otherwise it reads the teacher itself.
     """
 
     shader: VideoShader
@@ -238,6 +239,7 @@ class Setup:
     num_frames: int
     width: int
     shards_optimizer: bool
+    trains_backbone: bool
 
     @property
     def size(self) -> tuple[int, int]:
@@ -284,6 +286,7 @@ def read(paths: list[str]) -> Setup:
         num_frames=codec.num_latent_frames(max(phase.get("num_frames", 9) for phase in phases)),
         width=2 if "16" in str(trainer.get("precision", "32-true")) else 4,
         shards_optimizer="ShardedOptimizerDDP" in str(strategy),
+        trains_backbone=bool(arguments.get("train_backbone", False)),
     )  # fmt: skip
 
 
@@ -335,7 +338,7 @@ def networks(setup: Setup) -> tuple[dict[str, int], dict[str, int], str]:
 
         with torch.device("meta"):
             judge = WanDiscriminator(VideoShader(**setup.shader.config))
-        trained["discriminator's heads"] = parameters(judge) - count
+        trained["discriminator"] = parameters(judge) - (0 if setup.trains_backbone else count)
     return trained, frozen, "student"
 
 
