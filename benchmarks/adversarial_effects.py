@@ -78,10 +78,10 @@ def measure(
     steps = len(stage.noise_levels)
     rows = {"splat": Prediction(splat(stage, blocks), num_steps=0, reasons=still)}
     first, second = paint(stage, blocks, start)
-    rows["student"] = Prediction(first, steps, second_seed=second, reasons=untimed)
+    rows["student"] = Prediction(first, steps, samples=(first, second), reasons=untimed)
     for (arm, seed), path in weights.items():
         first, second = paint(stage, blocks, path)
-        rows[row_name(arm, seed)] = Prediction(first, steps, second_seed=second, reasons=untimed)
+        rows[row_name(arm, seed)] = Prediction(first, steps, samples=(first, second), reasons=untimed)
     for seed in sorted({seed for arm, seed in weights if arm == full}):
         smooth, sharp = (rows[row_name(arm, seed)].frames.float() for arm in names)
         grained = with_grain(smooth, sharp, torch.Generator().manual_seed(seed), masks)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class TestReport:
     """Rows of a test over its blocks. Rows of another clip than the first get that clip's name in brackets.
 
-    Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, outside the block `row.second_seed =`
-    another sample where the row has noise, then `close_block(batch)`; `write` at the end. Frames are held in float16:
+    Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, outside the block `add_sample` with
+    another painting where the row has noise, then `close_block(batch)`; `write` at the end. Frames are kept in float16:
     a test's rows are many, and its rounding (0.0002 and less) is below that of the videos.
 
     Args:
@@ -67,15 +67,17 @@ class TestReport:
         row.frames = self._kept(row.frames, batch)
         self.rows.setdefault(batch.names[0], {}).setdefault(name, []).append(row)
 
+    def add_sample(self, row: Prediction, batch: VideoBatch, frames: Tensor) -> None:
+        """The first frames of a row's block, `[S,3,H,W]`, painted again from other noise."""
+        second = self._kept(frames, batch)
+        row.samples = (row.frames[: len(second)], second)
+
     def close_block(self, batch: VideoBatch) -> None:
         """Add truth and the rows freeze and nearest of the block that was just predicted."""
         clip_name, module = batch.names[0], self.stage.trainer.datamodule
         assert isinstance(module, VideoDataModule)
         clip = next(c for c in [*module.clips, *module.extra_clips] if c.name == clip_name)
         numbers, valid = batch.frame_numbers[0].cpu().numpy(), batch.valid[0].cpu()
-        for rows in self.rows[clip_name].values():
-            if rows[-1].second_seed is not None:
-                rows[-1].second_seed = self._kept(rows[-1].second_seed, batch)
         reason = dict.fromkeys(("fps", "latency_ms", "diversity"), "a stored frame, nothing is computed")
         for name, chosen in (
             ("freeze", frozen_frame(clip, numbers)),
@@ -91,7 +93,7 @@ class TestReport:
     @staticmethod
     def _kept(frames: Tensor, batch: VideoBatch) -> Tensor:
         """The valid frames `[T',3,H,W]` as they are held until `write`."""
-        return frames.detach().cpu()[batch.valid[0].cpu()].clamp(0, 1).half()
+        return frames.detach().cpu()[batch.valid[0, : len(frames)].cpu()].clamp(0, 1).half()
 
     def write(self) -> None:
         """Measure, print the table, write every file; the last line printed is the path of metrics.json."""
@@ -141,12 +143,12 @@ class TestReport:
         known = [block for block in blocks if block.fps is not None]
         fps = sum(len(b.frames) for b in known) / sum(len(b.frames) / b.fps for b in known) if known else None
         latencies = [block.latency_ms for block in blocks if block.latency_ms is not None]
-        seconds = [block.second_seed for block in blocks if block.second_seed is not None]
+        samples = [block.samples for block in blocks if block.samples is not None]
         return Prediction(
             frames=frames,
             num_steps=blocks[0].num_steps,
             fps=fps,
             latency_ms=max(latencies) if latencies else None,
-            second_seed=torch.cat(seconds) if len(seconds) == len(blocks) else None,
+            samples=tuple(torch.cat(side) for side in zip(*samples, strict=True)) if samples else None,
             reasons=blocks[0].reasons,
         )

@@ -25,15 +25,15 @@ class Prediction:
 
     frames: [T, 3, H, W] in [0, 1] of any float type, clamped here. num_steps: denoising steps a frame. fps: frames a
     second. latency_ms: from the motion of a
-    chunk (a window) to its painted frames, median. second_seed: the same frames painted
-    from other noise. reasons: why a figure that the caller should have given is missing, by column.
+    chunk (a window) to its painted frames, median. samples: two paintings [S, 3, H, W] of some frames from different
+    noise. reasons: why a figure that the caller should have given is missing, by column.
     """
 
     frames: Tensor
     num_steps: int | None = None
     fps: float | None = None
     latency_ms: float | None = None
-    second_seed: Tensor | None = None
+    samples: tuple[Tensor, Tensor] | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,9 +79,10 @@ def evaluate_rows(
     if "truth" in rows:
         raise ValueError("the row name 'truth' is reserved for the truth itself: choose another")
     for name, row in rows.items():
-        for video in (row.frames, row.second_seed):
-            if video is not None and video.shape != truth.shape:
-                raise ValueError(f"row {name!r} has frames {tuple(video.shape)}, the truth {tuple(truth.shape)}")
+        if row.frames.shape != truth.shape:
+            raise ValueError(f"row {name!r} has frames {tuple(row.frames.shape)}, the truth {tuple(truth.shape)}")
+        if row.samples is not None and row.samples[0].shape != row.samples[1].shape:
+            raise ValueError(f"row {name!r} has two samples of different shapes")
     truth = _widened(truth)
     results: dict[str, dict[str, Any]] = {}
     with torch.no_grad():
@@ -231,8 +232,7 @@ def _add_diversity(
 ) -> None:
     """Perceptual distance between two samples of the same row: 0 for a method that ignores its noise."""
     for name, row in rows.items():
-        second = row.second_seed
-        value = None if second is None else perceptual_difference(network, row.frames, second, every)
+        value = None if row.samples is None else perceptual_difference(network, *row.samples, every)
         _set(results[name], "diversity", value, row.reasons.get("diversity", "painted from one seed only"))
 
 

@@ -341,19 +341,19 @@ def test_evaluate_rows_perceptual_figures() -> None:
 def test_diversity_is_the_distance_between_two_seeds() -> None:
     truth, other = _clip(4), _clip(4, seed=2)
     rows = {
-        "lively": Prediction(truth.half(), second_seed=other.half()),
-        "deaf": Prediction(truth, second_seed=truth),
+        "lively": Prediction(truth.half(), samples=(truth[:2].half(), other[:2].half())),
+        "deaf": Prediction(truth, samples=(truth, truth)),
         "once": Prediction(truth),
     }
     results = evaluate_rows(truth, rows, measures=["perceptual"])
     with torch.no_grad():
-        expected = metric_network("stlpips", torch.device("cpu"))(truth, other).mean()
+        expected = metric_network("stlpips", torch.device("cpu"))(truth[:2], other[:2]).mean()
     assert results["lively"]["diversity"] == pytest.approx(float(expected), rel=2e-2)
     assert results["deaf"]["diversity"] == 0
     assert results["once"]["diversity"] is None
     assert results["once"]["diversity_reason"] == "painted from one seed only"
-    with pytest.raises(ValueError, match="row 'lively' has frames"):
-        evaluate_rows(truth, {"lively": Prediction(truth, second_seed=other[:2])})
+    with pytest.raises(ValueError, match="row 'lively' has two samples of different shapes"):
+        evaluate_rows(truth, {"lively": Prediction(truth, samples=(truth, other[:2]))})
 
 
 def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
