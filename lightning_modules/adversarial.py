@@ -153,7 +153,10 @@ class Adversarial(Distillation):
         if use_discriminator and self.step >= self.adversarial_start:
             terms["adversarial"] = self.adversarial_term(condition, real, sample)
             weights["adversarial"] = self.adversarial_weight
-        self.update("student", terms | self.paired_terms(sample, batch), weights)
+        terms |= self.paired_terms(sample, batch)
+        if "adversarial" in terms and self.step % 10 == 0:
+            self.log("adversarial/pull", self.pull(terms, weights, sample))
+        self.update("student", terms, weights)
         self.critic_step(condition, sample.detach())
         for update in range(self.discriminator_updates if use_discriminator else 0):
             self.discriminator_step(condition, real, sample.detach(), update)
@@ -167,6 +170,16 @@ class Adversarial(Distillation):
                 real_logits = self.logits(add_noise(real, noise, level), level, condition)
             fake_logits = self.logits(add_noise(sample, noise, level), level, condition)
         return generator_loss(real_logits, fake_logits, self.pairing).mean()
+
+    @staticmethod
+    def pull(terms: dict[str, Tensor], weights: dict[str, float], sample: Tensor) -> Tensor:
+        """Norm of the weighted adversarial term's gradient at the sample, over that of all other terms together."""
+        weighted = {name: weights.get(name, 1.0) * value for name, value in terms.items()}
+        own = weighted.pop("adversarial")
+        norms = [
+            torch.autograd.grad(loss, sample, retain_graph=True)[0].norm() for loss in (own, sum(weighted.values()))
+        ]
+        return norms[0] / norms[1].clamp_min(torch.finfo(norms[1].dtype).tiny)
 
     def judged_noise(self, like: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Level `[B,T]` and noise at which real and fake are judged, the same for both; draws 0 to 3 differ."""

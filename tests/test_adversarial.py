@@ -100,9 +100,12 @@ def test_each_option_takes_a_step(
         assert float((moved - real).std()) == pytest.approx(0.01, rel=0.1)
         sample = (fake - level[:, None, :, None, None] * noise) / (1 - level[:, None, :, None, None])
         assert float((sample - truth).abs().mean()) < 2  # the guide's neighbourhood, and no noise left in it
-    assert {"loss/discriminator", "loss/r1", "loss/r2", "loss/adversarial", "adversarial/real_logit",
-            "adversarial/fake_logit", "adversarial/accuracy", "gradient_norm/discriminator_unclipped",
-            "gradient_norm/student_unclipped", "gradient_norm/critic_unclipped"} <= set(logged)  # fmt: skip
+    expected = {
+        f"loss/{name}" for name in ("distribution_matching", "adversarial", "critic", "discriminator", "r1", "r2")
+    }
+    expected |= {f"adversarial/{name}" for name in ("real_logit", "fake_logit", "accuracy", "accuracy_clip", "pull")}
+    expected |= {f"gradient_norm/{name}_unclipped" for name in ("student", "critic", "discriminator")}
+    assert expected <= set(logged)
     assert all(bool(torch.isfinite(value).all()) for value in logged.values())
 
 
@@ -128,6 +131,14 @@ def test_the_generators_term_leaves_no_gradient_in_the_discriminator(batch: Vide
     assert all(p.grad is None for p in stage.discriminator.parameters())
     assert all(p.requires_grad for p in stage.discriminator.parameters())
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in stage.student.parameters())
+
+
+def test_pull_is_the_share_of_the_gradient() -> None:
+    sample = torch.ones(2, 3, requires_grad=True)
+    terms = {"adversarial": (3 * sample).sum(), "a": (sample**2).sum(), "b": sample.sum()}
+    measured = Adversarial.pull(terms, {"adversarial": 0.5, "a": 2.0}, sample)
+    assert float(measured) == pytest.approx(1.5 / (2 * 2 + 1))
+    sum(terms.values()).backward()  # the graph is still there
 
 
 @pytest.mark.parametrize("options", [{"adversarial_weight": 0.0}, {"adversarial_start": 1}])
