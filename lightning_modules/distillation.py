@@ -53,6 +53,7 @@ class Distillation(ShadingStage):
         clip_norm: largest gradient norm of each network.
         teacher_test_steps: Euler steps of the teacher's rows in `test`; the first, chosen on validation, is the row
             `teacher`.
+        student_test_steps: further rows of `test`, the student at fewer steps: 2 of 4 uses every other noise level.
         test_window: frames that one teacher window paints in `test`.
         out: where `predict` writes.
         seed: of the noise.
@@ -87,6 +88,7 @@ class Distillation(ShadingStage):
         trajectory_steps: int = 8,
         clip_norm: float = 1.0,
         teacher_test_steps: list[int] = [1, 4, 20],  # noqa: B006
+        student_test_steps: list[int] = [2, 1],  # noqa: B006
         test_window: int = 9,
         out: str = "out.mp4",
         seed: int = 0,
@@ -106,7 +108,10 @@ class Distillation(ShadingStage):
         )
         self.loss_floor, self.loss_huber, self.loss_weights = loss_floor, loss_huber, dict(loss_weights)
         self.trajectory_steps, self.clip_norm = trajectory_steps, clip_norm
-        self.teacher_test_steps, self.test_window, self.out = list(teacher_test_steps), test_window, out
+        self.teacher_test_steps, self.student_test_steps = list(teacher_test_steps), list(student_test_steps)
+        if odd := [steps for steps in student_test_steps if steps < 1 or len(noise_levels) % steps]:
+            raise ValueError(f"student_test_steps {odd[0]} does not divide the {len(noise_levels)} noise_levels")
+        self.test_window, self.out = test_window, out
         self.student = shader
         self.teacher = copy.deepcopy(shader)
         if teacher_weights is not None:
@@ -239,13 +244,16 @@ class Distillation(ShadingStage):
         )
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Rows: splat, the undistilled teacher at several numbers of steps, student."""
+        """Rows: splat, the undistilled teacher and the student at several numbers of steps."""
         assert self.report is not None
         self.test_splat(batch)
         for index, num_steps in enumerate(self.teacher_test_steps):
             name = "teacher" if index == 0 else f"teacher, {num_steps} steps"
             self.test_teacher(name, self.teacher, batch, num_steps, self.test_window, self.shift)
         self.test_student("student", self.student, batch, self.noise_levels)
+        for num_steps in self.student_test_steps:
+            levels = self.noise_levels[:: len(self.noise_levels) // num_steps]
+            self.test_student(f"student, {num_steps} steps", self.student, batch, levels)
         self.report.close_block(batch)
 
     def predict_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002

@@ -38,7 +38,8 @@ class Teacher(ShadingStage):
         loss_weights: weight of each raw term; terms not named count once. `l1` and `perceptual` compare the
             decoded x0 estimate with the true frames: residuals are heavy-tailed, and few batches alone leave noise.
         dropout: probability of dropping each signal, for guidance.
-        validation_sampling_steps, test_sampling_steps: Euler steps.
+        validation_sampling_steps: numbers of Euler steps, each a row of the validation.
+        test_sampling_steps: most Euler steps of `test`.
         test_window: frames that one teacher window paints in `test`.
         seed: of the noise.
     """
@@ -64,7 +65,7 @@ class Teacher(ShadingStage):
         loss_huber: float = 0.1,
         loss_weights: dict[str, float] = {"flow": 0.3, "l1": 10.0, "perceptual": 3.0},  # noqa: B006
         dropout: dict[str, float] = {"maps": 0.05, "semantic": 0.1, "reference": 0.1},  # noqa: B006
-        validation_sampling_steps: int = 8,
+        validation_sampling_steps: list[int] = [1, 8],  # noqa: B006
         test_sampling_steps: int = 50,
         test_window: int = 9,
         seed: int = 0,
@@ -78,7 +79,7 @@ class Teacher(ShadingStage):
         self.loss_floor, self.loss_huber, self.loss_weights = loss_floor, loss_huber, dict(loss_weights)
         self.shader, self.learning_rate, self.shift, self.dropout = shader, learning_rate, shift, dict(dropout)
         self.validation_sampling_steps, self.test_sampling_steps, self.test_window = (
-            validation_sampling_steps,
+            list(validation_sampling_steps),
             test_sampling_steps,
             test_window,
         )
@@ -107,12 +108,12 @@ class Teacher(ShadingStage):
         return self.weighted_sum(terms, self.loss_weights)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
-        """Many-step samples against the truth of the validation block."""
-        _, _, splat = self.read(batch)
-        painted = self.paint_teacher(
-            self.shader, batch, self.validation_sampling_steps, batch.frames.shape[1], self.shift
-        )
-        self.log_validation(batch, batch_idx, {"splat": splat[0], "teacher": painted})
+        """Samples of one and of many steps against the truth of the validation block."""
+        rows = {"splat": self.read(batch)[2][0]}
+        for num_steps in self.validation_sampling_steps:
+            window = batch.frames.shape[1]
+            rows[f"teacher_{num_steps}"] = self.paint_teacher(self.shader, batch, num_steps, window, self.shift)
+        self.log_validation(batch, batch_idx, rows)
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Rows: splat and the teacher at many, four, two and one steps."""
