@@ -283,5 +283,6 @@ def test_a_photo_is_exported_with_the_shipped_weights(
     assert len(gaussians.means) > 5000
     assert (gaussians.means.amax(dim=0) - gaussians.means.amin(dim=0)).max() < 2.5  # m
     capsys.readouterr()
-    assert main(["--image", image, "--out", str(tmp_path / "a.obj")]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    for arguments in (["--out", "a.obj"], ["--out", "a.safetensors", "--pose", "photo"]):
+        assert main(["--image", image, *arguments]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {arguments[1]}: ")

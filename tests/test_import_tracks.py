@@ -313,7 +313,11 @@ def test_amass_of_another_layout_is_a_one_line_error(tmp_path: Path, capsys: pyt
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
-    (tmp_path / "bad.npz").write_bytes(b"nonsense")
-    assert main(["amass", str(tmp_path / "bad.npz"), "--out", str(tmp_path)]) == 1
+    np.savez(tmp_path / "bad.npz", **good)
+    whole = (tmp_path / "bad.npz").read_bytes()
+    for content in (b"nonsense", whole[:-100], b""):
+        (tmp_path / "bad.npz").write_bytes(content)
+        assert main(["amass", str(tmp_path / "bad.npz"), "--out", str(tmp_path)]) == 1
+        assert "no readable npz" in capsys.readouterr().err
     assert main(["amass", str(tmp_path / "absent.npz"), "--out", str(tmp_path)]) == 1
     assert list(tmp_path.glob("*.track.npz")) == []

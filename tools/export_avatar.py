@@ -45,8 +45,8 @@ def read_photo(path: str | Path, body_model: str, resolution: int) -> Photo:
 
 
 @torch.no_grad()
-def export(avatar: Avatar, body: BodyModel, photo: Photo, out: Path, pose: str, body_name: str) -> Path:
-    """Write the avatar in the format of the suffix; `pose` (splat files only) is `canonical` or `photo`."""
+def export(avatar: Avatar, body: BodyModel, photo: Photo, out: Path, pose: str | None, body_name: str) -> Path:
+    """Write the avatar in the format of the suffix; splat files in the T-pose, or as in the photo (`pose` "photo")."""
     if out.suffix == ".safetensors":
         return save_avatar(out, avatar, body, body_name)
     gaussians = avatar.gaussians
@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--image", required=True, help="photo of the person, its track beside it")
     parser.add_argument("--out", type=Path, required=True, help="file to write: .ply, .spz or .safetensors")
-    parser.add_argument("--pose", choices=("canonical", "photo"), default="canonical", help="of .ply and .spz")
+    parser.add_argument(
+        "--pose", choices=("canonical", "photo"), default=None, help="of .ply and .spz (default: canonical)"
+    )
     parser.add_argument("--weights", default=WEIGHTS, help="reconstruction weights (default: %(default)s)")
     parser.add_argument("--body", default=BODY, help="SMPL-X npz file (default: %(default)s)")
     parser.add_argument("--resolution", type=int, default=128, help="px at which the photo is read")
@@ -71,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.out.suffix not in SUFFIXES:
             raise ValueError(f"{given.out}: give --out a name that ends in one of {', '.join(SUFFIXES)}")
+        if given.out.suffix == ".safetensors" and given.pose is not None:
+            raise ValueError(f"{given.out}: a .safetensors avatar takes any pose later: leave --pose away")
         reconstructor = load_reconstructor(given.body, given.weights)
         photo = read_photo(given.image, given.body, given.resolution)
         with torch.no_grad():

@@ -44,7 +44,7 @@ def import_ehm(path: Path, fps: float, video: tuple[tuple[int, int], int] | None
     fields: dict[str, Floats] = {}
     for name, shape in SHAPES.items():
         if arrays[name].size != count * np.prod(shape, dtype=int):
-            raise ValueError(f"{path}: {name} has the shape {list(arrays[name].shape)}, not [{count},{shape}]: {MEND}")
+            raise ValueError(f"{path}: {name} has the shape {list(arrays[name].shape)}, not {[count, *shape]}: {MEND}")
         fields[name] = arrays[name].reshape(count, *shape).astype(np.float64)
     intrinsics = np.diag([FOCAL * CROP_SIDE / 2, FOCAL * CROP_SIDE / 2, 1.0])
     intrinsics[:2, 2] = CROP_SIDE / 2

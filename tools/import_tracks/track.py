@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +59,7 @@ def read_npz(path: Path, mend: str) -> dict[str, NDArray]:
                 except ValueError:  # an array of Python objects: text or lists, none of which is needed
                     continue
             return arrays
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no readable npz file ({error}): {mend}") from error
 
 
