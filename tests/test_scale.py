@@ -260,14 +260,29 @@ class Two(lightning.LightningModule):
             schedule.step()
 
 
-def run(strategy, steps, resume=None):
+class One(Two):
+    # Automatic optimization: the optimizer calls the closure, the trainer clips.
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = True
+
+    def configure_optimizers(self):
+        return super().configure_optimizers()[0]
+
+    def training_step(self, batch, index):
+        return (self.first(batch) - batch.flip(1)).square().mean()
+
+
+def run(strategy, steps, resume=None, module=Two):
     torch.manual_seed(1)
     data = torch.randn(1, 2, 8).expand(8, 2, 8)  # equal batches, for a resumed loader begins anew
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy=strategy, max_steps=2 * steps, logger=False,
+        accelerator="cpu", devices=2, strategy=strategy, max_steps=2 * steps if module is Two else steps, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        gradient_clip_val=None if module is Two else 0.01,
     )
-    model = Two()
+    model = module()
     trainer.fit(model, DataLoader(data, batch_size=None), ckpt_path=resume)
     return trainer, model
 
@@ -285,8 +300,10 @@ if __name__ == "__main__":
     rates = [o.param_groups[0]["lr"] for o in trainer.optimizers]
     _, sharded = run(ShardedOptimizerDDP(**options()), 4, folder + "/half.ckpt")
     total = 2 * sum(p.numel() for p in sharded.parameters())
+    closed = [run(kind(**options()), 3, module=One)[1].state_dict() for kind in (DDPStrategy, ShardedOptimizerDDP)]
     torch.save(
-        {"plain": plain.state_dict(), "sharded": sharded.state_dict(), "held": held, "total": total, "rates": rates},
+        {"plain": plain.state_dict(), "sharded": sharded.state_dict(), "held": held, "total": total, "rates": rates,
+         "closed": closed},
         folder + f"/rank{trainer.global_rank}.pt",
     )
 """
@@ -304,6 +321,8 @@ def test_sharded_optimizers_step_resume_and_share_memory(tmp_path: Path) -> None
     for rank in ranks:
         for name, value in rank["plain"].items():
             assert torch.equal(rank["sharded"][name], value), name
+        first, second = rank["closed"]
+        assert [name for name in first if not torch.equal(first[name], second[name])] == []
         assert rank["rates"] == pytest.approx([1e-2 / 3, 3e-3 / 3])
     # The two shares are the whole, and neither holds much more than half.
     assert sum(rank["held"] for rank in ranks) == ranks[0]["total"]
