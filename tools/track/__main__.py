@@ -1,15 +1,18 @@
-"""`python -m tools.track VIDEO_OR_IMAGE --out DIR`: fit the body model to a person and write the clip contract."""
+"""`python -m tools.track FILE_OR_FOLDER... --out DIR`: fit the body model to a person and write the clip contract."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from networks.body import BodyModel
+from tools.track.batch import find_sources, run_batch, share, table, track_in_process
 from tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-from tools.track.detect import detect, require_mediapipe
+from tools.track.detect import detect, keep_longest_shot, require_mediapipe
 from tools.track.fit import fit
 from tools.track.report import report_of
 from tools.track.write import write_clip
@@ -23,22 +26,23 @@ def track_file(source: Path, out: Path, body_path: Path, landmarks_path: Path) -
         raise ValueError(f"{source}: no such file: give the path of a video or an image")
     require_mediapipe()
     body, landmarks = BodyModel.from_file(body_path), Landmarks.load(landmarks_path)
-    detections = detect(source)
+    detections = keep_longest_shot(detect(source))
     try:
         track = fit(detections, body, landmarks)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    report = {"source": source.name, "body_model": body_path.name} | report_of(detections, track)
+    report = {"source": source.name, "source_bytes": source.stat().st_size, "body_model": body_path.name}
+    report |= report_of(detections, track)
     write_clip(source, out, detections, track, report, body, body_path.name)
     return report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Command line; returns the exit code: 1 where no clip came out."""
     parser = argparse.ArgumentParser(prog="python -m tools.track", description=__doc__)
-    parser.add_argument("source", type=Path, help="video or image of one person")
+    parser.add_argument("sources", type=Path, nargs="+", help="videos or images of one person each, or folders of them")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the clip, its track, mask, overlay and report"
+        "--out", type=Path, required=True, help="folder for each clip, its track, mask, overlay and report"
     )
     parser.add_argument("--body", type=Path, default=DEFAULT_BODY, help="SMPL-X npz file (default: %(default)s)")
     parser.add_argument(
@@ -47,16 +51,40 @@ def main(arguments: list[str] | None = None) -> int:
         default=DEFAULT_LANDMARKS,
         help="the body file's landmarks, made by python -m tools.track.correspond (default: %(default)s)",
     )
+    parser.add_argument("--workers", type=int, default=1, help="clips at a time (default: %(default)s)")
+    parser.add_argument("--shard", default=None, help="I/N: track the I-th of N equal parts only, counted from 0")
     given = parser.parse_args(arguments)
+    is_batch = len(given.sources) > 1 or given.sources[0].is_dir() or given.shard is not None
     try:
-        report = track_file(given.source, given.out, given.body, given.landmarks)
+        return _track_many(given) if is_batch else _track_one(given)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _track_one(given: argparse.Namespace) -> int:
+    report = track_file(given.sources[0], given.out, given.body, given.landmarks)
     for name, value in report.items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
-    print(given.out / f"{given.source.stem}.track.npz")
+    print(given.out / f"{given.sources[0].stem}.track.npz")
     return 0
+
+
+def _track_many(given: argparse.Namespace) -> int:
+    if given.workers < 1:
+        raise ValueError(f"--workers {given.workers}: give at least 1")
+    require_mediapipe()
+    sources = find_sources(given.sources)
+    sources = share(sources, given.shard) if given.shard else sources
+    if not sources:
+        print(f"shard {given.shard} is empty: there are fewer files than shards")
+        return 0
+    options = ["--body", str(given.body), "--landmarks", str(given.landmarks)]
+    num_threads = max((os.cpu_count() or 1) // given.workers, 1)
+    track_one = partial(track_in_process, out=given.out, options=options, num_threads=num_threads)
+    result = run_batch(sources, given.out, track_one, given.workers, given.shard)
+    print(table(result))
+    return int(result["num_failed"] == result["num_clips"])
 
 
 if __name__ == "__main__":

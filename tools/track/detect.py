@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +37,7 @@ class Detections:
     width: int
     height: int
     fps: float
+    num_shots_dropped: int = 0
 
     @property
     def num_frames(self) -> int:
@@ -235,3 +236,18 @@ def detect(path: Path, progress: Callable[..., Any] = tqdm) -> Detections:
             detector.close()
     arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     return Detections(**arrays, shot=np.asarray(shots), width=size[1], height=size[0], fps=fps)
+
+
+def keep_longest_shot(detections: Detections) -> Detections:
+    """Forget the faces outside of the shot that shows a face in most frames, which makes those frames invalid.
+
+    A cut may change person and camera, while a track has one shape and one camera; and a window of consecutive frames
+    must not run across a cut.
+    """
+    counts = np.bincount(detections.shot, weights=detections.has_face)
+    others = (detections.shot != counts.argmax()) & detections.has_face
+    if not others.any():
+        return detections
+    face = detections.face.copy()
+    face[others] = np.nan
+    return replace(detections, face=face, num_shots_dropped=int((np.delete(counts, counts.argmax()) > 0).sum()))

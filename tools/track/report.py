@@ -28,6 +28,7 @@ def report_of(detections: Detections, track: Track) -> dict[str, Any]:
         "num_valid_frames": int(track.frame_valid.sum()),
         "valid_share": float(track.frame_valid.mean()),
         "num_shots": int(detections.shot.max()) + 1,
+        "num_shots_dropped": detections.num_shots_dropped,  # with a face, but not of the longest shot
         "mean_face_height_px": float(height.mean()),
         "face_error_px": float(error.mean()),
         "face_error_percent": float((error.mean(-1) / height).mean() * 100),
@@ -71,14 +72,25 @@ def compare(name: str, detected: Floats, fitted: Floats) -> dict[str, Any]:
 
 
 def accelerations(detections: Detections, track: Track, rows: NDArray[np.bool_]) -> dict[str, Any]:
-    """Mean second difference of the face points, px a frame squared: what is left of the detector's jitter."""
+    """Mean second difference of face and body points, px a frame squared: what is left of the detector's jitter.
+
+    Body points count where the detector saw them (its visibility above one half) in all three frames.
+    """
     steps = rows[1:] & rows[:-1] & (np.diff(detections.shot) == 0)
     triples = np.flatnonzero(steps[:-1] & steps[1:])
-    if not len(triples):
-        reason = "fewer than three frames in a row"
-        return {"detected_acceleration_px": None, "fitted_acceleration_px": None, "acceleration_reason": reason}
-    figures = {}
-    for name, face in (("detected", detections.face[..., :2]), ("fitted", track.face)):
-        second = face[triples] - 2 * face[triples + 1] + face[triples + 2]
-        figures[f"{name}_acceleration_px"] = float(np.linalg.norm(second, axis=-1).mean())
+    visible = (np.nan_to_num(detections.pose[..., 3]) > 0.5) & np.isfinite(track.pose[..., 0])
+    figures: dict[str, Any] = {}
+    for part, detected, fitted, seen in (
+        ("", detections.face[..., :2], track.face, np.ones(track.face.shape[:2], bool)),
+        ("body_", detections.pose[..., :2], track.pose, visible),
+    ):
+        together = seen[triples] & seen[triples + 1] & seen[triples + 2]
+        names = [f"{kind}_{part}acceleration_px" for kind in ("detected", "fitted")]
+        if not together.any():
+            figures |= dict.fromkeys(names)
+            figures[f"{part}acceleration_reason"] = "no point was seen in three frames in a row"
+            continue
+        for name, points in zip(names, (detected, fitted), strict=True):
+            second = points[triples] - 2 * points[triples + 1] + points[triples + 2]
+            figures[name] = float(np.linalg.norm(second, axis=-1)[together].mean())
     return figures
