@@ -1,7 +1,7 @@
 """What a config needs: `python -m tools.estimate_scale -c configs/shader.yaml -c configs/scale/wan_1_3b.yaml`.
 
 Prints parameters, operations of a streamed chunk by part, cache and training memory of one GPU, and the time that a
-named GPU would need at its published peak (roofline): a bound from below, never a measurement. Networks are built
+named GPU would need at its published bfloat16 peak (roofline): a bound from below, no measurement. Networks are built
 without memory, so any size runs anywhere. Checkpoints are not opened: a codec or encoder that a config takes from a
 folder counts as the published Wan 2.1 codec and DINOv2 base.
 """
