@@ -57,14 +57,6 @@ def memory_mb(processes: list[int]) -> float:
     return total / 1000
 
 
-def loader_of(config: Any, phase: Phase, num_batches: int, num_workers: int) -> VideoDataModule:
-    """The stage's own data module with one phase."""
-    options = {name: config[name] for name in ("clips", "augment", "cross_clip", "cache_gb", "seed")}
-    data = VideoDataModule(**options, schedule=[phase], num_steps=num_batches, num_workers=num_workers)
-    data.setup("fit")
-    return data
-
-
 def loader_fps(data: VideoDataModule, phase: Phase, seconds: float, warm_up: int = 10) -> float:
     """Frames a second of the loader alone, the reference photos not counted."""
     begin, count = 0.0, 0
@@ -130,8 +122,9 @@ def main() -> None:
         train.RUNS = Path(folder)
         for name in options.stages:
             cli = train.main(["fit", *STAGES[name]], cli=train.BuildOnly)
-            config, phase = cli.config_init["fit"].data, replace(cli.datamodule.phases[-1], start=0)
-            data = loader_of(vars(config), phase, 100_000, options.workers)
+            data, phase = cli.datamodule, replace(cli.datamodule.phases[-1], start=0)
+            data.phases, data.num_steps, data.num_workers = [phase], 100_000, options.workers
+            data.setup("fit")
             loader = loader_fps(data, phase, options.seconds)
             step = stage_fps(STAGES[name], phase, options.steps)
             figures = {"loader_fps": loader, "step_fps": step, "loader_times": loader / step}
