@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from datamodules.baselines import frozen_frame, nearest_frames
 from datamodules.batch import VideoBatch
 from datamodules.video import VideoDataModule
 from metrics.evaluation import Prediction, evaluate_rows
-from metrics.table import report_metrics
+from metrics.table import COLUMNS, DETAILS, report_metrics
 from networks.body import BodyModel
 from runtime.media import sheet, side_by_side, write_image, write_video
 from runtime.provenance import peak_memory_mb
@@ -44,6 +44,7 @@ class TestReport:
         self.truth: dict[str, list[Tensor]] = {}
         self.masks: dict[str, list[Tensor]] = {}
         self.photo: dict[str, Tensor] = {}
+        self.further: dict[str, dict[str, Any]] = {}
 
     @cached_property
     def _body(self) -> BodyModel:
@@ -53,7 +54,9 @@ class TestReport:
 
     @contextmanager
     def timed(self, name: str, batch: VideoBatch, num_steps: int | None = None) -> Iterator[Prediction]:
-        """Fill the yielded row's `frames [T,3,H,W]`; the time inside the block counts as the row's.
+        """Fill the yielded row's `frames [T,3,H,W]`, and `coverage [T,1,H,W]` where it has one.
+
+        The time inside the block counts as the row's.
 
         Figures of time that the caller knows better (`fps`, `latency_ms`) are kept as given.
         """
@@ -65,6 +68,8 @@ class TestReport:
         if row.fps is None:
             row.fps = len(row.frames) / seconds
         row.frames = self._kept(row.frames, batch)
+        if row.coverage is not None:
+            row.coverage = self._kept(row.coverage, batch)
         self.rows.setdefault(batch.names[0], {}).setdefault(name, []).append(row)
 
     def add_sample(self, row: Prediction, batch: VideoBatch, frames: Tensor) -> None:
@@ -72,12 +77,20 @@ class TestReport:
         second = self._kept(frames, batch)
         row.samples = (row.frames[: len(second)], second)
 
+    def add_measured(self, name: str, figures: dict[str, Any], reason: str) -> None:
+        """A row whose figures are known already, after all others; its other columns are missing for `reason`."""
+        for column in (*COLUMNS, *DETAILS):
+            if figures.setdefault(column, None) is None:
+                figures.setdefault(f"{column}_reason", reason)
+        self.further[name] = figures
+
     def close_block(self, batch: VideoBatch) -> None:
         """Add truth and the rows freeze and nearest of the block that was just predicted."""
         clip_name, module = batch.names[0], self.stage.trainer.datamodule
         assert isinstance(module, VideoDataModule)
         clip = next(c for c in [*module.clips, *module.extra_clips] if c.name == clip_name)
         numbers, valid = batch.frame_numbers[0].cpu().numpy(), batch.valid[0].cpu()
+        has_coverage = any(blocks[-1].coverage is not None for blocks in self.rows[clip_name].values())
         reason = dict.fromkeys(("fps", "latency_ms", "diversity"), "a stored frame, nothing is computed")
         for name, chosen in (
             ("freeze", frozen_frame(clip, numbers)),
@@ -85,6 +98,8 @@ class TestReport:
         ):
             stored = module.reader.read(clip, chosen, clip.reference_frame(), module.resolution)
             row = Prediction(frames=self._kept(stored.frames[0], batch), num_steps=0, reasons=reason)
+            if has_coverage:
+                row.coverage = self._kept(stored.masks[0], batch)
             self.rows[clip_name].setdefault(name, []).append(row)
         self.truth.setdefault(clip_name, []).append(self._kept(batch.frames[0], batch))
         self.masks.setdefault(clip_name, []).append(batch.masks[0].cpu()[valid].half())
@@ -92,7 +107,7 @@ class TestReport:
 
     @staticmethod
     def _kept(frames: Tensor, batch: VideoBatch) -> Tensor:
-        """The valid frames `[T',3,H,W]` as they are held until `write`."""
+        """The valid frames `[T',...,H,W]` as they are held until `write`."""
         return frames.detach().cpu()[batch.valid[0, : len(frames)].cpu()].clamp(0, 1).half()
 
     def write(self) -> None:
@@ -119,6 +134,7 @@ class TestReport:
                 self.directory / f"{clip_name}.png",
                 sheet({name: value[times] for name, value in {"truth": truth, **shown}.items()}),
             )
+        figures.update(self.further)
         frames = "every frame" if module.test_stride == 1 else f"every {module.test_stride}th frame"
         report_metrics(
             self.directory / "metrics.json",
@@ -144,8 +160,10 @@ class TestReport:
         fps = sum(len(b.frames) for b in known) / sum(len(b.frames) / b.fps for b in known) if known else None
         latencies = [block.latency_ms for block in blocks if block.latency_ms is not None]
         samples = [block.samples for block in blocks if block.samples is not None]
+        coverages = [block.coverage for block in blocks if block.coverage is not None]
         return Prediction(
             frames=frames,
+            coverage=torch.cat(coverages) if len(coverages) == len(blocks) else None,
             num_steps=blocks[0].num_steps,
             fps=fps,
             latency_ms=max(latencies) if latencies else None,

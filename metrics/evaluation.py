@@ -14,6 +14,7 @@ from metrics.frechet import frechet_of_samples, kernel_distance
 from metrics.inception import inception_distances
 from metrics.perceptual import PerceptualMeasures, metric_network, perceptual_difference, perceptual_measures
 from metrics.sharpness import sharpness
+from metrics.silhouette import silhouette_iou
 from metrics.warping import motion_of, warping_error
 
 MEASURES = ("image", "temporal", "warping", "sharpness", "perceptual", "identity", "inception")
@@ -26,7 +27,8 @@ class Prediction:
     frames: [T, 3, H, W] in [0, 1] of any float type, clamped here. num_steps: denoising steps a frame. fps: frames a
     second. latency_ms: from the motion of a
     chunk (a window) to its painted frames, median. samples: two paintings [S, 3, H, W] of some frames from different
-    noise. reasons: why a figure that the caller should have given is missing, by column.
+    noise. coverage: [T, 1, H, W] in [0, 1], where the row paints the person, for silhouette. reasons: why a figure that
+    the caller should have given is missing, by column.
     """
 
     frames: Tensor
@@ -34,6 +36,7 @@ class Prediction:
     fps: float | None = None
     latency_ms: float | None = None
     samples: tuple[Tensor, Tensor] | None = None
+    coverage: Tensor | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -58,7 +61,8 @@ def evaluate_rows(
         block_lengths: lengths of the unbroken pieces that T is made of; nothing temporal is measured across a border.
             Default: one piece.
         photo: [3, H, W], the photo that the avatar was made of, for `identity_photo`; any size.
-        masks: [T, 1, H, W] in [0, 1], where the person is, for the colour statistics; None takes the whole frame.
+        masks: [T, 1, H, W] in [0, 1], where the person is, for silhouette and the colour statistics; None takes the
+            whole frame for colour and measures no silhouette.
         measures: which groups to measure, of `MEASURES`; during training `("image", "temporal")` costs next to nothing.
         backend: of the perceptual distance; its network is always `vgg`.
         perceptual_every: perceptual, tlp, frechet and diversity read every n-th frame of a block, tlp over steps of n
@@ -66,10 +70,10 @@ def evaluate_rows(
         identity_every: faces are compared in every n-th frame (about 0.1 s a face on a CPU).
 
     Returns {row: figures}: psnr (dB), ssim, colour_mean (mean absolute), colour_contrast (mean), colour_saturation and
-    their channels (lists); temporal, flicker; warping, warping_truth; sharpness (mean absolute dB over bands), power_db
-    and coherence (lists, one value a band), bands; perceptual, tlp, frechet, kernel_distance, diversity; identity (to
-    the truth's frame), identity_photo, detection_rate; fid, fvd; num_steps, fps, latency_ms. A figure that could
-    not be measured is None, with the reason under `NAME_reason`.
+    their channels (lists); silhouette (of rows that give their coverage); temporal, flicker; warping, warping_truth;
+    sharpness (mean absolute dB over bands), power_db and coherence (lists, one value a band), bands; perceptual, tlp,
+    frechet, kernel_distance, diversity; identity (to the truth's frame), identity_photo, detection_rate; fid, fvd;
+    num_steps, fps, latency_ms. A figure that could not be measured is None, with the reason under `NAME_reason`.
     """
     if unknown := set(measures) - set(MEASURES):
         raise ValueError(f"unknown measures {sorted(unknown)}: choose of {list(MEASURES)}")
@@ -88,6 +92,9 @@ def evaluate_rows(
     with torch.no_grad():
         for name, row in rows.items():
             results[name] = _frame_figures(_widened(row.frames).to(truth.device), truth, masks, blocks, measures)
+            if "image" in measures and masks is not None and row.coverage is not None:
+                overlap = silhouette_iou(row.coverage.detach().to(masks), masks)
+                results[name]["silhouette"] = float(overlap.mean())
         videos = {name: row.frames.detach().to(truth.device) for name, row in rows.items()}
         if "warping" in measures:
             _add_warping_figures(results, videos, truth, blocks)

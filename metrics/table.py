@@ -17,6 +17,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "ssim": ("SSIM ^", ".3f"),
     "perceptual": ("percept. v", ".3f"),
     "identity": ("identity v", ".3f"),
+    "silhouette": ("outline ^", ".3f"),
     "sharpness": ("|power| dB v", ".2f"),
     "temporal": ("temporal v", ".4f"),
     "num_steps": ("steps", "d"),
@@ -37,6 +38,7 @@ DETAILS: dict[str, tuple[str, str]] = {
     "diversity": ("diversity", ".4f"),
     "latency_ms": ("delay ms v", ".0f"),
 }
+WHERE_MEASURED = ("silhouette",)  # columns of the first table that only rows with a coverage have
 # Further columns of the second table where their weights are on the machine.
 OPTIONAL: dict[str, tuple[str, str]] = {"fid": ("FID v", ".1f"), "fvd": ("FVD v", ".1f")}
 _HEADINGS = {**COLUMNS, **DETAILS, **OPTIONAL}
@@ -135,7 +137,8 @@ def report_metrics(path: str | Path, rows: Mapping[str, Mapping[str, Any]], **me
 
     The main columns come first; further ones, and sharpness by band, stand below where a row has been measured so.
     """
-    print(format_table(rows))
+    found = {column for figures in rows.values() for column, value in figures.items() if value is not None}
+    print(format_table(rows, [c for c in COLUMNS if c not in WHERE_MEASURED or c in found]))
     further = [c for c in DETAILS if any(c in figures for figures in rows.values())]
     further += [c for c in OPTIONAL if any(figures.get(c) is not None for figures in rows.values())]
     if further:
