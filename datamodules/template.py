@@ -7,7 +7,7 @@ gives no rule; ours is by skinning weight, see `build_template`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from networks.body import BodyModel
 
 LEG_JOINTS = (1, 2, 4, 5, 7, 8, 10, 11)
 HEAD_JOINTS = (15, 22, 23, 24)
+HAND_JOINTS = {"left_hand": (20, *range(25, 40)), "right_hand": (21, *range(40, 55))}
 NECK_JOINT = 12
 
 
@@ -27,11 +28,24 @@ class Template:
         vertex_ids: `[N]` int64 vertices of the body model that carry Gaussians.
         neck_ids: `[M]` int64 vertices of the removed band (empty if the neck stays).
         mirror: `[N]` int64, index into the anchors of each anchor's left-right counterpart.
+        corners: `[N,3]` int64 vertices of the triangle that each anchor lies in; None where all lie on their vertices.
+        corner_weights: `[N,3]` barycentric coordinates in it.
+        share: `[N]` anchors that share a vertex; None where each has its own.
     """
 
     vertex_ids: Tensor
     neck_ids: Tensor
     mirror: Tensor
+    corners: Tensor | None = None
+    corner_weights: Tensor | None = None
+    share: Tensor | None = None
+
+    def points(self, vertices: Tensor) -> Tensor:
+        """Where the anchors `[...,N,3]` lie on a mesh of `vertices [...,V,3]`."""
+        if self.corners is None or self.corner_weights is None:
+            return vertices[..., self.vertex_ids, :]
+        weights = self.corner_weights.to(vertices)
+        return (vertices[..., self.corners, :] * weights[..., None]).sum(dim=-2)
 
 
 def build_template(body: BodyModel, remove_neck: bool = True, neck_weight: float = 0.5) -> Template:
@@ -52,6 +66,79 @@ def build_template(body: BodyModel, remove_neck: bool = True, neck_weight: float
     vertex_ids = torch.nonzero(keep)[:, 0]
     neck_ids = torch.nonzero(band)[:, 0] if remove_neck else vertex_ids.new_empty(0)
     return Template(vertex_ids=vertex_ids, neck_ids=neck_ids, mirror=_mirror(body.v_template[vertex_ids]))
+
+
+def part_vertices(body: BodyModel) -> dict[str, Tensor]:
+    """Vertices of `face`, `left_hand` and `right_hand`, int64: those that the part's joints hold by more than half.
+
+    The face is the front of the head: what lies before the head's joint in the T-pose, which looks along +z.
+    """
+    weights = body.lbs_weights
+    is_head = weights[:, list(HEAD_JOINTS)].sum(dim=1) > 0.5
+    is_front = body.v_template[:, 2] > body.joint_template[HEAD_JOINTS[0], 2]
+    parts = {"face": is_head & is_front}
+    parts |= {name: weights[:, list(joints)].sum(dim=1) > 0.5 for name, joints in HAND_JOINTS.items()}
+    return {name: torch.nonzero(chosen)[:, 0] for name, chosen in parts.items()}
+
+
+def refine_template(template: Template, body: BodyModel, per_vertex: int) -> Template:
+    """Several anchors a vertex where detail needs them: on face and hands.
+
+    Each vertex keeps its anchor and gets `per_vertex - 1` more, half way to the centres of triangles around it (as
+    many as there are), so that all lie on the surface of any shape. They ride on the vertex that they belong to.
+
+    Args:
+        template: one anchor a vertex.
+        body: the body model.
+        per_vertex: anchors of each vertex of face and hands, at least 1.
+
+    Raises:
+        ValueError: `per_vertex` is below 1.
+    """
+    if per_vertex < 1:
+        raise ValueError(f"gaussians_per_anchor is {per_vertex}: give 1 or more")
+    fine = torch.zeros(len(body.v_template), dtype=torch.bool, device=template.vertex_ids.device)
+    fine[torch.cat(list(part_vertices(body).values()))] = True
+    around: dict[int, list[list[int]]] = {}
+    for triangle in body.faces[fine[body.faces].any(dim=1)].tolist():
+        for k in range(3):
+            around.setdefault(triangle[k], []).append([triangle[k], triangle[k - 2], triangle[k - 1]])
+    corners, counts = [], []
+    for vertex, is_fine in zip(template.vertex_ids.tolist(), fine[template.vertex_ids].tolist(), strict=True):
+        rows = [[vertex] * 3]
+        if is_fine:
+            ring = _in_order(around.get(vertex, []))
+            extra = min(per_vertex - 1, len(ring))
+            rows += [ring[k * len(ring) // extra] for k in range(extra)]
+        corners += rows
+        counts.append(len(rows))
+    repeats = torch.tensor(counts)
+    ids = torch.tensor(corners)
+    is_extra = ids[:, 1] != ids[:, 0]
+    weights = torch.where(is_extra[:, None], torch.tensor([4.0, 1.0, 1.0]) / 6, torch.tensor([1.0, 0.0, 0.0]))
+    refined = Template(
+        vertex_ids=ids[:, 0],
+        neck_ids=template.neck_ids,
+        mirror=ids[:, 0],
+        corners=ids,
+        corner_weights=weights,
+        share=repeats.repeat_interleave(repeats),
+    )
+    return replace(refined, mirror=_mirror(refined.points(body.v_template)))
+
+
+def _in_order(ring: list[list[int]]) -> list[list[int]]:
+    """Triangles `[centre, a, b]` around a vertex as they follow each other, so that every n-th ones lie spread out."""
+    left = {row[1]: row for row in ring}
+    ends = {row[2] for row in ring}
+    ordered: list[list[int]] = []
+    while left:
+        follows = left.pop(ordered[-1][2], None) if ordered else None
+        if follows is None:  # the first one, or a gap at the mesh's border
+            start = next((a for a in left if a not in ends), next(iter(left)))
+            follows = left.pop(start)
+        ordered.append(follows)
+    return ordered
 
 
 def _mirror(points: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.template import Template
+from datamodules.template import Template, refine_template
 from networks.body import BodyModel, BodyParams
 from networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
 from networks.gaussians import Avatar, Gaussians, matrix_to_quaternion, quaternion_multiply
@@ -73,6 +73,8 @@ class ReconstructorOptions:
         prior_channels: channels of `F_prior`.
         semantic: encoder of `F_sem`; None for the small one.
         visual: encoder of `F_vis`; None for the small one.
+        use_semantic, use_visual, use_prior: switch a feature family off, to measure what it earns.
+        gaussians_per_anchor: Gaussians of each vertex of face and hands; 1 gives them as many as the rest.
     """
 
     width: int = 128
@@ -82,6 +84,10 @@ class ReconstructorOptions:
     prior_channels: int = 16
     semantic: SemanticEncoder | DinoEncoder | None = None
     visual: VisualEncoder | WanVisualEncoder | None = None
+    use_semantic: bool = True
+    use_visual: bool = True
+    use_prior: bool = True
+    gaussians_per_anchor: int = 1
 
 
 class CrossBlock(nn.Module):
@@ -118,6 +124,8 @@ class GaussianReconstructor(nn.Module):
         prior_channels: channels of `F_prior`.
         semantic, visual: encoders of `F_sem` and `F_vis`; None for the small ones.
         use_semantic, use_visual, use_prior: switch a feature family off, to measure what it earns.
+        gaussians_per_anchor: Gaussians of each vertex of face and hands, spread over the triangles around it; 1 gives
+            them as many as the rest. Another number changes the size of the table of `F_prior`: train anew.
         max_offset: largest move of a Gaussian from its anchor, metres.
     """
 
@@ -136,10 +144,13 @@ class GaussianReconstructor(nn.Module):
         use_semantic: bool = True,
         use_visual: bool = True,
         use_prior: bool = True,
+        gaussians_per_anchor: int = 1,
         max_offset: float = 0.04,
     ) -> None:
         super().__init__()
         self._body = [body]  # in a list: a submodule's buffers would enter every checkpoint
+        if gaussians_per_anchor != 1:
+            template = refine_template(template, body, gaussians_per_anchor)
         self.template, self.feature_channels, self.max_offset = template, feature_channels, max_offset
         self.use_semantic, self.use_visual, self.use_prior = use_semantic, use_visual, use_prior
         self.semantic = SemanticEncoder(width=width) if semantic is None else semantic
@@ -170,9 +181,11 @@ class GaussianReconstructor(nn.Module):
     def _build_geometry(self, num_clusters: int) -> None:
         """Constants of the template: frames and sizes of the Gaussians, clusters, and how colour spreads among them."""
         body, ids = self._body[0], self.template.vertex_ids
-        points = body.v_template[ids]
+        points = self.template.points(body.v_template)
         normals = _vertex_normals(body.v_template, body.faces)[ids]
         spacing = _vertex_spacing(body.v_template, body.faces)[ids]
+        if self.template.share is not None:
+            spacing = spacing / self.template.share.to(spacing).sqrt()  # together they cover what one would
         self.register_buffer("frames", matrix_to_quaternion(_tangent_frames(normals)), persistent=False)
         self.register_buffer("normals", normals, persistent=False)
         flat = spacing[:, None] * points.new_tensor([0.5, 0.5, 0.2])
@@ -190,6 +203,13 @@ class GaussianReconstructor(nn.Module):
         spread = torch.stack([torch.exp(-((between / sigma) ** 2)) for sigma in (0.02, 0.06, 0.2, 0.8)])
         self.register_buffer("spread", spread, persistent=False)
         self.register_buffer("mirror", self.template.mirror, persistent=False)
+
+    def anchors(self, betas: Tensor) -> Tensor:
+        """Anchors `[B,N,3]` of people of shape `betas [B,10]` in the T-pose, metres."""
+        neutral = betas.new_zeros(*betas.shape[:-1], self.body.num_expressions)
+        if self.template.corners is None:
+            return self.body.rest_vertices(betas, neutral, self.template.vertex_ids)
+        return self.template.points(self.body.rest_vertices(betas, neutral))
 
     def project(self, photo: Photo) -> Projection:
         """Project the anchors and test their visibility against the splatted depth of the bare template."""
@@ -225,9 +245,7 @@ class GaussianReconstructor(nn.Module):
 
     def _bare(self, photo: Photo) -> Avatar:
         """The template in the person's shape, opaque and without colour."""
-        rest = self.body.rest_vertices(
-            photo.body.betas, torch.zeros_like(photo.body.expression), self.template.vertex_ids
-        )
+        rest = self.anchors(photo.body.betas)
         batch, num = rest.shape[:2]
         gaussians = Gaussians(
             means=rest,
