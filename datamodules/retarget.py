@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,14 +60,28 @@ def retarget(
     Returns:
         a batch of one window whose `frames` and `masks` are empty of truth (zeros) and `valid` is False.
     """
-    photo, body = open_photo(image, body_model), BodyModel.from_file(body_model)
-    motion = load_track(driving)
+    photo, motion = open_photo(image, body_model), load_track(driving)
     numbers = np.flatnonzero(motion["frame_valid"])[:num_frames]
     if len(numbers) == 0:
         raise ValueError(f"{driving} has no valid frame to drive with: track another video")
-    still = reader.read(photo, np.zeros(1, dtype=np.int64), 0, resolution)
+    name = f"{Path(image).stem}_{Path(driving).name.split('.')[0]}"
+    return put_motion_on(photo, 0, motion, numbers, reader, resolution, BodyModel.from_file(body_model), name)
+
+
+def put_motion_on(
+    photo: Clip,
+    frame: int,
+    motion: Mapping[str, np.ndarray],
+    numbers: np.ndarray,
+    reader: WindowReader,
+    resolution: int,
+    body: BodyModel,
+    name: str,
+) -> VideoBatch:
+    """Frames `numbers` of a track's `motion`, put on the person whom frame `frame` of `photo` shows; see `retarget`."""
+    still = reader.read(photo, np.asarray([frame]), frame, resolution)
     params = BodyParams.from_track(motion, numbers)
-    own = BodyParams.from_track(photo.track, np.zeros(1, dtype=np.int64))
+    own = BodyParams.from_track(photo.track, np.asarray([frame]))
     count = len(numbers)
     params.betas = own.betas.expand(count, -1).contiguous()
     _orient_for_camera(params, torch.from_numpy(motion["world_to_camera"][numbers]), still.world_to_camera[0, 0])
@@ -87,7 +102,7 @@ def retarget(
         reference_intrinsics=still.reference_intrinsics,
         reference_world_to_camera=still.reference_world_to_camera,
         background=still.background,
-        names=[f"{Path(image).stem}_{Path(driving).name.split('.')[0]}"],
+        names=[name],
         frame_numbers=torch.from_numpy(numbers)[None],
         reference_numbers=still.reference_numbers,
     )

@@ -9,16 +9,19 @@ from torch import Tensor, nn
 
 from callbacks.tensorboard_media import log_image, log_video
 from datamodules.batch import VideoBatch
+from datamodules.video import VideoDataModule
+from lightning_modules.novel_motion import add_cross_motion, photo_sheet
 from lightning_modules.report import TestReport
 from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
-from losses.image import l1, mask_loss, weighted_mean
+from losses.image import l1, mask_loss, ssim_loss, weighted_mean
 from losses.perceptual import PerceptualDistance
 from metrics.image import psnr
 from networks.conditioner import photo_of
 from networks.gaussians import Avatar, Gaussians, SplatMaps, splat
 from networks.reconstructor import FeatureDecoder, ReconstructorOptions
+from networks.regions import DetailRegions
 from networks.weights import load_weights
-from runtime.media import sheet, side_by_side
+from runtime.media import sheet, side_by_side, write_image
 
 
 class Reconstruction(Stage):
@@ -31,9 +34,12 @@ class Reconstruction(Stage):
         feature_channels: C of the 3D-aware feature.
         reconstructor_options: sizes and encoders.
         learning_rate: of AdamW.
-        loss_weights: weight of each raw term: `l1`, `perceptual`, `mask`, `refined`, `offset`, `scale`.
+        loss_weights: weight of each raw term: `l1`, `perceptual`, `mask`, `refined`, `offset`, `scale`, and of those
+            that are computed only at a weight above 0: `region` (L1 in the projected boxes of face and hands) and
+            `ssim` (1 - SSIM of the splat).
         perceptual_frames: frames a batch that the perceptual loss looks at (it costs more than the splatting).
         weights: start from this file; None starts from nothing.
+        test_photo: `test` shows the avatar of this tracked photo turned and with an open mouth; None shows none.
         seed: of the noise.
     """
 
@@ -56,9 +62,12 @@ class Reconstruction(Stage):
             "refined": 0.5,
             "offset": 0.05,
             "scale": 0.01,
+            "region": 0.0,
+            "ssim": 0.0,
         },
         perceptual_frames: int = 1,
         weights: str | None = None,
+        test_photo: str | None = "assets/photos/astronaut.png",
         seed: int = 0,
     ) -> None:
         super().__init__(num_steps, seed)
@@ -70,7 +79,8 @@ class Reconstruction(Stage):
         self.reconstructor = build_reconstructor(body_model, remove_neck, feature_channels, reconstructor_options)
         self.decoder = FeatureDecoder(feature_channels)
         self.perceptual = PerceptualDistance("alex")
-        self.weights = weights
+        self.regions = DetailRegions(self.reconstructor.body)
+        self.weights, self.test_photo = weights, test_photo
         if weights is not None:
             load_weights(self.reconstructor, weights, COMMANDS[self.stage])
         self.report: TestReport | None = None
@@ -96,24 +106,31 @@ class Reconstruction(Stage):
         avatar, maps = self.render(batch)
         weight = 1 - self.neck_hole(avatar, batch, maps.alpha)
         refined = self.decoder(maps.condition().flatten(0, 1), maps.rgb.flatten(0, 1)).unflatten(0, maps.rgb.shape[:2])
-        chosen = torch.randperm(batch.frames.shape[1], generator=self.generator(0))[: self.perceptual_frames]
-        gaussians = avatar.gaussians
-        rest = self.reconstructor.body.rest_vertices(
-            avatar.betas, torch.zeros_like(batch.reference_body.expression), avatar.vertex_ids
-        )
-        terms = {
-            "l1": weighted_mean(l1(maps.rgb, batch.frames), weight).mean(),
-            "perceptual": self.perceptual(
-                (maps.rgb * weight + batch.frames * (1 - weight))[:, chosen].flatten(0, 1),
-                batch.frames[:, chosen].flatten(0, 1),
-            ).mean(),
-            "mask": weighted_mean(mask_loss(maps.alpha, batch.masks), weight).mean(),
-            "refined": l1(refined, batch.frames).mean(),
-            "offset": ((gaussians.means - rest) / 0.01).square().mean(),
-            "scale": (gaussians.scales / 0.01).square().mean(),
-        }
+        terms = self._terms(avatar, maps, refined, weight, batch)
         self.step += 1
         return self.weighted_sum(terms, self.loss_weights)
+
+    def _terms(
+        self, avatar: Avatar, maps: SplatMaps, refined: Tensor, weight: Tensor, batch: VideoBatch
+    ) -> dict[str, Tensor]:
+        """Every raw term; `weight [B,T,1,H,W]` is 0 in the hole of the neck."""
+        chosen = torch.randperm(batch.frames.shape[1], generator=self.generator(0))[: self.perceptual_frames]
+        whole = maps.rgb * weight + batch.frames * (1 - weight)  # terms that look at neighbourhoods see no hole
+        error = l1(maps.rgb, batch.frames)
+        terms = {
+            "l1": weighted_mean(error, weight).mean(),
+            "perceptual": self.perceptual(whole[:, chosen].flatten(0, 1), batch.frames[:, chosen].flatten(0, 1)).mean(),
+            "mask": weighted_mean(mask_loss(maps.alpha, batch.masks), weight).mean(),
+            "refined": l1(refined, batch.frames).mean(),
+            "offset": ((avatar.gaussians.means - self.reconstructor.anchors(avatar.betas)) / 0.01).square().mean(),
+            "scale": (avatar.gaussians.scales / 0.01).square().mean(),
+        }
+        if self.loss_weights.get("region", 0.0) > 0:
+            inside = self.regions.mask(batch.body, batch.intrinsics, batch.world_to_camera, error.shape[-1])
+            terms["region"] = weighted_mean(error, weight * inside).mean()
+        if self.loss_weights.get("ssim", 0.0) > 0:
+            terms["ssim"] = ssim_loss(whole.flatten(0, 1), batch.frames.flatten(0, 1)).mean()
+        return terms
 
     @torch.no_grad()
     def neck_hole(self, avatar: Avatar, batch: VideoBatch, alpha: Tensor) -> Tensor:
@@ -154,12 +171,20 @@ class Reconstruction(Stage):
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Rows: freeze, nearest, projected colours only (no learning), splat."""
         assert self.report is not None
-        with self.report.timed("splat", batch) as row:
-            _, maps = self.render(batch)
-            row.frames = maps.rgb[0]
-        with self.report.timed("projected", batch) as row:
-            row.frames = self.render(batch, use_heads=False)[1].rgb[0]
+        for name, use_heads in (("splat", True), ("projected", False)):
+            with self.report.timed(name, batch) as row:
+                _, maps = self.render(batch, use_heads)
+                row.frames, row.coverage = maps.rgb[0], maps.alpha[0]
         self.report.close_block(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """What has no truth: each clip that never trains driven by the next one, and the photo from other sides."""
+        assert self.report is not None
+        module = self.trainer.datamodule
+        assert isinstance(module, VideoDataModule)
+        add_cross_motion(self, module, self.report)
+        if self.test_photo is not None:
+            write_image(self.report.directory / "photo.png", photo_sheet(self, self.test_photo, module))
 
     def exported(self) -> nn.Module:
         """The reconstructor."""

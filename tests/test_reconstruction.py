@@ -1,19 +1,31 @@
-"""The avatar: posing against the body model's own skinning, and what the untrained network already gives."""
+"""The avatar: posing against the body model's own skinning, what the untrained network already gives, losses, test."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.spatial.transform import Rotation
 
+import train
+from datamodules.batch import VideoBatch
 from datamodules.clip import Clip
-from datamodules.template import build_template
+from datamodules.template import build_template, part_vertices, refine_template
 from datamodules.video import WindowReader
+from lightning_modules.novel_motion import orbit
+from lightning_modules.reconstruction import Reconstruction
 from lightning_modules.stage import build_reconstructor
+from losses.image import ssim_loss
+from metrics.evaluation import Prediction, evaluate_rows
+from metrics.silhouette import silhouette_iou
 from networks.body import BodyModel, BodyParams
 from networks.conditioner import photo_of
-from networks.gaussians import Avatar, Gaussians, matrix_to_quaternion, quaternion_multiply
-from networks.reconstructor import GaussianReconstructor
-from tests.conftest import ROOT
+from networks.gaussians import Avatar, Gaussians, SplatMaps, matrix_to_quaternion, quaternion_multiply
+from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from networks.regions import DetailRegions
+from tests.conftest import ROOT, write_clip
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 
@@ -92,3 +104,180 @@ def test_every_parameter_gets_a_gradient(reconstructor: GaussianReconstructor, c
     missing = [name for name, p in reconstructor.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missing == []
     reconstructor.zero_grad()
+
+
+def read(clip_path: Path, frames: int = 2, size: int = 64) -> VideoBatch:
+    return WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.arange(frames), 3, size)
+
+
+def test_refined_anchors_lie_on_the_surface_of_any_shape() -> None:
+    body = BodyModel.from_file(BODY)
+    plain = build_template(body)
+    refined = refine_template(plain, body, 3)
+    fine = torch.isin(plain.vertex_ids, torch.cat(list(part_vertices(body).values())))
+    triangles_around = torch.bincount(body.faces.flatten(), minlength=len(body.v_template))[plain.vertex_ids[fine]]
+    assert len(refined.vertex_ids) == len(plain.vertex_ids) + int(triangles_around.clamp(max=2).sum())
+    assert torch.equal(refined.vertex_ids.unique(), plain.vertex_ids.sort().values)
+    assert (refined.vertex_ids[refined.mirror[refined.mirror]] == refined.vertex_ids).float().mean() > 0.95
+    extra = refined.corners[:, 0] != refined.corners[:, 1]
+    triangles = {tuple(sorted(face)) for face in body.faces.tolist()}
+    assert all(tuple(sorted(row)) in triangles for row in refined.corners[extra].tolist())
+    assert len({tuple(row) for row in refined.corners[extra].tolist()}) == int(extra.sum())  # no two on one spot
+    vertices = body.rest_vertices(torch.randn(1, 10), torch.zeros(1, body.num_expressions))
+    points, corners = refined.points(vertices)[0].numpy(), vertices[0, refined.corners].numpy()
+    expected = corners[:, 0] * 2 / 3 + corners[:, 1] / 6 + corners[:, 2] / 6
+    np.testing.assert_allclose(points, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="gaussians_per_anchor is 0"):
+        refine_template(plain, body, 0)
+
+
+def test_several_gaussians_an_anchor_start_with_the_photo_s_colours(clip_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = build_reconstructor(str(BODY), True, 4, ReconstructorOptions(num_clusters=64, gaussians_per_anchor=2))
+    photo = photo_of(read(clip_path))
+    with torch.no_grad():
+        avatar, _ = dense(photo)
+        projection = dense.project(photo)
+    gaussians = avatar.gaussians
+    assert gaussians.means.shape[1] == len(dense.template.vertex_ids) > 15000
+    assert torch.allclose(gaussians.means, dense.anchors(avatar.betas), atol=1e-6)
+    seen = projection.visible[0] > 0
+    sampled = torch.nn.functional.grid_sample(photo.image, projection.grid[:, seen][:, :, None], align_corners=False)
+    assert torch.allclose(gaussians.colors[0, seen], sampled[0, :, :, 0].T, atol=1e-5)
+    first = torch.nonzero((dense.template.share == 2) & (dense.template.corners[:, 0] == dense.template.corners[:, 1]))
+    covered = gaussians.scales[0, first[:, 0]].log() - gaussians.scales[0, first[:, 0] + 1].log()
+    assert torch.allclose(covered, torch.zeros_like(covered), atol=1e-6)
+
+
+def test_the_shipped_weights_fit_the_default_options() -> None:
+    reconstructor = build_reconstructor(str(BODY), True, 16)
+    reconstructor.load_state_dict(load_file(ROOT / "assets/weights/reconstruction.safetensors"), strict=True)
+
+
+def test_boxes_hold_the_projected_parts(clip_path: Path) -> None:
+    body, batch = BodyModel.from_file(BODY), read(clip_path)
+    boxes = DetailRegions(body, every=1, margin=0.0).boxes(batch.body, batch.intrinsics, batch.world_to_camera)
+    vertices, _ = body(batch.body)
+    for number, ids in enumerate(part_vertices(body).values()):
+        points = vertices[0, 1, ids].numpy()
+        camera = batch.world_to_camera[0, 1].numpy()
+        inside = points @ camera[:3, :3].T + camera[:3, 3]
+        projected = inside @ batch.intrinsics[0, 1].numpy().T
+        pixels = projected[:, :2] / projected[:, 2:]
+        expected = np.concatenate([pixels.min(axis=0), pixels.max(axis=0)])
+        np.testing.assert_allclose(boxes[0, 1, number].numpy(), expected, atol=1e-2)
+    behind = batch.world_to_camera.clone()
+    behind[..., 2, 3] -= 10
+    hidden = DetailRegions(body).boxes(batch.body, batch.intrinsics, behind)
+    assert ((hidden[..., 2:] - hidden[..., :2]) == 0).all()
+
+
+def test_region_and_ssim_terms_by_hand_and_their_gradients(clip_path: Path) -> None:
+    batch = read(clip_path)
+    torch.manual_seed(0)
+    stage = Reconstruction(body_model=str(BODY), loss_weights={"l1": 1.0, "region": 2.0, "ssim": 0.5}, test_photo=None)
+    with torch.no_grad():
+        avatar, maps = stage.render(batch)
+    rgb = maps.rgb.clone().requires_grad_()
+    weight = torch.ones_like(maps.alpha)
+    weight[..., :20] = 0
+    inputs = (avatar, SplatMaps(rgb, maps.alpha, maps.features), rgb, weight, batch)
+    terms = stage._terms(*inputs)
+    inside = stage.regions.mask(batch.body, batch.intrinsics, batch.world_to_camera, 64)
+    assert 0 < inside.mean() < 0.5
+    error, counted = (rgb.detach() - batch.frames).abs().numpy(), (inside * weight).numpy()
+    expected = [np.average(e, weights=np.broadcast_to(w, e.shape)) for e, w in zip(error[0], counted[0], strict=True)]
+    assert terms["region"].item() == pytest.approx(np.mean(expected), rel=1e-4)
+    (gradient,) = torch.autograd.grad(terms["region"], rgb, retain_graph=True)
+    assert gradient[(inside * weight).expand_as(rgb) == 0].abs().max() == 0
+    inner = (inside * weight).expand_as(rgb) > 0
+    count = (inside * weight).sum(dim=(2, 3, 4), keepdim=True).expand_as(rgb) * 3 * 2
+    assert torch.allclose(gradient[inner].abs(), (1 / count)[inner], rtol=1e-4)
+    whole = rgb.detach() * weight + batch.frames * (1 - weight)
+    assert terms["ssim"].item() == pytest.approx(float(ssim_loss(whole[0], batch.frames[0]).mean()), rel=1e-5)
+    (gradient,) = torch.autograd.grad(terms["ssim"], rgb)
+    assert gradient[..., :20].abs().max() == 0
+    better = rgb.detach() - 0.05 * gradient / gradient.abs().max()
+    assert stage._terms(avatar, SplatMaps(better, maps.alpha, maps.features), *inputs[2:])["ssim"] < terms["ssim"]
+    stage.loss_weights = {"l1": 1.0}
+    assert not {"region", "ssim"} & set(stage._terms(*inputs))
+
+
+def test_silhouette_is_intersection_over_union() -> None:
+    coverage, masks = torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8)
+    coverage[0, 0, :4], masks[0, 0, 2:6] = 0.9, 0.8  # 2 rows of 6 in common
+    coverage[1, 0, :4], masks[1, 0, :4] = 0.6, 1.0
+    masks[1, 0, 4:] = 0.4  # too faint to count
+    assert silhouette_iou(coverage, masks).tolist() == pytest.approx([1 / 3, 1, 1])
+    frames = torch.rand(3, 3, 8, 8)
+    rows = {"drawn": Prediction(frames, coverage=coverage.half()), "painted": Prediction(frames)}
+    figures = evaluate_rows(1 - frames, rows, masks=masks, measures=["image"])
+    assert figures["drawn"]["silhouette"] == pytest.approx(7 / 9)
+    assert "silhouette" not in figures["painted"]
+
+
+def test_an_orbit_keeps_the_centre_and_turns_the_person() -> None:
+    camera = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
+    camera[1, 3], camera[2, 3] = 0.25, 1.2
+    head, nose = torch.tensor([0.0, 0.3, 0.0]), torch.tensor([0.0, 0.3, 0.1])
+    turned = orbit(camera, head, 0.5)
+
+    def see(point: torch.Tensor) -> torch.Tensor:
+        return turned[:3, :3] @ point + turned[:3, 3]
+
+    assert torch.allclose(see(head), camera[:3, :3] @ head + camera[:3, 3], atol=1e-6)
+    offset = see(nose) - see(head)
+    np.testing.assert_allclose(offset.numpy(), [-0.1 * np.sin(0.5), 0, -0.1 * np.cos(0.5)], atol=1e-6)  # to the left
+
+
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.mark.parametrize("stage", ["reconstruction", "teacher", "shader"])
+def test_the_captures_overlay_trains_two_steps(stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train, "RUNS", tmp_path / "runs")
+    schedule = [{"start": 0, "resolution": 64, "num_frames": 4, "batch_size": 1}]
+    cli = train.main(
+        [
+            "fit", "-c", f"configs/{stage}.yaml", "-c", "configs/data/captures.yaml", "--data.num_steps=2",
+            f"--data.schedule={json.dumps(schedule)}", "--data.cache_gb=0", "--data.resolution=64",
+            "--trainer.limit_val_batches=0", *QUIET,
+        ]
+    )  # fmt: skip
+    weights = cli.datamodule.training_windows().weights
+    assert len(weights) == 25
+    assert weights[0] == pytest.approx(1 / 3)
+    assert cli.model.step == 2
+    trained = {clip.name for clip in cli.datamodule.clips}
+    cli.datamodule.setup("test")
+    unseen = {clip.name for clip in cli.datamodule.extra_clips}
+    assert {f"person_{number}" for number in range(24, 28)} <= unseen
+    assert not trained & unseen
+
+
+def test_test_measures_people_who_never_train(
+    clip_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train, "RUNS", tmp_path / "runs")
+    for number, name in enumerate(("anna", "bert")):
+        path = write_clip(tmp_path, name, num_frames=12, seed=number + 1)
+        path.with_name(f"{name}.splits.yaml").write_text("test: [[4, 8]]\nreference: 0\n")
+    train.main(
+        [
+            "test", "-c", "configs/reconstruction.yaml", f"--data.clips=[{{path: {clip_path}}}]", "--weights=shipped",
+            f"--data.test_clips=[{{path: {tmp_path}}}]", "--data.resolution=64", *QUIET,
+        ]
+    )  # fmt: skip
+    path = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    rows = json.loads(path.read_text())["rows"]
+    for name in ("splat", "projected", "freeze", "splat (anna)", "projected (bert)"):
+        assert 0 <= rows[name]["silhouette"] <= 1
+        assert rows[name]["psnr"] > 5
+    for name in ("splat (anna moved by bert)", "projected (bert moved by anna)"):
+        assert rows[name]["psnr"] is None
+        assert "no true frame" in rows[name]["psnr_reason"]
+        assert rows[name]["identity_photo"] is not None or rows[name]["identity_photo_reason"]
+    assert (path.parent / "photo.png").is_file()
+    assert (path.parent / "cross_motion.png").is_file()

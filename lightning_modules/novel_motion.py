@@ -1,0 +1,116 @@
+"""What the reconstruction shows where there is no truth: somebody else's motion, and a photo turned and speaking."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.batch import VideoBatch
+from datamodules.retarget import HEAD_JOINT, open_photo, put_motion_on
+from datamodules.video import VideoDataModule
+from metrics.identity import FaceIdentity, detection_rate, mean_distance
+from networks.body import BodyModel, rotation_matrices
+from runtime.media import sheet, write_image
+
+if TYPE_CHECKING:
+    from lightning_modules.reconstruction import Reconstruction
+    from lightning_modules.report import TestReport
+
+IDENTITY_EVERY = 8  # frames, as in the rows that have a truth
+NO_TRUTH = "another person's motion: there is no true frame"
+TURN, HEAD_TURN, JAW = 0.6, 0.5, 0.35  # radians
+
+
+def cross_motion_batches(module: VideoDataModule, body: BodyModel) -> list[VideoBatch]:
+    """Each clip that never trains, from its photo, with the motion of the next one's test blocks; none for one clip."""
+    clips = [clip for clip in module.extra_clips if clip.splits.test]
+    batches = []
+    for person, driver in zip(clips, [*clips[1:], *clips[:1]], strict=True):
+        if person is driver:
+            continue
+        blocks = [np.arange(first, last + 1, module.test_stride) for first, last in driver.splits.test]
+        numbers = np.concatenate(blocks)
+        numbers = numbers[driver.track["frame_valid"][numbers]]
+        name = f"{person.name} moved by {driver.name}"
+        reference = person.reference_frame()
+        batches.append(
+            put_motion_on(person, reference, driver.track, numbers, module.reader, module.resolution, body, name)
+        )
+    return batches
+
+
+def identity_to_photo(frames: Tensor, photo: Tensor) -> dict[str, float | str | None]:
+    """Columns `identity_photo` and `detection_rate` of frames `[T,3,H,W]` and a photo `[3,H,W]`, or why not."""
+    try:
+        faces = FaceIdentity()
+    except ValueError as error:
+        reasons = {"identity_photo_reason": str(error), "detection_rate_reason": str(error)}
+        return {"identity_photo": None, "detection_rate": None, **reasons}
+    found = faces.embed_all(frames[::IDENTITY_EVERY])
+    distance = mean_distance(found, [faces.embed(photo)] * len(found))
+    figures: dict[str, float | str | None] = {"identity_photo": distance, "detection_rate": detection_rate(found)}
+    if distance is None:
+        figures["identity_photo_reason"] = "no face found in the photo or the frames"
+    return figures
+
+
+@torch.no_grad()
+def add_cross_motion(stage: Reconstruction, module: VideoDataModule, report: TestReport) -> None:
+    """A row for each pair, and `cross_motion.png`: the photo, then frames of the driven avatar."""
+    rows, columns = {}, 7
+    for batch in cross_motion_batches(module, stage.reconstructor.body):
+        batch = stage.transfer_batch_to_device(batch, stage.device, 0)
+        for name, use_heads in (("splat", True), ("projected", False)):
+            frames = stage.render(batch, use_heads)[1].rgb[0].clamp(0, 1).cpu()
+            figures = identity_to_photo(frames, batch.reference[0].cpu())
+            report.add_measured(f"{name} ({batch.names[0]})", figures, NO_TRUTH)
+            if use_heads:
+                chosen = torch.linspace(0, len(frames) - 1, columns).round().long()
+                rows[batch.names[0]] = torch.cat([batch.reference.cpu(), frames[chosen]])
+    if rows:
+        write_image(report.directory / "cross_motion.png", sheet(rows, ["photo", *[""] * columns]))
+
+
+def orbit(camera: Tensor, centre: Tensor, angle: float) -> Tensor:
+    """The camera `[4,4]` (world to camera) moved about the vertical axis of its picture through `centre [3]`, radians.
+
+    The person seems to turn by `angle`, to the left side of the picture where it is positive.
+    """
+    turn = torch.eye(4, dtype=camera.dtype, device=camera.device)
+    turn[:3, :3] = rotation_matrices(camera.new_tensor([0.0, angle, 0.0]))
+    seen = camera[:3, :3] @ centre + camera[:3, 3]
+    turn[:3, 3] = seen - turn[:3, :3] @ seen
+    return turn @ camera
+
+
+@torch.no_grad()
+def photo_sheet(stage: Reconstruction, path: str, module: VideoDataModule) -> Tensor:
+    """`[3,H',W']`: the photo and its avatar, as it is, from both sides, with the head turned, with an open mouth."""
+    clip = open_photo(path, module.body_model)
+    batch = module.reader.read(clip, np.zeros(1, dtype=np.int64), 0, module.resolution)
+    batch = stage.transfer_batch_to_device(batch, stage.device, 0)
+    body, own, camera = stage.reconstructor.body, batch.body, batch.world_to_camera[0, 0]
+    head = body(own)[1][0, 0, HEAD_JOINT]
+    jaw, pose = own.jaw_pose.clone(), own.body_pose.clone()
+    jaw[..., 0] += JAW
+    pose[..., HEAD_JOINT - 1, 1] += HEAD_TURN
+    views = {
+        "avatar": (own, camera),
+        "turned left": (own, orbit(camera, head, TURN)),
+        "turned right": (own, orbit(camera, head, -TURN)),
+        "head turned": (replace(own, body_pose=pose), camera),
+        "mouth open": (replace(own, jaw_pose=jaw), camera),
+        "both": (replace(own, jaw_pose=jaw), orbit(camera, head, TURN)),
+    }
+    rows = {}
+    for label, use_heads in (("splat", True), ("projected", False)):
+        pictures = [batch.reference]
+        for params, view in views.values():
+            seen = replace(batch, body=params, world_to_camera=view[None, None])
+            pictures.append(stage.render(seen, use_heads)[1].rgb[0])
+        rows[label] = torch.cat(pictures)
+    return sheet(rows, ["photo", *views])

@@ -1,0 +1,55 @@
+"""Where face and hands of a tracked body lie in the picture: boxes that losses weight up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from datamodules.template import part_vertices
+from losses.image import box_weight
+from networks.body import BodyModel, BodyParams
+
+
+class DetailRegions:
+    """Boxes of face, left hand and right hand.
+
+    Args:
+        body: the body model of the tracks.
+        every: project every n-th vertex of a part; the boxes lose a millimetre or two.
+        margin: added to each side, as a share of the box's own width and height.
+    """
+
+    def __init__(self, body: BodyModel, every: int = 4, margin: float = 0.1) -> None:
+        parts = [ids[::every] for ids in part_vertices(body).values()]
+        self._carrier, self._sizes, self.margin = body.subset(torch.cat(parts)), [len(ids) for ids in parts], margin
+
+    @torch.no_grad()
+    def boxes(self, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor) -> Tensor:
+        """`[...,3,4]` left, top, right, bottom in px of face, left and right hand; empty where a part is behind.
+
+        Args:
+            params: `[...]`.
+            intrinsics: `[...,3,3]` pixels.
+            world_to_camera: `[...,4,4]` OpenCV.
+        """
+        if self._carrier.v_template.device != intrinsics.device:
+            self._carrier = self._carrier.to(intrinsics.device)
+        vertices, _ = self._carrier(params)
+        inside = vertices @ world_to_camera[..., :3, :3].mT + world_to_camera[..., None, :3, 3]
+        projected = inside @ intrinsics.mT
+        pixels = projected[..., :2] / projected[..., 2:].clamp_min(1e-3)
+        boxes = []
+        for part, depth in zip(
+            pixels.split(self._sizes, dim=-2), inside[..., 2].split(self._sizes, dim=-1), strict=True
+        ):
+            low, high = part.amin(dim=-2), part.amax(dim=-2)
+            room = self.margin * (high - low)
+            is_ahead = (depth > 1e-3).all(dim=-1, keepdim=True)
+            boxes.append(torch.cat([low - room, torch.where(is_ahead, high + room, low - room)], dim=-1))
+        return torch.stack(boxes, dim=-2)
+
+    def mask(self, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor, size: int) -> Tensor:
+        """`[B,T,1,H,W]` 1 inside any of the boxes, else 0, for `[B,T]` bodies and pictures of side `size`."""
+        boxes = self.boxes(params, intrinsics, world_to_camera)
+        weight = box_weight(boxes.flatten(0, 2), size, size, inside=1.0, outside=0.0)
+        return weight.unflatten(0, boxes.shape[:3]).amax(dim=2)
