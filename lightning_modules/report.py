@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,8 @@ class TestReport:
                 self.directory / f"{clip_name}.png",
                 sheet({name: value[times] for name, value in {"truth": truth, **shown}.items()}),
             )
+        folders = [(str(Path(*clip.path.parts[-3:-1])), clip.name) for clip in module.extra_clips]
+        figures.update(folder_means(figures, folders))
         figures.update(self.further)
         frames = "every frame" if module.test_stride == 1 else f"every {module.test_stride}th frame"
         report_metrics(
@@ -170,3 +172,34 @@ class TestReport:
             samples=tuple(torch.cat(side) for side in zip(*samples, strict=True)) if samples else None,
             reasons=blocks[0].reasons,
         )
+
+
+def folder_means(
+    figures: Mapping[str, Mapping[str, Any]], clips: Sequence[tuple[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Mean rows `NAME (mean of N in FOLDER)` over the clips of each folder of two clips and more, clips alike.
+
+    A column that one of them lacks is missing with that one's reason; lists are left out.
+
+    Args:
+        figures: rows `NAME (CLIP)`.
+        clips: folder and name of each clip.
+    """
+    means = {}
+    for folder in dict.fromkeys(folder for folder, _ in clips):
+        names = [name for place, name in clips if place == folder]
+        suffix = f" ({names[0]})"
+        for row in [key.removesuffix(suffix) for key in figures if key.endswith(suffix)]:
+            found = [figures[f"{row} ({name})"] for name in names if f"{row} ({name})" in figures]
+            if len(found) < 2:
+                continue
+            mean: dict[str, Any] = {}
+            for column in (*COLUMNS, *DETAILS):
+                values = [each.get(column) for each in found]
+                if all(isinstance(value, int | float) for value in values):
+                    mean[column] = type(values[0])(sum(values) / len(values))
+                elif any(f"{column}_reason" in each for each in found):
+                    reasons = [each[f"{column}_reason"] for each in found if f"{column}_reason" in each]
+                    mean[column], mean[f"{column}_reason"] = None, reasons[0]
+            means[f"{row} (mean of {len(found)} in {folder})"] = mean
+    return means

@@ -16,6 +16,7 @@ from datamodules.template import build_template, part_vertices, refine_template
 from datamodules.video import WindowReader
 from lightning_modules.novel_motion import orbit
 from lightning_modules.reconstruction import Reconstruction
+from lightning_modules.report import folder_means
 from lightning_modules.stage import build_reconstructor
 from losses.image import ssim_loss
 from metrics.evaluation import Prediction, evaluate_rows
@@ -230,6 +231,18 @@ def test_an_orbit_keeps_the_centre_and_turns_the_person() -> None:
     np.testing.assert_allclose(offset.numpy(), [-0.1 * np.sin(0.5), 0, -0.1 * np.cos(0.5)], atol=1e-6)  # to the left
 
 
+def test_means_over_the_clips_of_a_folder() -> None:
+    rows = {
+        "splat": {"psnr": 1.0},
+        "splat (anna)": {"psnr": 20.0, "num_steps": 0, "identity": 0.4, "bands": ["a"]},
+        "splat (bert)": {"psnr": 22.0, "num_steps": 0, "identity": None, "identity_reason": "no face"},
+        "splat (carl)": {"psnr": 10.0},
+    }
+    means = folder_means(rows, [("x/test", "anna"), ("x/test", "bert"), ("real", "carl")])
+    expected = {"psnr": 21.0, "num_steps": 0, "identity": None, "identity_reason": "no face"}
+    assert means == {"splat (mean of 2 in x/test)": expected}
+
+
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 
@@ -275,6 +288,8 @@ def test_test_measures_people_who_never_train(
     for name in ("splat", "projected", "freeze", "splat (anna)", "projected (bert)"):
         assert 0 <= rows[name]["silhouette"] <= 1
         assert rows[name]["psnr"] > 5
+    both = rows[f"splat (mean of 2 in {Path(*tmp_path.parts[-2:])})"]
+    assert both["psnr"] == pytest.approx((rows["splat (anna)"]["psnr"] + rows["splat (bert)"]["psnr"]) / 2)
     for name in ("splat (anna moved by bert)", "projected (bert moved by anna)"):
         assert rows[name]["psnr"] is None
         assert "no true frame" in rows[name]["psnr_reason"]
