@@ -172,7 +172,7 @@ class Reconstruction(Stage):
         """Rows: freeze, nearest, projected colours only (no learning), splat."""
         assert self.report is not None
         for name, use_heads in (("splat", True), ("projected", False)):
-            with self.report.timed(name, batch) as row:
+            with self.report.timed(name, batch, num_steps=0) as row:
                 _, maps = self.render(batch, use_heads)
                 row.frames, row.coverage = maps.rgb[0], maps.alpha[0]
         self.report.close_block(batch)
