@@ -253,7 +253,8 @@ class Distillation(ShadingStage):
         self.test_student("student", self.student, batch, self.noise_levels)
         for num_steps in self.student_test_steps:
             levels = self.noise_levels[:: len(self.noise_levels) // num_steps]
-            self.test_student(f"student, {num_steps} steps", self.student, batch, levels)
+            name = f"student, {num_steps} step" + "s" * (num_steps > 1)
+            self.test_student(name, self.student, batch, levels)
         self.report.close_block(batch)
 
     def predict_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
