@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -653,7 +654,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
-class AttentionContext:
+class AttentionContext(ABC):
     """Of one call: joins a clip's frames, which stand in the batch of the blocks, and says what each of them sees.
 
     `num_frames` counts the reference. Query, key and value come before rotary, `[B,T*N,heads,head_dim]`.
@@ -661,8 +662,9 @@ class AttentionContext:
 
     num_frames: int
 
+    @abstractmethod
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the frames read in block `layer`, `[B,T*N,heads,head_dim]`."""
 
 
 class FullAttention(AttentionContext):
