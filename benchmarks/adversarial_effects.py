@@ -54,7 +54,7 @@ def paint(stage: Adversarial, blocks: list[VideoBatch], weights: Path, num_sampl
 @torch.no_grad()
 def splat(stage: Adversarial, blocks: list[VideoBatch]) -> Tensor:
     """The reconstruction's own picture of the same frames `[T,3,H,W]`, float16."""
-    return torch.cat([stage.conditioner(block)[1][0] for block in blocks]).clamp(0, 1).half()
+    return torch.cat([stage.conditioner(block)[1].rgb[0] for block in blocks]).clamp(0, 1).half()
 
 
 def row_name(arm: str, seed: int) -> str:

@@ -50,7 +50,7 @@ ARMS: dict[str, list[str]] = {
     "no F_prior": [f"{SWITCH}use_prior=false"],
     "neck kept": ["--model.init_args.remove_neck=false"],
 }
-CONFIGS = ["configs/reconstruction.yaml", "configs/data/captures.yaml"]
+CONFIGS = ["configs/reconstruction.yaml"]
 UNSEEN = "assets/captures/test"
 REAL, WOMAN = ("assets/clips/webcam_man.mp4", None), ("../shared/real/studio_woman.mp4", "assets/clips")
 COLUMNS = ("psnr", "ssim", "perceptual", "identity", "identity_photo", "detection_rate", "silhouette")

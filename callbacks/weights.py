@@ -2,10 +2,13 @@
 
 # ruff: noqa: ARG002 (the signatures of hooks are Lightning's)
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.ema import ExponentialMovingAverage
 from runtime.files import atomic_path
@@ -16,25 +19,59 @@ class SaveWeights(Callback):
     """Writes `weights.safetensors` into the run's folder when a fit has ended by itself, whole or not at all.
 
     The module's `export_weights(path: Path, metadata: dict[str, str])` writes its network; moving averages are in place
-    while it does. Metadata are `config` (text of the run's config.yaml), `commit`, and one entry for each of the
-    trainer's last metrics. An interrupted or failed fit writes nothing, so that the file marks a complete run.
+    while it does. Metadata are `config` (text of the run's config.yaml), `commit`, `batch` (those done when the weights
+    were taken), and one entry for each of the trainer's last metrics. An interrupted or failed fit writes no such file,
+    so that it marks a complete run.
+
+    Args:
+        filename: in the run's folder.
+        monitor: a validation metric, less is better: the weights are those of its best validation, kept beside
+            (`best-` + filename) until the fit has ended. None takes the end of the fit.
     """
 
-    def __init__(self, filename: str = "weights.safetensors") -> None:
+    def __init__(self, filename: str = "weights.safetensors", monitor: str | None = None) -> None:
         if not filename.endswith(".safetensors"):
             raise ValueError(f"weights file {filename!r} must end in .safetensors")
-        self.filename = filename
+        self.filename, self.monitor = filename, monitor
+        self.best = math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not callable(getattr(pl_module, "export_weights", None)):
             raise ValueError(f"SaveWeights: {type(pl_module).__name__} has no method export_weights(path, metadata)")
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            raise ValueError(f"SaveWeights: no metric '{self.monitor}' to monitor: choose from {known}")
+        value = float(trainer.callback_metrics[self.monitor])
+        if value < self.best:
+            self.best = value
+            self._write(trainer, pl_module, f"best-{self.filename}")
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.interrupted:
+            return
         folder = trainer.log_dir  # a broadcast: every rank has to ask
-        if not trainer.is_global_zero or trainer.interrupted or trainer.fast_dev_run or folder is None:
+        best = None if folder is None else Path(folder) / f"best-{self.filename}"
+        if best is None or not best.is_file():
+            self._write(trainer, pl_module, self.filename)
+        elif trainer.is_global_zero:
+            best.replace(Path(folder) / self.filename)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, filename: str) -> None:
+        folder = trainer.log_dir  # a broadcast: every rank has to ask
+        if not trainer.is_global_zero or trainer.fast_dev_run or folder is None:
             return
         averages = [c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)]
-        with ExitStack() as stack, atomic_path(Path(folder) / self.filename) as scratch:
+        with ExitStack() as stack, atomic_path(Path(folder) / filename) as scratch:
             for average in averages:
                 stack.enter_context(average.averaged(pl_module))
             pl_module.export_weights(scratch, self._metadata(trainer, Path(folder)))
@@ -48,5 +85,6 @@ class SaveWeights(Callback):
             **metrics,
             "config": config.read_text() if config.is_file() else "",
             "commit": git_commit(),
+            "batch": str(trainer.fit_loop.total_batch_idx + 1),
             "global_step": str(trainer.global_step),
         }

@@ -36,6 +36,12 @@ class TestClip:
     sidecars: str | None = None
 
 
+# What every stage trains on and is tested on unless told otherwise: the real clip and rendered people, of whom four
+# (and a second real person, where her video is on the machine) never train.
+SAMPLE_CLIPS = (ClipSource(), ClipSource(path="assets/captures"))
+SAMPLE_TEST_CLIPS = (TestClip("assets/captures/test"), TestClip("../shared/real/studio_woman.mp4", "assets/clips"))
+
+
 @dataclass
 class Augment:
     """Changes that keep track and camera true; one draw for a window and its reference photo.
@@ -242,15 +248,16 @@ class VideoDataModule(lightning.LightningDataModule):
 
     Args:
         clips: training clips, folders or patterns of clips; validation and test read the parts that their splits keep
-            apart.
-        test_clips: clips that only `test` reads; a missing file is left out with a line that says so.
+            apart. None takes the real clip and the rendered people of this repository, half of the windows each.
+        test_clips: clips that only `test` reads; a missing file is left out with a line that says so. None takes the
+            four rendered people who never train, and the second real person.
         num_steps: training batches of the whole run; it ends the run.
         schedule: progressive sizes by batch index.
         background: colour behind the matted person, [0,1].
         augment: augmentation of training windows.
         cross_clip: share of training windows whose reference photo comes from another clip of the same person, where
             there is one (key `person` of the splits).
-        validation_windows: windows read from each validation block.
+        validation_windows: most windows read from each validation block; they do not overlap.
         validation_frames: T of each.
         resolution: side of validation, test and predict pictures.
         test_stride: read every n-th frame of a test block (`test --quick` sets 4).
@@ -264,8 +271,8 @@ class VideoDataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        clips: list[ClipSource] = [ClipSource()],  # noqa: B006, B008 (read only; a yaml default is a value)
-        test_clips: list[TestClip] = [],  # noqa: B006
+        clips: list[ClipSource] | None = None,
+        test_clips: list[TestClip] | None = None,
         num_steps: int = 1000,
         schedule: list[Phase] = [Phase()],  # noqa: B006, B008
         background: tuple[float, float, float] = (0.5, 0.5, 0.5),
@@ -282,11 +289,12 @@ class VideoDataModule(lightning.LightningDataModule):
         predict: PredictInput = PredictInput(),  # noqa: B008
     ) -> None:
         super().__init__()
-        if not clips:
+        if clips is not None and not clips:
             raise ValueError("data.clips is empty: name at least one clip")
         if not 0 <= cross_clip <= 1:
             raise ValueError(f"data.cross_clip is {cross_clip}: give a share between 0 and 1")
-        self.sources, self.test_sources = clips, test_clips
+        self.sources = list(SAMPLE_CLIPS) if clips is None else clips
+        self.test_sources = list(SAMPLE_TEST_CLIPS) if test_clips is None else test_clips
         self.num_steps, self.phases = num_steps, check_phases(schedule)
         self.augment, self.resolution, self.test_stride = augment, resolution, test_stride
         self.validation_windows, self.validation_frames = validation_windows, validation_frames
@@ -381,9 +389,9 @@ class VideoDataModule(lightning.LightningDataModule):
         windows = []
         for clip in [entry.clip for entry in self.opened if entry.validate]:
             for first, last in clip.splits.validation:
-                starts = np.linspace(
-                    first, max(first, last - self.validation_frames + 1), self.validation_windows
-                ).astype(int)
+                fit = (last + 1 - first) // self.validation_frames  # overlapping windows would tell the same twice
+                number = min(self.validation_windows, max(fit, 1))
+                starts = np.linspace(first, max(first, last - self.validation_frames + 1), number).astype(int)
                 windows += [
                     (clip, np.arange(start, min(start + self.validation_frames, last + 1)))
                     for start in np.unique(starts)

@@ -239,9 +239,8 @@ class Distillation(ShadingStage):
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         """One rollout of the validation window against the truth."""
         _, _, splat = self.read(batch)
-        self.log_validation(
-            batch, batch_idx, {"splat": splat[0], "student": self.paint_student(self.student, batch, self.noise_levels)}
-        )
+        painted = self.paint_student(self.student, batch, self.noise_levels)
+        self.log_validation(batch, batch_idx, splat, {"student": painted})
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Rows: splat, the undistilled teacher and the student at several numbers of steps."""

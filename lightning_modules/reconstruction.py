@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,17 +96,24 @@ class Reconstruction(Stage):
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"}}
 
-    def render(self, batch: VideoBatch, use_heads: bool = True) -> tuple[Avatar, SplatMaps]:
+    def render(self, batch: VideoBatch, use_heads: bool = True, use_texture: bool = False) -> tuple[Avatar, SplatMaps]:
         """Reconstruct from the reference photo and splat into every frame of the batch."""
         avatar, _ = self.reconstructor(photo_of(batch), use_heads)
+        if not use_texture:  # the losses are on the Gaussians themselves
+            avatar = replace(avatar, texture=None)
         body = self.reconstructor.body
         return avatar, avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+
+    def decode(self, maps: SplatMaps) -> Tensor:
+        """What a light network makes of the splatted features, `[B,T,3,H,W]`."""
+        decoded = self.decoder(maps.gaussian_maps().flatten(0, 1), maps.rgb.flatten(0, 1))
+        return decoded.unflatten(0, maps.rgb.shape[:2])
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
         """Losses on the splat and on the features' light decoding."""
         avatar, maps = self.render(batch)
         weight = 1 - self.neck_hole(avatar, batch, maps.alpha)
-        refined = self.decoder(maps.condition().flatten(0, 1), maps.rgb.flatten(0, 1)).unflatten(0, maps.rgb.shape[:2])
+        refined = self.decode(maps)
         terms = self._terms(avatar, maps, refined, weight, batch)
         self.step += 1
         return self.weighted_sum(terms, self.loss_weights)
@@ -154,7 +162,7 @@ class Reconstruction(Stage):
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         """PSNR and mask error on the validation block; pictures of the first window."""
         _, maps = self.render(batch)
-        refined = self.decoder(maps.condition().flatten(0, 1), maps.rgb.flatten(0, 1)).unflatten(0, maps.rgb.shape[:2])
+        refined = self.decode(maps)
         self.log("val/psnr_splat", psnr(maps.rgb[0].clamp(0, 1), batch.frames[0]).mean(), prog_bar=True, batch_size=1)
         self.log("val/psnr_refined", psnr(refined[0].clamp(0, 1), batch.frames[0]).mean(), batch_size=1)
         self.log("val/mask", mask_loss(maps.alpha, batch.masks).mean(), batch_size=1)
@@ -169,12 +177,16 @@ class Reconstruction(Stage):
         self.report = TestReport(self, "each test block from the reference photo alone")
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Rows: freeze, nearest, projected colours only (no learning), splat."""
+        """Rows: freeze, nearest, projected colours only (no learning), splat, splat with the photo as texture."""
         assert self.report is not None
-        for name, use_heads in (("splat", True), ("projected", False)):
+        for name, use_heads, use_texture in (
+            ("splat", True, False),
+            ("textured", True, True),
+            ("projected", False, False),
+        ):
             with self.report.timed(name, batch, num_steps=0) as row:
-                _, maps = self.render(batch, use_heads)
-                row.frames, row.coverage = maps.rgb[0], maps.alpha[0]
+                _, maps = self.render(batch, use_heads, use_texture)
+                row.frames, row.coverage = maps.textured[0], maps.alpha[0]
         self.report.close_block(batch)
 
     def on_test_epoch_end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from losses.perceptual import PerceptualDistance
 from metrics.image import psnr
 from networks.codec import BlockCodec, WanCodec
 from networks.conditioner import Conditioner
+from networks.gaussians import SplatMaps
 from networks.reconstructor import ReconstructorOptions
 from networks.rollout import CausalRollout
 from networks.sampler import sample_bidirectional
@@ -66,8 +68,8 @@ class ShadingStage(Stage):
         return self.conditioner.codec
 
     @torch.no_grad()
-    def read(self, batch: VideoBatch) -> tuple[ShaderCondition, Tensor, Tensor]:
-        """Condition, clean latents `[B,C,T,h,w]` and splatted RGB `[B,T,3,H,W]` of a batch."""
+    def read(self, batch: VideoBatch) -> tuple[ShaderCondition, Tensor, SplatMaps]:
+        """Condition, clean latents `[B,C,T,h,w]` and the splat of a batch."""
         condition, splat = self.conditioner(batch)
         return condition, self.codec.encode(batch.frames), splat
 
@@ -142,15 +144,16 @@ class ShadingStage(Stage):
         start = batch.cut(slice(0, 2 * window))  # many steps take long
         self.report.add_sample(row, batch, self.paint_teacher(teacher, start, num_steps, window, shift, sample=1))
 
-    def log_validation(self, batch: VideoBatch, batch_idx: int, rows: dict[str, Tensor]) -> None:
+    def log_validation(self, batch: VideoBatch, batch_idx: int, splat: SplatMaps, painted: dict[str, Tensor]) -> None:
         """PSNR and perceptual distance of each row, pictures and video of the first window.
 
         The perceptual network is the one of the losses (`alex`): the reported one (`vgg`) is opened by `test` alone.
         """
         truth = batch.frames[0]
+        rows = {"splat": splat.rgb[0], "textured": splat.textured[0], **painted}
         for name, frames in rows.items():
             frames = frames.clamp(0, 1)
-            self.log(f"val/psnr_{name}", psnr(frames, truth).mean(), prog_bar=name != "splat", batch_size=1)
+            self.log(f"val/psnr_{name}", psnr(frames, truth).mean(), prog_bar=name in painted, batch_size=1)
             self.log(f"val/perceptual_{name}", self.perceptual(frames, truth).mean(), batch_size=1)
         if batch_idx == 0:
             shown = {"truth": truth, **rows}
@@ -166,17 +169,19 @@ class ShadingStage(Stage):
 
     @torch.no_grad()
     def test_splat(self, batch: VideoBatch) -> None:
-        """The row `splat`: the frozen reconstruction's own picture."""
+        """The rows `splat` and `textured`: the frozen reconstruction, and what the shader starts from."""
         assert self.report is not None
-        with self.report.timed("splat", batch, 0) as row:
-            row.reasons = {
-                "diversity": "nothing is drawn at random",
-                "latency_ms": "many frames are splatted at once: see frames/s",
-            }
-            avatar, _ = self.conditioner.avatar(batch)
-            body, size, frames = self.conditioner.body, batch.frames.shape[-1], []
-            for first in range(0, batch.frames.shape[1], 16):  # all at once would be the most memory of painting
-                part = batch.cut(slice(first, first + 16))
-                maps = avatar.render(body, part.body, part.intrinsics, part.world_to_camera, size)
-                frames.append(maps.rgb[0])
-            row.frames = torch.cat(frames)
+        textured_avatar, _ = self.conditioner.avatar(batch)
+        body, size = self.conditioner.body, batch.frames.shape[-1]
+        for name, avatar in (("splat", replace(textured_avatar, texture=None)), ("textured", textured_avatar)):
+            with self.report.timed(name, batch, 0) as row:
+                row.reasons = {
+                    "diversity": "nothing is drawn at random",
+                    "latency_ms": "many frames are splatted at once: see frames/s",
+                }
+                frames = []
+                for first in range(0, batch.frames.shape[1], 16):  # all at once would be the most memory of painting
+                    part = batch.cut(slice(first, first + 16))
+                    maps = avatar.render(body, part.body, part.intrinsics, part.world_to_camera, size)
+                    frames.append(maps.textured[0])
+                row.frames = torch.cat(frames)

@@ -109,11 +109,12 @@ class Teacher(ShadingStage):
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         """Samples of one and of many steps against the truth of the validation block."""
-        rows = {"splat": self.read(batch)[2][0]}
-        for num_steps in self.validation_sampling_steps:
-            window = batch.frames.shape[1]
-            rows[f"teacher_{num_steps}"] = self.paint_teacher(self.shader, batch, num_steps, window, self.shift)
-        self.log_validation(batch, batch_idx, rows)
+        window = batch.frames.shape[1]
+        painted = {
+            f"teacher_{num_steps}": self.paint_teacher(self.shader, batch, num_steps, window, self.shift)
+            for num_steps in self.validation_sampling_steps
+        }
+        self.log_validation(batch, batch_idx, self.read(batch)[2], painted)
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Rows: splat and the teacher at many, four, two and one steps."""

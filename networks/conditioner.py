@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from datamodules.batch import VideoBatch
 from networks.body import BodyModel
 from networks.codec import BlockCodec, WanCodec
-from networks.gaussians import Avatar
+from networks.gaussians import Avatar, SplatMaps
 from networks.reconstructor import GaussianReconstructor, Photo
 from networks.shader import ShaderCondition
 
@@ -59,7 +59,7 @@ class Conditioner(nn.Module):
             batch.reference_world_to_camera[:, None],
             size,
         )
-        guide = self.codec.encode(own.rgb)
+        guide = self.codec.encode(own.textured)
         return avatar, ShaderCondition(
             guide=guide,
             maps=own.condition(),
@@ -69,20 +69,21 @@ class Conditioner(nn.Module):
             semantic=semantic,
         )
 
-    def forward(self, batch: VideoBatch) -> tuple[ShaderCondition, Tensor]:
+    def forward(self, batch: VideoBatch) -> tuple[ShaderCondition, SplatMaps]:
         """Condition of a whole window.
 
         Returns:
-            the condition (latent frames T') and the splatted RGB `[B,T,3,H,W]`, the row `splat` of every table.
+            the condition (latent frames T') and the splat that it was made of. The guide is the textured splat: the
+            photo's own pixels stand where the photo shows the surface.
         """
         avatar, still = self.avatar(batch)
         splat = avatar.render(self.body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
         condition = ShaderCondition(
-            guide=self.codec.encode(splat.rgb),
+            guide=self.codec.encode(splat.textured),
             maps=splat.condition(),
             reference=still.reference,
             reference_guide=still.reference_guide,
             reference_maps=still.reference_maps,
             semantic=still.semantic,
         )
-        return condition, splat.rgb
+        return condition, splat

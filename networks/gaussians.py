@@ -36,6 +36,25 @@ class Gaussians:
     features: Tensor
 
 
+@dataclass(frozen=True)
+class Texture:
+    """The photo as the avatar's texture: where each Gaussian lies in it.
+
+    Gaussians are a coarse sampling of the surface, a few pixels apart; the photo holds the detail between them. Their
+    motion from the picture to the photo, splatted like a colour, is a smooth flow that leads from each pixel to the
+    photo's own (inverse texture mapping).
+
+    Attributes:
+        photo: `[B,3,H,W]` in [0,1].
+        places: `[B,N,2]` x, y in the photo as `grid_sample` counts them (-1 to 1, align_corners false).
+        seen: `[B,N]` 1 where the photo shows the Gaussian, else 0.
+    """
+
+    photo: Tensor
+    places: Tensor
+    seen: Tensor
+
+
 @dataclass
 class SplatMaps:
     """What one rasterization gives, `[B,T,...]`.
@@ -44,15 +63,24 @@ class SplatMaps:
         rgb: `[B,T,3,H,W]` over the background colour.
         alpha: `[B,T,1,H,W]`.
         features: `[B,T,C,H,W]`, premultiplied by alpha.
+        textured: `[B,T,3,H,W]` `rgb` with the photo's own pixels where the photo shows the surface; `rgb` itself for an
+            avatar without texture.
+        seen: `[B,T,1,H,W]` share of the photo's pixels in `textured`.
     """
 
     rgb: Tensor
     alpha: Tensor
     features: Tensor
+    textured: Tensor
+    seen: Tensor
+
+    def gaussian_maps(self) -> Tensor:
+        """`[B,T,C+4,H,W]`: features, RGB in [-1,1] and alpha: what the Gaussians alone say."""
+        return torch.cat([self.features, self.rgb * 2 - 1, self.alpha], dim=2)
 
     def condition(self) -> Tensor:
-        """`[B,T,C+4,H,W]`: features, RGB in [-1,1] and alpha, the shader's condition maps."""
-        return torch.cat([self.features, self.rgb * 2 - 1, self.alpha], dim=2)
+        """`[B,T,C+8,H,W]`: the Gaussians' maps, textured RGB in [-1,1] and its share: the shader's condition maps."""
+        return torch.cat([self.gaussian_maps(), self.textured * 2 - 1, self.seen], dim=2)
 
 
 def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:
@@ -105,12 +133,14 @@ class Avatar:
         betas: `[B,10]` the person's shape.
         vertex_ids: `[N]` the template vertex that carries each Gaussian.
         background: `[B,3]` colour behind the person.
+        texture: the photo it was made of; None renders from the Gaussians' colours alone.
     """
 
     gaussians: Gaussians
     betas: Tensor
     vertex_ids: Tensor
     background: Tensor
+    texture: Texture | None = None
     # The body model that posed the avatar last, and its vertices that carry Gaussians: cut out once, not at every call.
     _carriers: list[tuple[BodyModel, BodyModel]] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -168,16 +198,26 @@ class Avatar:
             world_to_camera: `[B,T,4,4]` OpenCV.
             size: side of the picture in pixels.
         """
-        return splat(self.pose(body, params), intrinsics, world_to_camera, size, self.background)
+        posed = self.pose(body, params)
+        return splat(posed, intrinsics, world_to_camera, size, self.background, self.texture)
 
 
 @full_precision
 def splat(
-    gaussians: Gaussians, intrinsics: Tensor, world_to_camera: Tensor, size: int, background: Tensor
+    gaussians: Gaussians,
+    intrinsics: Tensor,
+    world_to_camera: Tensor,
+    size: int,
+    background: Tensor,
+    texture: Texture | None = None,
 ) -> SplatMaps:
     """Rasterize `[B,T]` sets of Gaussians; colours are laid over `background [B,3]`."""
     batch, frames = gaussians.means.shape[:2]
     channels = torch.cat([gaussians.colors, gaussians.features], dim=-1)
+    if texture is not None:
+        now = image_places(gaussians.means, intrinsics, world_to_camera, (size, size))
+        seen = texture.seen[:, None, :, None].expand(-1, frames, -1, -1)
+        channels = torch.cat([channels, (texture.places[:, None] - now) * seen, seen], dim=-1)
     result = rasterize(
         gaussians.means.flatten(0, 1),
         gaussians.quats.flatten(0, 1),
@@ -192,4 +232,26 @@ def splat(
     image = result.image.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
     alpha = result.alpha.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
     rgb = image[:, :, :3] + background[:, None, :, None, None] * (1 - alpha)
-    return SplatMaps(rgb=rgb, alpha=alpha, features=image[:, :, 3:])
+    if texture is None:
+        return SplatMaps(rgb, alpha, features=image[:, :, 3:], textured=rgb, seen=torch.zeros_like(alpha))
+    features, flow, seen = image[:, :, 3:].split([gaussians.features.shape[-1], 2, 1], dim=2)
+    pixels = _read_photo(texture.photo, flow / seen.clamp_min(1e-4))
+    return SplatMaps(rgb, alpha, features, textured=rgb + seen * (pixels - rgb), seen=seen)
+
+
+def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where `means [...,N,3]` lie in a picture of `size` (height, width): `[...,N,2]` as `grid_sample` counts."""
+    inside = means @ world_to_camera[..., :3, :3].mT + world_to_camera[..., None, :3, 3]
+    pixels = inside @ intrinsics.mT
+    return pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3) / pixels.new_tensor([size[1], size[0]]) * 2 - 1
+
+
+def _read_photo(photo: Tensor, flow: Tensor) -> Tensor:
+    """Pixels of `photo [B,3,H,W]` to which `flow [B,T,2,h,w]` leads -> `[B,T,3,h,w]`, bilinear, borders repeated."""
+    frames, (height, width) = flow.shape[1], flow.shape[-2:]
+    rows, columns = (2 * torch.arange(n, device=flow.device, dtype=flow.dtype) / n + 1 / n - 1 for n in (height, width))
+    start = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+    grid = start + flow.permute(0, 1, 3, 4, 2).flatten(0, 1)
+    repeated = photo[:, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
+    read = F.grid_sample(repeated, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return read.unflatten(0, (-1, frames))

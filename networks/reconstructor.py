@@ -9,7 +9,7 @@ untrained network already gives an avatar in the person's own colours; the heads
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from datamodules.template import Template, refine_template
 from networks.body import BodyModel, BodyParams
 from networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
-from networks.gaussians import Avatar, Gaussians, matrix_to_quaternion, quaternion_multiply
+from networks.gaussians import Avatar, Gaussians, Texture, image_places, matrix_to_quaternion, quaternion_multiply
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
 
@@ -145,7 +145,7 @@ class GaussianReconstructor(nn.Module):
         use_visual: bool = True,
         use_prior: bool = True,
         gaussians_per_anchor: int = 1,
-        max_offset: float = 0.04,
+        max_offset: float = 0.12,
     ) -> None:
         super().__init__()
         self._body = [body]  # in a list: a submodule's buffers would enter every checkpoint
@@ -218,11 +218,9 @@ class GaussianReconstructor(nn.Module):
             posed = rest.pose(self.body, photo.body.map(lambda value: value[:, None]))
             means, quats = posed.means[:, 0], posed.quats[:, 0]
             camera = photo.world_to_camera
-            inside = (camera[:, None, :3, :3] @ means[..., None])[..., 0] + camera[:, None, :3, 3]
-            pixels = (photo.intrinsics[:, None] @ inside[..., None])[..., 0]
-            pixels = pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3)
             height, width = photo.image.shape[-2:]
-            grid = torch.stack([pixels[..., 0] / width, pixels[..., 1] / height], dim=-1) * 2 - 1
+            inside = (camera[:, None, :3, :3] @ means[..., None])[..., 0] + camera[:, None, :3, 3]
+            grid = image_places(means, photo.intrinsics, camera, (height, width))
             # The third axis of each Gaussian is its normal.
             normals = camera[:, None, :3, :3] @ _third_axis(quats)[..., None]
             normals = normals[..., 0]
@@ -309,7 +307,7 @@ class GaussianReconstructor(nn.Module):
         raw = self.heads(self.anchor(torch.cat([local, prior, spread], dim=-1)))
         if not use_heads:
             raw = torch.zeros_like(raw)
-        return self._avatar(photo, raw, filled), tokens_sem
+        return self._avatar(photo, raw, filled, projection.visible), tokens_sem
 
     def _cluster_tokens(self, local: Tensor, semantic: Tensor) -> Tensor:
         """`[B,K,D]`: anchors' features averaged by cluster, with `F_prior`, through the transformer."""
@@ -323,8 +321,8 @@ class GaussianReconstructor(nn.Module):
             tokens = block(tokens, context)
         return tokens
 
-    def _avatar(self, photo: Photo, raw: Tensor, filled: Tensor) -> Avatar:
-        """Read the heads' output `[B,N,13+C]` as changes of the coloured template."""
+    def _avatar(self, photo: Photo, raw: Tensor, filled: Tensor, visible: Tensor) -> Avatar:
+        """Read the heads' output `[B,N,13+C]` as changes of the coloured template; the photo becomes its texture."""
         bare = self._bare(photo)
         offset, scale, turn, opacity, colour, features = raw.split([3, 3, 3, 1, 3, self.feature_channels], dim=-1)
         quaternion = F.normalize(torch.cat([torch.ones_like(opacity), 0.5 * turn], dim=-1), dim=-1)
@@ -336,7 +334,13 @@ class GaussianReconstructor(nn.Module):
             colors=filled + colour,
             features=features,
         )
-        return Avatar(gaussians=gaussians, betas=bare.betas, vertex_ids=bare.vertex_ids, background=bare.background)
+        avatar = replace(bare, gaussians=gaussians)
+        with torch.no_grad():
+            posed = avatar.pose(self.body, photo.body.map(lambda value: value[:, None]))
+            size = (photo.image.shape[-2], photo.image.shape[-1])
+            places = image_places(posed.means[:, 0], photo.intrinsics, photo.world_to_camera, size)
+        inside = (places.abs() < 1).all(-1)
+        return replace(avatar, texture=Texture(photo.image, places, visible * inside))
 
 
 class FeatureDecoder(nn.Module):

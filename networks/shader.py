@@ -4,9 +4,9 @@ Shapes: B batch, C latent channels, T latent frames, Tpix pixel frames, H W pixe
 token width, F splatted feature channels, R reference frames (0 or 1). Noise level s in [0,1]: x_s = (1 - s) x0 + s e,
 velocity v = e - x0.
 
-The network lives in *residual coordinates* of the guide g (the codec latent of the splat's RGB, plus the condition
-head's correction d of it, zero at the start): it reads x_s - (1 - s) k g = (1 - s)(x0 - k g) + s e, where k [C] is one
-learned skip a channel, and its raw output F stands for
+The network lives in *residual coordinates* of the guide g (the codec latent of the textured splat, plus the condition
+head's correction d of it, zero at the start): it reads x_s - (1 - s) k g = (1 - s)(x0 - k g) + s e, where k [C] is
+one learned skip a channel, and its raw output F stands for
     prediction "velocity": F = e - (x0 - k g), so v = F - k g and x0_hat = x_s - s v;
     prediction "x0":       F = x0 - k g, so x0_hat = F + k g and v = (x_s - x0_hat) / s   (Li and He, "JiT", 2025).
 With k = 0 and "velocity" this is the pretrained network's own task.
@@ -35,17 +35,18 @@ Signal = Literal["maps", "semantic", "reference"]
 SIGNALS: tuple[Signal, ...] = ("maps", "semantic", "reference")
 TIMESTEPS = 1000.0  # Wan's clock: timestep = 1000 s
 ROTARY_BASE = 10000.0
+PICTURE_CHANNELS = 8  # of the maps beside the features: splatted RGB and alpha, textured RGB and the photo's share
 
 
 @dataclass
 class ShaderCondition:
     """What the shader is told about a clip; every tensor leads with the batch.
 
-    guide `[B,C,T,h,w]`: codec latent of the splat's RGB composite, g. maps `[B,Tpix,F+4,H,W]`: splatted features, RGB,
-    alpha, in this order; or already passed through the condition head: encoded `[B,Cc,T,h,w]`. reference `[B,C,1,h,w]`:
-    latent of the photo, coded alone; reference_guide and reference_maps `[B,1,F+4,H,W]` (or reference_encoded): its own
-    splat. semantic `[B,L,S]`: F_sem tokens. starts_clip: whether frame 0 is the first of the video (a codec with
-    temporal stride gives that frame a latent of its own).
+    guide `[B,C,T,h,w]`: codec latent of the textured splat, g. maps `[B,Tpix,F+8,H,W]`: splatted features, RGB, alpha,
+    textured RGB and its share of the photo's pixels, in this order; or already passed through the condition head:
+    encoded `[B,Cc,T,h,w]`. reference `[B,C,1,h,w]`: latent of the photo, coded alone; reference_guide and
+    reference_maps `[B,1,F+8,H,W]` (or reference_encoded): its own splat. semantic `[B,L,S]`: F_sem tokens. starts_clip:
+    whether frame 0 is the first of the video (a codec with temporal stride gives that frame a latent of its own).
 
     **What "dropped" means** (guidance dropout in training and the unconditional branch in sampling alike), by sample
     `[B]`, True = dropped:
@@ -179,7 +180,7 @@ class VideoShader(nn.Module):
 
     Args:
         latent_channels: C of the codec.
-        feature_channels: F; the maps have F + 3 RGB + 1 alpha channels.
+        feature_channels: F; the maps have F + PICTURE_CHANNELS channels.
         semantic_dim: S, width of the F_sem tokens, projected to `text_dim`.
         condition_channels: channels of the condition head's output.
         head_channels: width of the condition head at half resolution; it doubles at a quarter.
@@ -253,7 +254,12 @@ class VideoShader(nn.Module):
             with torch.no_grad():
                 self.transformer.patch_embedding.weight[:, latent_channels:].zero_()
         self.condition_head = ConditionHead(
-            feature_channels + 4, condition_channels, latent_channels, head_channels, spatial_stride, temporal_stride
+            feature_channels + PICTURE_CHANNELS,
+            condition_channels,
+            latent_channels,
+            head_channels,
+            spatial_stride,
+            temporal_stride,
         )
         self.semantic_projection = nn.Linear(semantic_dim, text_dim)
         self.skip = nn.Parameter(torch.full((latent_channels,), float(guide_skip_init)))

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from networks.body import BodyModel
-from networks.gaussians import Avatar, Gaussians
+from networks.gaussians import Avatar, Gaussians, Texture
 from runtime.files import atomic_path
 
-FORMAT = "avatar-1"
+FORMAT = "avatar-2"
 MADE_BY = "python -m tools.export_avatar --image PHOTO --out NAME.safetensors"
 
 
@@ -41,6 +41,8 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
     path = Path(path)
     tensors = {f.name: getattr(avatar.gaussians, f.name) for f in dataclasses.fields(Gaussians)}
     tensors |= {"betas": avatar.betas, "vertex_ids": avatar.vertex_ids, "background": avatar.background}
+    if avatar.texture is not None:
+        tensors |= {f"texture.{f.name}": getattr(avatar.texture, f.name) for f in dataclasses.fields(Texture)}
     header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body)}
     with atomic_path(path) as scratch:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -71,7 +73,10 @@ def load_avatar(path: str | Path, body: BodyModel) -> Avatar:
             f"{path} was made on the body model {header['body_model']}, not on the one given: load it with that file"
         )
     names = [f.name for f in dataclasses.fields(Gaussians)]
-    missing = [name for name in (*names, "betas", "vertex_ids", "background") if name not in tensors]
+    needed = [*names, "betas", "vertex_ids", "background"]
+    texture = {f.name: f"texture.{f.name}" for f in dataclasses.fields(Texture)}
+    has_texture = any(name in tensors for name in texture.values())
+    missing = [name for name in (*needed, *(texture.values() if has_texture else ())) if name not in tensors]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: make it again with `{MADE_BY}`")
     _check(path, tensors, len(body.v_template))
@@ -81,6 +86,7 @@ def load_avatar(path: str | Path, body: BodyModel) -> Avatar:
         betas=tensors["betas"],
         vertex_ids=tensors["vertex_ids"],
         background=tensors["background"],
+        texture=Texture(**{name: tensors[key] for name, key in texture.items()}) if has_texture else None,
     )
 
 
@@ -90,8 +96,8 @@ def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> N
     leading = means.shape[:2]
     wrong = [
         name
-        for name in ("means", "quats", "scales", "opacities", "colors", "features")
-        if tensors[name].shape[:2] != leading
+        for name in ("means", "quats", "scales", "opacities", "colors", "features", "texture.places", "texture.seen")
+        if name in tensors and tensors[name].shape[:2] != leading
     ]
     if wrong or ids.shape != leading[1:] or bool(((ids < 0) | (ids >= num_vertices)).any()):
         raise ValueError(f"{path}: {wrong[0] if wrong else 'vertex_ids'} does not fit: make it again with `{MADE_BY}`")

@@ -65,7 +65,7 @@ class AvatarStream:
             raise ValueError("the stream has not begun: call start with the photo first")
         splat = self._avatar.render(self.conditioner.body, params, intrinsics, world_to_camera, self._size)
         chunk = replace(
-            self._still, guide=self._guides.encode(splat.rgb), maps=splat.condition(), starts_clip=self._is_first
+            self._still, guide=self._guides.encode(splat.textured), maps=splat.condition(), starts_clip=self._is_first
         )
         latents = self.rollout.step(chunk, self._generator)
         self._is_first = False

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.template import build_template
 from networks.body import BodyModel, BodyParams
-from networks.gaussians import Avatar, Gaussians, splat
+from networks.gaussians import Avatar, Gaussians, Texture, splat
 from networks.rasterizer import rasterize
 from runtime.avatar_files import load_avatar, save_avatar
 from runtime.splat_files import PLY_FIELDS, SH_DC, read_splat, write_splat
@@ -49,7 +49,9 @@ def avatar(body: BodyModel) -> Avatar:
         colors=1.2 * uniform(3) - 0.1,
         features=uniform(5),
     )
-    return Avatar(gaussians=gaussians, betas=betas, vertex_ids=ids, background=torch.full((1, 3), 0.5))
+    photo = torch.rand(1, 3, 32, 32, generator=generator)
+    texture = Texture(photo, 2 * uniform(2) - 1, (uniform() > 0.5).float())
+    return Avatar(gaussians, betas, ids, background=torch.full((1, 3), 0.5), texture=texture)
 
 
 def first(gaussians: Gaussians) -> Gaussians:
@@ -109,6 +111,10 @@ def test_saved_and_loaded_is_the_same_avatar(avatar: Avatar, body: BodyModel, tm
     assert torch.equal(again.betas, avatar.betas)
     assert torch.equal(again.vertex_ids, avatar.vertex_ids)
     assert torch.equal(again.background, avatar.background)
+    for f in dataclasses.fields(Texture):
+        assert torch.equal(getattr(again.texture, f.name), getattr(avatar.texture, f.name))
+    plain = load_avatar(save_avatar(path, dataclasses.replace(avatar, texture=None), body, BODY.name), body)
+    assert plain.texture is None
     assert [p.name for p in tmp_path.iterdir()] == ["person.safetensors"]
 
 

@@ -304,6 +304,33 @@ def test_weights_of_a_complete_fit(tmp_path: Path) -> None:
     assert float(metadata["train/l1"]) == pytest.approx(trainer.callback_metrics["train/l1"].item(), rel=1e-4)
 
 
+class Falls(Toy):
+    """Its validation metric is best after the second of three validations."""
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        self.log("val/distance", {2: 3.0, 4: 1.0, 6: 2.0}.get(self.trainer.global_step, 9.0))
+
+
+def test_weights_of_the_best_validation(tmp_path: Path) -> None:
+    logger, module, ema = TensorBoardLogger(tmp_path), Falls(), ExponentialMovingAverage("student", decay=0.9)
+    recorder = Recorder()
+    start = module.student.weight.detach().clone()
+    options: dict[str, Any] = {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    callbacks = [ema, SaveWeights(monitor="val/distance"), recorder]
+    _trainer(tmp_path, callbacks, logger=logger, **options).fit(module, _loader(), _loader())
+    path = Path(logger.log_dir) / "weights.safetensors"
+    with safe_open(path, "pt") as file:
+        assert float(file.metadata()["val/distance"]) == 1.0
+        assert file.metadata()["batch"] == "4"
+    expected = _average_by_hand(start, recorder.weights[:4], 0.9)
+    torch.testing.assert_close(load_file(path)["weight"].double(), expected, atol=1e-6, rtol=0)
+    assert not list(tmp_path.rglob("best-*"))
+    with pytest.raises(ValueError, match="no metric 'val/none' to monitor: choose from val/distance"):
+        _trainer(tmp_path, [SaveWeights(monitor="val/none")], logger=logger, **options).fit(
+            Falls(), _loader(), _loader()
+        )
+
+
 class Breaks(Callback):
     """Ends a fit after its first batch with an error."""
 

@@ -1,6 +1,8 @@
 """The avatar: posing against the body model's own skinning, what the untrained network already gives, losses, test."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from metrics.evaluation import Prediction, evaluate_rows
 from metrics.silhouette import silhouette_iou
 from networks.body import BodyModel, BodyParams
 from networks.conditioner import photo_of
-from networks.gaussians import Avatar, Gaussians, SplatMaps, matrix_to_quaternion, quaternion_multiply
+from networks.gaussians import Avatar, Gaussians, Texture, matrix_to_quaternion, quaternion_multiply, splat
 from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from networks.regions import DetailRegions
 from tests.conftest import ROOT, write_clip
@@ -88,6 +90,53 @@ def test_the_untrained_avatar_has_the_photo_s_colours(reconstructor: GaussianRec
     assert torch.allclose(avatar.gaussians.colors[0, seen], photo, atol=1e-5)
     assert tokens.shape == (1, 64, 128)
     assert torch.isfinite(avatar.gaussians.colors).all()
+
+
+def test_the_texture_is_the_photo_moved_with_the_surface() -> None:
+    """A flat wall of Gaussians before a moved camera: each pixel shows the photo's pixel a known shift away."""
+    size, distance, focal, moved = 64, 2.0, 64.0, 0.25
+    rows = torch.linspace(-1.4, 1.4, 57)
+    means = torch.cartesian_prod(rows, rows, torch.tensor([distance]))[None]
+    num = means.shape[1]
+    places = means[..., :2] * focal / distance * 2 / size
+    quats = torch.zeros(1, num, 4)
+    quats[..., 0] = 1
+    wall = Gaussians(
+        means, quats, torch.full((1, num, 3), 0.03), torch.full((1, num), 0.9), torch.zeros(1, num, 3),
+        torch.ones(1, num, 2),
+    )  # fmt: skip
+    wave = torch.sin(torch.arange(size) * 2 * math.pi / 16)
+    photo = (0.5 + 0.25 * wave[None, :] + 0.25 * wave[:, None]).expand(1, 3, size, size)
+    intrinsics = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])[None, None]
+    camera = torch.eye(4)
+    camera[0, 3] = moved
+    posed = Gaussians(**{name: value[:, None] for name, value in vars(wall).items()})
+    texture = Texture(photo, places, torch.ones(1, num))
+    maps = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5), texture)
+    shift = int(moved * focal / distance)
+    expected = photo[..., :, 8 - shift : size - 8 - shift]
+    assert maps.seen.min() > 0.95
+    middle = (..., slice(8, size - 8))
+    mixed = maps.seen[middle] * expected + (1 - maps.seen[middle]) * maps.rgb[middle]
+    assert (maps.textured[middle] - mixed).abs().max() < 0.01
+    plain = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5))
+    assert torch.equal(plain.rgb, maps.rgb)
+    assert torch.equal(plain.features, maps.features)
+    assert torch.equal(plain.textured, plain.rgb)
+
+
+def test_the_textured_splat_of_the_photo_s_own_pose_is_the_photo(
+    reconstructor: GaussianReconstructor, clip_path: Path
+) -> None:
+    batch = WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.asarray([3]), 3, 64)
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo_of(batch))
+        maps = avatar.render(reconstructor.body, batch.body, batch.intrinsics, batch.world_to_camera, 64)
+    inside = (maps.seen > 0.9).expand_as(maps.rgb)
+    assert inside.float().mean() > 0.1
+    error = [(image - batch.frames)[inside].square().mean() for image in (maps.textured, maps.rgb)]
+    assert error[0] < 0.1 * error[1]
+    assert error[0] < 1e-3
 
 
 def test_visible_anchors_face_the_camera(reconstructor: GaussianReconstructor, clip_path: object) -> None:
@@ -182,7 +231,7 @@ def test_region_and_ssim_terms_by_hand_and_their_gradients(clip_path: Path) -> N
     rgb = maps.rgb.clone().requires_grad_()
     weight = torch.ones_like(maps.alpha)
     weight[..., :20] = 0
-    inputs = (avatar, SplatMaps(rgb, maps.alpha, maps.features), rgb, weight, batch)
+    inputs = (avatar, replace(maps, rgb=rgb), rgb, weight, batch)
     terms = stage._terms(*inputs)
     inside = stage.regions.mask(batch.body, batch.intrinsics, batch.world_to_camera, 64)
     assert 0 < inside.mean() < 0.5
@@ -199,7 +248,7 @@ def test_region_and_ssim_terms_by_hand_and_their_gradients(clip_path: Path) -> N
     (gradient,) = torch.autograd.grad(terms["ssim"], rgb)
     assert gradient[..., :20].abs().max() == 0
     better = rgb.detach() - 0.05 * gradient / gradient.abs().max()
-    assert stage._terms(avatar, SplatMaps(better, maps.alpha, maps.features), *inputs[2:])["ssim"] < terms["ssim"]
+    assert stage._terms(avatar, replace(maps, rgb=better), *inputs[2:])["ssim"] < terms["ssim"]
     stage.loss_weights = {"l1": 1.0}
     assert not {"region", "ssim"} & set(stage._terms(*inputs))
 
@@ -247,20 +296,20 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 
 
 @pytest.mark.parametrize("stage", ["reconstruction", "teacher", "shader"])
-def test_the_captures_overlay_trains_two_steps(stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_stages_train_on_rendered_people(stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(train, "RUNS", tmp_path / "runs")
     schedule = [{"start": 0, "resolution": 64, "num_frames": 4, "batch_size": 1}]
     cli = train.main(
         [
-            "fit", "-c", f"configs/{stage}.yaml", "-c", "configs/data/captures.yaml", "--data.num_steps=2",
+            "fit", "-c", f"configs/{stage}.yaml", "--data.num_steps=2",
             f"--data.schedule={json.dumps(schedule)}", "--data.cache_gb=0", "--data.resolution=64",
             "--trainer.limit_val_batches=0", *QUIET,
         ]
     )  # fmt: skip
     weights = cli.datamodule.training_windows().weights
     assert len(weights) == 25
-    assert weights[0] == pytest.approx(1 / 3)
+    assert weights[0] == pytest.approx(1 / 3 if stage == "reconstruction" else 1 / 2)
     assert cli.model.step == 2
     trained = {clip.name for clip in cli.datamodule.clips}
     cli.datamodule.setup("test")

@@ -45,10 +45,10 @@ def make_condition(num_frames: int = 8, batch: int = 2, temporal_stride: int = 1
 
     return ShaderCondition(
         guide=normal(batch, 4, num_frames, 4, 6),
-        maps=normal(batch, 1 + temporal_stride * (num_frames - 1), 6, 32, 48),
+        maps=normal(batch, 1 + temporal_stride * (num_frames - 1), 10, 32, 48),
         reference=normal(batch, 4, 1, 4, 6),
         reference_guide=normal(batch, 4, 1, 4, 6),
-        reference_maps=normal(batch, 1, 6, 32, 48),
+        reference_maps=normal(batch, 1, 10, 32, 48),
         semantic=normal(batch, 5, 8),
     )
 
@@ -235,7 +235,7 @@ def test_conditions_slice_and_join() -> None:
 @torch.no_grad()
 def test_condition_head_keeps_the_codecs_time() -> None:
     shader = make_shader(temporal_stride=4)
-    maps = torch.randn(1, 13, 6, 32, 48)
+    maps = torch.randn(1, 13, 10, 32, 48)
     head = shader.condition_head
     for output, channels in enumerate((3, 4)):  # the encoded maps, the guide's correction
         whole = head(maps, True)[output]

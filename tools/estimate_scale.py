@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from networks.codec import BlockCodec, WanCodec
 from networks.encoders import DinoEncoder, SemanticEncoder
-from networks.shader import VideoShader, Window
+from networks.shader import PICTURE_CHANNELS, VideoShader, Window
 
 GIB = 2**30
 FLOAT = 4  # bytes of a weight, gradient, average or moment: mixed precision keeps them in float32
@@ -298,7 +298,7 @@ def chunk_work(setup: Setup, window: Window) -> dict[str, Work]:
     """Work of each part of a streamed chunk once the window is full."""
     shader, codec, chunk = setup.shader, setup.codec, setup.shader.chunk_frames
     frames = chunk * codec.temporal_stride
-    maps = shader.config["feature_channels"] + 4
+    maps = shader.config["feature_channels"] + PICTURE_CHANNELS
     step, write = (
         pass_work(
             pass_products(shader, setup.size, chunk, 1 + window.capacity, setup.semantic_tokens, writes), setup.width
