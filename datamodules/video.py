@@ -249,8 +249,9 @@ class VideoDataModule(lightning.LightningDataModule):
     Args:
         clips: training clips, folders or patterns of clips; validation and test read the parts that their splits keep
             apart. None takes the real clip and the rendered people of this repository, half of the windows each.
-        test_clips: clips that only `test` reads; a missing file is left out with a line that says so. None takes the
-            four rendered people who never train, and the second real person.
+        test_clips: clips that only `test` reads; a missing file is left out with a line that says so. Beside the
+            clips of this repository None takes its four rendered people who never train, and the second real person;
+            beside other clips, none.
         num_steps: training batches of the whole run; it ends the run.
         schedule: progressive sizes by batch index.
         background: colour behind the matted person, [0,1].
@@ -294,7 +295,9 @@ class VideoDataModule(lightning.LightningDataModule):
         if not 0 <= cross_clip <= 1:
             raise ValueError(f"data.cross_clip is {cross_clip}: give a share between 0 and 1")
         self.sources = list(SAMPLE_CLIPS) if clips is None else clips
-        self.test_sources = list(SAMPLE_TEST_CLIPS) if test_clips is None else test_clips
+        if test_clips is None:
+            test_clips = list(SAMPLE_TEST_CLIPS) if clips is None else []
+        self.test_sources = test_clips
         self.num_steps, self.phases = num_steps, check_phases(schedule)
         self.augment, self.resolution, self.test_stride = augment, resolution, test_stride
         self.validation_windows, self.validation_frames = validation_windows, validation_frames

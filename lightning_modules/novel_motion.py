@@ -65,7 +65,7 @@ def add_cross_motion(stage: Reconstruction, module: VideoDataModule, report: Tes
     for batch in cross_motion_batches(module, stage.reconstructor.body):
         batch = stage.transfer_batch_to_device(batch, stage.device, 0)
         for name, use_heads in (("splat", True), ("projected", False)):
-            frames = stage.render(batch, use_heads)[1].textured[0].clamp(0, 1).cpu()
+            frames = stage.render(batch, use_heads, use_texture=False)[1].rgb[0].clamp(0, 1).cpu()
             figures = identity_to_photo(frames, batch.reference[0].cpu())
             report.add_measured(f"{name} ({batch.names[0]})", figures, NO_TRUTH)
             if use_heads:

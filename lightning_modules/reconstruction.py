@@ -35,9 +35,10 @@ class Reconstruction(Stage):
         feature_channels: C of the 3D-aware feature.
         reconstructor_options: sizes and encoders.
         learning_rate: of AdamW.
-        loss_weights: weight of each raw term: `l1`, `perceptual`, `mask`, `refined`, `offset`, `scale`, and of those
-            that are computed only at a weight above 0: `region` (L1 in the projected boxes of face and hands) and
-            `ssim` (1 - SSIM of the splat).
+        loss_weights: weight of each raw term: `l1`, `perceptual`, `mask`, `refined`, `offset`, `scale`; the first
+            two of the splat with the photo as texture, `textured` and `textured_perceptual`; and of those that are
+            computed only at a weight above 0: `region` (L1 in the projected boxes of face and hands) and `ssim` (1 -
+            SSIM of the splat).
         perceptual_frames: frames a batch that the perceptual loss looks at (it costs more than the splatting).
         weights: start from this file; None starts from nothing.
         test_photo: `test` shows the avatar of this tracked photo turned and with an open mouth; None shows none.
@@ -59,6 +60,8 @@ class Reconstruction(Stage):
         loss_weights: dict[str, float] = {  # noqa: B006
             "l1": 1.0,
             "perceptual": 0.1,
+            "textured": 1.0,
+            "textured_perceptual": 0.3,
             "mask": 0.3,
             "refined": 0.5,
             "offset": 0.05,
@@ -96,10 +99,10 @@ class Reconstruction(Stage):
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"}}
 
-    def render(self, batch: VideoBatch, use_heads: bool = True, use_texture: bool = False) -> tuple[Avatar, SplatMaps]:
+    def render(self, batch: VideoBatch, use_heads: bool = True, use_texture: bool = True) -> tuple[Avatar, SplatMaps]:
         """Reconstruct from the reference photo and splat into every frame of the batch."""
         avatar, _ = self.reconstructor(photo_of(batch), use_heads)
-        if not use_texture:  # the losses are on the Gaussians themselves
+        if not use_texture:
             avatar = replace(avatar, texture=None)
         body = self.reconstructor.body
         return avatar, avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
@@ -123,11 +126,15 @@ class Reconstruction(Stage):
     ) -> dict[str, Tensor]:
         """Every raw term; `weight [B,T,1,H,W]` is 0 in the hole of the neck."""
         chosen = torch.randperm(batch.frames.shape[1], generator=self.generator(0))[: self.perceptual_frames]
-        whole = maps.rgb * weight + batch.frames * (1 - weight)  # terms that look at neighbourhoods see no hole
+        # Terms that look at neighbourhoods see no hole.
+        whole, textured = (image * weight + batch.frames * (1 - weight) for image in (maps.rgb, maps.textured))
+        true = batch.frames[:, chosen].flatten(0, 1)
         error = l1(maps.rgb, batch.frames)
         terms = {
             "l1": weighted_mean(error, weight).mean(),
-            "perceptual": self.perceptual(whole[:, chosen].flatten(0, 1), batch.frames[:, chosen].flatten(0, 1)).mean(),
+            "perceptual": self.perceptual(whole[:, chosen].flatten(0, 1), true).mean(),
+            "textured": weighted_mean(l1(maps.textured, batch.frames), weight).mean(),
+            "textured_perceptual": self.perceptual(textured[:, chosen].flatten(0, 1), true).mean(),
             "mask": weighted_mean(mask_loss(maps.alpha, batch.masks), weight).mean(),
             "refined": l1(refined, batch.frames).mean(),
             "offset": ((avatar.gaussians.means - self.reconstructor.anchors(avatar.betas)) / 0.01).square().mean(),
@@ -166,9 +173,12 @@ class Reconstruction(Stage):
         self.log("val/psnr_splat", psnr(maps.rgb[0].clamp(0, 1), batch.frames[0]).mean(), prog_bar=True, batch_size=1)
         self.log("val/psnr_refined", psnr(refined[0].clamp(0, 1), batch.frames[0]).mean(), batch_size=1)
         self.log("val/mask", mask_loss(maps.alpha, batch.masks).mean(), batch_size=1)
+        textured = maps.textured[0].clamp(0, 1)
+        self.log("val/psnr_textured", psnr(textured, batch.frames[0]).mean(), batch_size=1)
+        self.log("val/perceptual_textured", self.perceptual(textured, batch.frames[0]).mean(), batch_size=1)
         self.log("val/perceptual", self.perceptual(maps.rgb[0].clamp(0, 1), batch.frames[0]).mean(), batch_size=1)
         if batch_idx == 0:
-            rows = {"truth": batch.frames[0], "splat": maps.rgb[0], "decoded": refined[0]}
+            rows = {"truth": batch.frames[0], "splat": maps.rgb[0], "textured": textured, "decoded": refined[0]}
             log_image(self.loggers, "val/sheet", sheet(rows), self.step)
             log_video(self.loggers, "val/video", side_by_side({"photo": batch.reference[0], **rows}), 25, self.step)
 

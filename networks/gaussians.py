@@ -46,11 +46,14 @@ class Texture:
 
     Attributes:
         photo: `[B,3,H,W]` in [0,1].
+        mask: `[B,1,H,W]` soft foreground of the photo; what lies behind the person is nobody's texture.
         places: `[B,N,2]` x, y in the photo as `grid_sample` counts them (-1 to 1, align_corners false).
-        seen: `[B,N]` 1 where the photo shows the Gaussian, else 0.
+        seen: `[B,N]` how far the photo's pixels are to be trusted: 0 where it does not show the Gaussian, and where it
+            does, what the network has learned (little for a mouth that will open).
     """
 
     photo: Tensor
+    mask: Tensor
     places: Tensor
     seen: Tensor
 
@@ -215,7 +218,7 @@ def splat(
     batch, frames = gaussians.means.shape[:2]
     channels = torch.cat([gaussians.colors, gaussians.features], dim=-1)
     if texture is not None:
-        now = image_places(gaussians.means, intrinsics, world_to_camera, (size, size))
+        now = image_places(gaussians.means.detach(), intrinsics, world_to_camera, (size, size))
         seen = texture.seen[:, None, :, None].expand(-1, frames, -1, -1)
         channels = torch.cat([channels, (texture.places[:, None] - now) * seen, seen], dim=-1)
     result = rasterize(
@@ -235,7 +238,9 @@ def splat(
     if texture is None:
         return SplatMaps(rgb, alpha, features=image[:, :, 3:], textured=rgb, seen=torch.zeros_like(alpha))
     features, flow, seen = image[:, :, 3:].split([gaussians.features.shape[-1], 2, 1], dim=2)
-    pixels = _read_photo(texture.photo, flow / seen.clamp_min(1e-4))
+    read = _read_photo(torch.cat([texture.photo, texture.mask], dim=1), flow.detach() / seen.detach().clamp_min(1e-4))
+    pixels, inside = read.split([3, 1], dim=2)
+    seen = seen * (5 * inside - 4).clamp(0, 1)  # from 0.8 on: edges are mixed with what lies behind
     return SplatMaps(rgb, alpha, features, textured=rgb + seen * (pixels - rgb), seen=seen)
 
 
@@ -247,7 +252,7 @@ def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, siz
 
 
 def _read_photo(photo: Tensor, flow: Tensor) -> Tensor:
-    """Pixels of `photo [B,3,H,W]` to which `flow [B,T,2,h,w]` leads -> `[B,T,3,h,w]`, bilinear, borders repeated."""
+    """Pixels of `photo [B,D,H,W]` to which `flow [B,T,2,h,w]` leads -> `[B,T,D,h,w]`, bilinear, borders repeated."""
     frames, (height, width) = flow.shape[1], flow.shape[-2:]
     rows, columns = (2 * torch.arange(n, device=flow.device, dtype=flow.dtype) / n + 1 / n - 1 for n in (height, width))
     start = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)

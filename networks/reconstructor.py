@@ -166,8 +166,9 @@ class GaussianReconstructor(nn.Module):
         self.anchor = nn.Sequential(
             nn.Linear(sampled + 3 + prior_channels + width // 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
-        # offset 3, log scale 3, rotation 3, opacity 1, colour 3, features C: zeros leave the template as projected
-        self.heads = nn.Linear(width, 13 + feature_channels)
+        # Offset 3, log scale 3, rotation 3, opacity 1, colour 3, features C, trust in the photo 1: zeros leave the
+        # template as projected.
+        self.heads = nn.Linear(width, 14 + feature_channels)
         nn.init.zeros_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
 
@@ -322,9 +323,11 @@ class GaussianReconstructor(nn.Module):
         return tokens
 
     def _avatar(self, photo: Photo, raw: Tensor, filled: Tensor, visible: Tensor) -> Avatar:
-        """Read the heads' output `[B,N,13+C]` as changes of the coloured template; the photo becomes its texture."""
+        """Read the heads' output `[B,N,14+C]` as changes of the coloured template; the photo becomes its texture."""
         bare = self._bare(photo)
-        offset, scale, turn, opacity, colour, features = raw.split([3, 3, 3, 1, 3, self.feature_channels], dim=-1)
+        offset, scale, turn, opacity, colour, features, trust = raw.split(
+            [3, 3, 3, 1, 3, self.feature_channels, 1], dim=-1
+        )
         quaternion = F.normalize(torch.cat([torch.ones_like(opacity), 0.5 * turn], dim=-1), dim=-1)
         gaussians = Gaussians(
             means=bare.gaussians.means + self.max_offset * torch.tanh(offset),
@@ -339,8 +342,8 @@ class GaussianReconstructor(nn.Module):
             posed = avatar.pose(self.body, photo.body.map(lambda value: value[:, None]))
             size = (photo.image.shape[-2], photo.image.shape[-1])
             places = image_places(posed.means[:, 0], photo.intrinsics, photo.world_to_camera, size)
-        inside = (places.abs() < 1).all(-1)
-        return replace(avatar, texture=Texture(photo.image, places, visible * inside))
+        seen = visible * (places.abs() < 1).all(-1) * torch.sigmoid(trust[..., 0] + 2)
+        return replace(avatar, texture=Texture(photo.image, photo.mask, places, seen))
 
 
 class FeatureDecoder(nn.Module):

@@ -49,8 +49,8 @@ def avatar(body: BodyModel) -> Avatar:
         colors=1.2 * uniform(3) - 0.1,
         features=uniform(5),
     )
-    photo = torch.rand(1, 3, 32, 32, generator=generator)
-    texture = Texture(photo, 2 * uniform(2) - 1, (uniform() > 0.5).float())
+    photo, mask = torch.rand(1, 4, 32, 32, generator=generator).split([3, 1], dim=1)
+    texture = Texture(photo, mask, 2 * uniform(2) - 1, (uniform() > 0.5).float())
     return Avatar(gaussians, betas, ids, background=torch.full((1, 3), 0.5), texture=texture)
 
 

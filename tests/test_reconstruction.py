@@ -111,7 +111,7 @@ def test_the_texture_is_the_photo_moved_with_the_surface() -> None:
     camera = torch.eye(4)
     camera[0, 3] = moved
     posed = Gaussians(**{name: value[:, None] for name, value in vars(wall).items()})
-    texture = Texture(photo, places, torch.ones(1, num))
+    texture = Texture(photo, torch.ones(1, 1, size, size), places, torch.ones(1, num))
     maps = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5), texture)
     shift = int(moved * focal / distance)
     expected = photo[..., :, 8 - shift : size - 8 - shift]
@@ -132,7 +132,7 @@ def test_the_textured_splat_of_the_photo_s_own_pose_is_the_photo(
     with torch.no_grad():
         avatar, _ = reconstructor(photo_of(batch))
         maps = avatar.render(reconstructor.body, batch.body, batch.intrinsics, batch.world_to_camera, 64)
-    inside = (maps.seen > 0.9).expand_as(maps.rgb)
+    inside = (maps.seen > 0.8).expand_as(maps.rgb)
     assert inside.float().mean() > 0.1
     error = [(image - batch.frames)[inside].square().mean() for image in (maps.textured, maps.rgb)]
     assert error[0] < 0.1 * error[1]
@@ -150,7 +150,7 @@ def test_every_parameter_gets_a_gradient(reconstructor: GaussianReconstructor, c
     torch.nn.init.normal_(reconstructor.heads.weight, std=1e-2)  # zero heads pass nothing on
     avatar, tokens = reconstructor(photo_of(batch))
     maps = avatar.render(reconstructor.body, batch.body, batch.intrinsics, batch.world_to_camera, 64)
-    (maps.rgb.square().sum() + maps.features.square().sum() + tokens.square().sum()).backward()
+    (maps.textured.square().sum() + maps.features.square().sum() + tokens.square().sum()).backward()
     missing = [name for name, p in reconstructor.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missing == []
     reconstructor.zero_grad()
