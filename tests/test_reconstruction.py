@@ -309,7 +309,7 @@ def test_stages_train_on_rendered_people(stage: str, monkeypatch: pytest.MonkeyP
     )  # fmt: skip
     weights = cli.datamodule.training_windows().weights
     assert len(weights) == 25
-    assert weights[0] == pytest.approx(1 / 3 if stage == "reconstruction" else 1 / 2)
+    assert weights[0] == pytest.approx(1 / 3 if stage == "reconstruction" else 2 / 3)
     assert cli.model.step == 2
     trained = {clip.name for clip in cli.datamodule.clips}
     cli.datamodule.setup("test")
