@@ -14,12 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-from runtime.files import atomic_path
+from benchmarks.arms import check_options, fit_arm, say, split_options
 
 CONTROL, FULL = "matching", "matching + adversarial"
 # Arm -> what it changes of the config. The control's step is the distillation's own, bit for bit.
@@ -35,52 +33,15 @@ def run_folder(out: Path, arm: str, seed: int, updates: int) -> Path:
     return out / f"{updates} updates" / arm / f"seed {seed}"
 
 
-def trained_weights(folder: Path) -> Path | None:
-    """The weights of a finished training."""
-    found = sorted((folder / "adversarial").glob("version_*/weights.safetensors"))
-    return found[-1] if found else None
-
-
 def train_arm(folder: Path, arm: str, seed: int, updates: int, config: str, options: list[str]) -> Path:
-    """Train one student, from the start or from where an earlier call was cut off; its weights."""
-    if (done := trained_weights(folder)) is not None:
-        return done
-    command = [
-        sys.executable, "train.py", "fit", "-c", config, f"--data.num_steps={updates}", f"--data.seed={seed}",
-        f"--seed_everything={seed}", f"--trainer.val_check_interval={updates}", "--trainer.enable_progress_bar=false",
-        *ARMS[arm], *options,
-    ]  # fmt: skip
-    if any((folder / "adversarial").glob("version_*/checkpoints/last.ckpt")):
-        command.append("--ckpt_path=last")
-    folder.mkdir(parents=True, exist_ok=True)
-    say(f"{arm}, seed {seed}: training, log in {folder / 'fit.log'}")
-    with (folder / "fit.log").open("a") as log:
-        environment = {**os.environ, "VISA_RUNS": str(folder.resolve())}
-        code = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if code != 0 or (done := trained_weights(folder)) is None:
-        raise ValueError(f"training '{arm}' with seed {seed} failed: see {folder / 'fit.log'}")
-    return done
-
-
-def check_options(out: Path, config: str, options: list[str]) -> None:
-    """ValueError where the folder holds students that were trained with other options."""
-    record, own = out / "options.json", {"config": config, "options": options}
-    if record.is_file() and json.loads(record.read_text()) != own:
-        raise ValueError(f"{out} holds students trained with other options ({record}): choose another --out")
-    with atomic_path(record) as scratch:
-        scratch.write_text(json.dumps(own, indent=2) + "\n")
-
-
-def say(text: str) -> None:
-    """Standard output is for the JSON object alone."""
-    print(text, file=sys.stderr, flush=True)
+    """Train one student, or take the one that an earlier call has trained; its weights."""
+    arguments = ["-c", config, f"--data.num_steps={updates}", f"--data.seed={seed}", *ARMS[arm]]
+    return fit_arm(folder, "adversarial", arm, seed, updates, arguments, options)
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """The command line; what stands after `--` apart."""
-    own, options = sys.argv[1:], []
-    if "--" in own:
-        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
+    own, options = split_options(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="students of each arm")
     parser.add_argument("--updates", type=int, default=300, help="generator updates of each")

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ import torch
 from torch import Tensor
 
 import train
-from benchmarks.adversarial import check_options, say
+from benchmarks.arms import check_options, fit_arm, say, split_options
 from datamodules.batch import VideoBatch
 from datamodules.clip import Clip
 from datamodules.video import VideoDataModule
@@ -81,28 +79,9 @@ def arguments_of(arm: str, seed: int, steps: int, options: Sequence[str]) -> lis
     return [*configs, *sizes, *ARMS[arm], *options]
 
 
-def trained_weights(folder: Path) -> Path | None:
-    """The weights of a finished training."""
-    found = sorted((folder / "reconstruction").glob("version_*/weights.safetensors"))
-    return found[-1] if found else None
-
-
 def train_arm(folder: Path, arm: str, seed: int, steps: int, options: Sequence[str]) -> Path:
-    """Train one reconstruction, from the start or from where an earlier call was cut off; its weights."""
-    if (done := trained_weights(folder)) is not None:
-        return done
-    fit = [f"--seed_everything={seed}", f"--trainer.val_check_interval={steps}", "--trainer.enable_progress_bar=false"]
-    command = [sys.executable, "train.py", "fit", *arguments_of(arm, seed, steps, [*fit, *options])]
-    if any((folder / "reconstruction").glob("version_*/checkpoints/last.ckpt")):
-        command.append("--ckpt_path=last")
-    folder.mkdir(parents=True, exist_ok=True)
-    say(f"{arm}, seed {seed}: training, log in {folder / 'fit.log'}")
-    with (folder / "fit.log").open("a") as log:
-        environment = {**os.environ, "VISA_RUNS": str(folder.resolve())}
-        code = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if code != 0 or (done := trained_weights(folder)) is None:
-        raise ValueError(f"training '{arm}' with seed {seed} failed: see {folder / 'fit.log'}")
-    return done
+    """Train one reconstruction, or take the one that an earlier call has trained; its weights."""
+    return fit_arm(folder, "reconstruction", arm, seed, steps, arguments_of(arm, seed, steps, []), options)
 
 
 def build(arm: str, seed: int, steps: int, options: Sequence[str], unseen: str) -> tuple[Reconstruction, Any]:
@@ -250,9 +229,7 @@ def pictures(
 
 def parse(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command line; what stands after `--` apart."""
-    own, options = list(given), []
-    if "--" in own:
-        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
+    own, options = split_options(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each arm")
     parser.add_argument("--steps", type=int, default=900, help="training batches of each")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import adversarial
-from benchmarks.adversarial import ARMS, CONTROL, FULL, check_options, run_folder, train_arm, trained_weights
+from benchmarks.adversarial import ARMS, CONTROL, FULL, run_folder, train_arm
 from benchmarks.adversarial_effects import crop_boxes, effects, face_points, row_name
+from benchmarks.arms import check_options, split_options, trained_weights
 from datamodules.clip import Clip
 from datamodules.video import WindowReader
 from networks.body import BodyModel
@@ -69,15 +69,21 @@ def test_a_finished_student_is_kept_and_a_broken_one_goes_on(monkeypatch: pytest
             (version / "weights.safetensors").touch()
         return subprocess.CompletedProcess(command, 0 if len(commands) > 1 else 1)
 
-    monkeypatch.setattr(adversarial.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     folder = run_folder(tmp_path, FULL, 1, 7)
     with pytest.raises(ValueError, match=r"with seed 1 failed: see .*fit\.log"):
         train_arm(folder, FULL, 1, 7, "configs/adversarial.yaml", ["--data.resolution=64"])
     weights = train_arm(folder, FULL, 1, 7, "configs/adversarial.yaml", ["--data.resolution=64"])
-    assert weights == trained_weights(folder)
+    assert weights == trained_weights(folder, "adversarial")
     assert train_arm(folder, FULL, 1, 7, "configs/adversarial.yaml", []) == weights
     assert ["--ckpt_path=last" in command for command in commands] == [False, True]
-    assert {"--data.num_steps=7", "--data.seed=1", "--data.resolution=64"} <= set(commands[0])
+    assert {"--data.num_steps=7", "--data.seed=1", "--seed_everything=1"} <= set(commands[0])
+    assert commands[0][-1] == "--data.resolution=64"  # what the user says comes last and wins
+
+
+def test_what_stands_after_two_dashes_is_for_training() -> None:
+    assert split_options(["--seeds", "1"]) == (["--seeds", "1"], [])
+    assert split_options(["--seeds", "1", "--", "--x=1", "--"]) == (["--seeds", "1"], ["--x=1", "--"])
 
 
 def test_students_of_other_options_are_not_mixed(tmp_path: Path) -> None:

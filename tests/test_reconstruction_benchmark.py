@@ -10,6 +10,7 @@ import pytest
 
 import train
 from benchmarks import reconstruction
+from benchmarks.arms import trained_weights
 from benchmarks.reconstruction import ARMS, CROSS, OURS, PROJECTED, REAL_GROUP, SELF, arguments_of, flatten, schedule
 from tests.conftest import ROOT, write_clip
 
@@ -87,7 +88,7 @@ def test_the_whole_comparison_on_synthetic_people(
         monkeypatch.setattr(train, "RUNS", folder)
         quiet = ["--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"]
         train.main(["fit", *arguments_of(arm, seed, steps, [*quiet, *options])])
-        return reconstruction.trained_weights(folder) or folder
+        return trained_weights(folder, "reconstruction") or folder
 
     monkeypatch.setattr(reconstruction, "train_arm", fit)
     schedule_option = json.dumps([{"start": 0, "resolution": 64, "num_frames": 2, "batch_size": 1}])
