@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from losses.adversarial import approximate_penalty
 from networks.discriminator import TokenProbe, WanDiscriminator
 from networks.shader import ShaderCondition, VideoShader
-from tests.test_shader import make_condition, make_noisy, make_shader
+from tests.shader_inputs import make_condition, make_noisy, make_shader, make_wan_1_3b
 
 
 def make_discriminator(**arguments: object) -> WanDiscriminator:
@@ -131,14 +130,8 @@ def test_copies_do_not_share_the_backbone() -> None:
 
 def test_a_discriminator_on_wan_1_3b_has_its_keys_and_heads() -> None:
     """Meta device: the backbone keeps every published key; the heads have the stated shapes at full width."""
+    shader, original = make_wan_1_3b()
     with torch.device("meta"):
-        shader = VideoShader(
-            latent_channels=16, semantic_dim=768, temporal_stride=4, num_heads=12, head_dim=128, num_layers=30,
-            ffn_dim=8960, text_dim=4096, guide_skip_init=0.0,
-        )  # fmt: skip
-        original = WanTransformer3DModel(
-            num_attention_heads=12, attention_head_dim=128, num_layers=30, ffn_dim=8960, text_dim=4096
-        )
         discriminator = WanDiscriminator(shader, num_heads=12)
     published = original.state_dict()
     assert len(published) == 825

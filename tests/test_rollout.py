@@ -7,7 +7,7 @@ from torch import Tensor
 from networks.rollout import CausalRollout
 from networks.sampler import draw_noise, integrate, sample_bidirectional, shifted_levels
 from networks.shader import ShaderCondition, VideoShader, Window
-from tests.test_shader import make_condition, make_shader
+from tests.shader_inputs import make_condition, make_shader
 
 LEVELS = (1.0, 0.8, 0.5)
 

@@ -9,54 +9,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanR
 from torch import Tensor
 
 from networks.shader import RotaryTable, ShaderCondition, VideoShader, Window
-
-SMALL = {
-    "latent_channels": 4,
-    "feature_channels": 2,
-    "semantic_dim": 8,
-    "condition_channels": 3,
-    "spatial_stride": 8,
-    "num_heads": 2,
-    "head_dim": 12,
-    "num_layers": 3,
-    "ffn_dim": 32,
-    "text_dim": 16,
-    "freq_dim": 16,
-    "head_channels": 8,
-}
-
-
-def make_shader(**overrides: object) -> VideoShader:
-    """A small shader, all weights away from their special starts."""
-    torch.manual_seed(0)
-    shader = VideoShader(**{**SMALL, **overrides}).eval()
-    with torch.no_grad():
-        for name, parameter in shader.named_parameters():
-            # The condition head reads a thousand random numbers a latent: its output stays of size one.
-            parameter.add_((0.01 if "condition_head" in name else 0.1) * torch.randn_like(parameter))
-    return shader
-
-
-def make_condition(num_frames: int = 8, batch: int = 2, temporal_stride: int = 1) -> ShaderCondition:
-    generator = torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    return ShaderCondition(
-        guide=normal(batch, 4, num_frames, 4, 6),
-        maps=normal(batch, 1 + temporal_stride * (num_frames - 1), 10, 32, 48),
-        reference=normal(batch, 4, 1, 4, 6),
-        reference_guide=normal(batch, 4, 1, 4, 6),
-        reference_maps=normal(batch, 1, 10, 32, 48),
-        semantic=normal(batch, 5, 8),
-    )
-
-
-def make_noisy(num_frames: int = 8, batch: int = 2) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    shape = (batch, 4, num_frames, 4, 6)
-    return torch.randn(shape, generator=generator), torch.rand(batch, num_frames, generator=generator)
+from tests.shader_inputs import MAP_CHANNELS, SMALL, make_condition, make_noisy, make_shader, make_wan_1_3b
 
 
 class MaskedProcessor(WanAttnProcessor):
@@ -235,7 +188,7 @@ def test_conditions_slice_and_join() -> None:
 @torch.no_grad()
 def test_condition_head_keeps_the_codecs_time() -> None:
     shader = make_shader(temporal_stride=4)
-    maps = torch.randn(1, 13, 10, 32, 48)
+    maps = torch.randn(1, 13, MAP_CHANNELS, 32, 48)
     head = shader.condition_head
     for output, channels in enumerate((3, 4)):  # the encoded maps, the guide's correction
         whole = head(maps, True)[output]
@@ -311,14 +264,7 @@ def test_weights_survive_a_file(tmp_path: Path) -> None:
 
 def test_wan_1_3b_has_the_published_keys_and_shapes() -> None:
     """Shapes of Wan-AI/Wan2.1-T2V-1.3B-Diffusers: 30 layers of width 1536, checked against numbers stated here."""
-    with torch.device("meta"):
-        shader = VideoShader(
-            latent_channels=16, semantic_dim=768, temporal_stride=4, num_heads=12, head_dim=128, num_layers=30,
-            ffn_dim=8960, text_dim=4096, guide_skip_init=0.0,
-        )  # fmt: skip
-        original = WanTransformer3DModel(
-            num_attention_heads=12, attention_head_dim=128, num_layers=30, ffn_dim=8960, text_dim=4096
-        )
+    shader, original = make_wan_1_3b()
     state = original.state_dict()
     assert len(state) == 825
     assert sum(value.numel() for value in state.values()) == 1_418_996_800
