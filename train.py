@@ -49,6 +49,8 @@ class StageCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Hand the flags on to data and model."""
         config = self.config[self.subcommand]
+        if "subcommand" in config.model.init_args:
+            config.model.init_args.subcommand = self.subcommand
         if self.subcommand == "test" and config.quick:
             config.data.test_stride = 4
         if self.subcommand == "predict":

@@ -117,14 +117,16 @@ class Adversarial(Distillation):
         self.verdict = Verdict()
         if not train_backbone:
             self.frozen = (*self.frozen, "discriminator.backbone.")
-        self.discriminator = WanDiscriminator(
-            # A frozen backbone is the teacher itself: at full size a copy would take another 5 GiB.
-            copy.deepcopy(self.teacher) if train_backbone else self.teacher,
-            depths=depths,
-            width=head_width,
-            use_reference=use_reference,
-            train_backbone=train_backbone,
-        )
+        self.discriminator: WanDiscriminator | None = None
+        if self.is_trained:
+            self.discriminator = WanDiscriminator(
+                # A frozen backbone is the teacher itself: at full size a copy would take another 5 GiB.
+                copy.deepcopy(self.teacher) if train_backbone else self.teacher,
+                depths=depths,
+                width=head_width,
+                use_reference=use_reference,
+                train_backbone=train_backbone,
+            )
 
     def networks(self) -> list[str]:
         """Student, critic, discriminator."""

@@ -57,6 +57,8 @@ class Distillation(ShadingStage):
         test_window: frames that one teacher window paints in `test`.
         out: where `predict` writes.
         seed: of the noise.
+        subcommand: what the stage is built for, set by the command line: `validate` and `predict` need the student
+            alone, `test` the teacher too. The networks that they do without are neither read nor built.
     """
 
     stage = "shader"
@@ -92,6 +94,7 @@ class Distillation(ShadingStage):
         test_window: int = 9,
         out: str = "out.mp4",
         seed: int = 0,
+        subcommand: Literal["fit", "validate", "test", "predict"] = "fit",
     ) -> None:
         super().__init__(
             num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed,
@@ -112,15 +115,23 @@ class Distillation(ShadingStage):
         if odd := [steps for steps in student_test_steps if steps < 1 or len(noise_levels) % steps]:
             raise ValueError(f"student_test_steps {odd[0]} does not divide the {len(noise_levels)} noise_levels")
         self.test_window, self.out = test_window, out
+        self.is_trained = subcommand == "fit"
         self.student = shader
-        self.teacher = copy.deepcopy(shader)
-        if teacher_weights is not None:
+        self.teacher = copy.deepcopy(shader).requires_grad_(False) if subcommand in ("fit", "test") else None
+        if self.teacher is not None and teacher_weights is not None:
             load_weights(self.teacher, teacher_weights, COMMANDS["teacher"])
         if student_weights is not None:
             load_weights(self.student, student_weights, COMMANDS["shader_ode"])
-        self.teacher.requires_grad_(False)
-        self.critic = copy.deepcopy(self.teacher).requires_grad_(True) if objective == "distribution_matching" else None
+        has_critic = self.is_trained and objective == "distribution_matching"
+        self.critic = copy.deepcopy(self.teacher).requires_grad_(True) if has_critic else None
         self.rollout = CausalRollout(self.student, self.noise_levels)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As in every stage; where nothing is trained, only the student's part is read."""
+        if not self.is_trained:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: value for name, value in state.items() if name.startswith("student.")}
+        super().on_load_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> list[dict[str, Any]]:
         """AdamW for the student, and for the critic where there is one; momentum as in Self-Forcing."""

@@ -151,6 +151,31 @@ def test_predict_writes_the_video(clip_path: Path, tmp_path: Path) -> None:
     assert out.stat().st_size > 0
 
 
+@pytest.mark.parametrize("stage", ["shader", "adversarial"])
+def test_each_subcommand_builds_the_networks_that_it_uses(stage: str, clip_path: Path) -> None:
+    expected = {"fit": {"student", "teacher", "critic"}, "test": {"student", "teacher"}}
+    if stage == "adversarial":
+        expected["fit"].add("discriminator")
+    unread = "--model.init_args.teacher_weights=nowhere.safetensors"
+    inputs = ["--image=assets/photos/astronaut.png", f"--driving={clip_path.with_suffix('.track.npz')}"]
+    for subcommand, options in {"fit": [], "validate": [unread], "test": [], "predict": [unread, *inputs]}.items():
+        cli = train.main([subcommand, *STAGES[stage], *small(clip_path)[:1], *options], cli=train.BuildOnly)
+        built = {name for name, _ in cli.model.named_children()} - {"conditioner", "perceptual"}
+        assert built == expected.get(subcommand, {"student"})
+
+
+def test_the_student_of_a_checkpoint_is_validated(clip_path: Path) -> None:
+    """The checkpoint also holds critic and discriminator, which validation does without."""
+    options = [*STAGES["adversarial"], *small(clip_path)]
+    train.main(["fit", *options])
+    path = newest("adversarial") / "checkpoints/last.ckpt"
+    cli = train.main(["validate", *options, f"--ckpt_path={path}"])
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert any(name.startswith("discriminator.") for name in state)
+    for name, value in cli.model.student.state_dict().items():
+        assert torch.equal(value, state[f"student.{name}"]), name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
