@@ -26,7 +26,8 @@ class SaveWeights(Callback):
     Args:
         filename: in the run's folder.
         monitor: a validation metric, less is better: the weights are those of its best validation, kept beside
-            (`best-` + filename) until the fit has ended. None takes the end of the fit.
+            (`best-` + filename) until the fit has ended; of several ranks the first decides. None takes the end of the
+            fit.
     """
 
     def __init__(self, filename: str = "weights.safetensors", monitor: str | None = None) -> None:
@@ -51,23 +52,23 @@ class SaveWeights(Callback):
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
             raise ValueError(f"SaveWeights: no metric '{self.monitor}' to monitor: choose from {known}")
+        folder = trainer.log_dir  # a broadcast: every rank has to ask, whatever its own metric says
         value = float(trainer.callback_metrics[self.monitor])
         if value < self.best:
             self.best = value
-            self._write(trainer, pl_module, f"best-{self.filename}")
+            self._write(trainer, pl_module, folder, f"best-{self.filename}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.interrupted:
+        folder = trainer.log_dir  # as above
+        if trainer.interrupted or not trainer.is_global_zero or folder is None:
             return
-        folder = trainer.log_dir  # a broadcast: every rank has to ask
-        best = None if folder is None else Path(folder) / f"best-{self.filename}"
-        if best is None or not best.is_file():
-            self._write(trainer, pl_module, self.filename)
-        elif trainer.is_global_zero:
+        best = Path(folder) / f"best-{self.filename}"
+        if best.is_file():
             best.replace(Path(folder) / self.filename)
+        else:
+            self._write(trainer, pl_module, folder, self.filename)
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule, filename: str) -> None:
-        folder = trainer.log_dir  # a broadcast: every rank has to ask
+    def _write(self, trainer: Trainer, pl_module: LightningModule, folder: str | None, filename: str) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run or folder is None:
             return
         averages = [c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)]
