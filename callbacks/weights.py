@@ -65,7 +65,8 @@ class SaveWeights(Callback):
         best = Path(folder) / f"best-{self.filename}"
         if best.is_file():
             best.replace(Path(folder) / self.filename)
-        else:
+        elif not (math.isfinite(self.best) and (Path(folder) / self.filename).is_file()):
+            # Else a finished run was resumed for longer and found nothing better than what it already holds.
             self._write(trainer, pl_module, folder, self.filename)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, folder: str | None, filename: str) -> None:

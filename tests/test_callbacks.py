@@ -325,6 +325,11 @@ def test_weights_of_the_best_validation(tmp_path: Path) -> None:
     expected = _average_by_hand(start, recorder.weights[:4], 0.9)
     torch.testing.assert_close(load_file(path)["weight"].double(), expected, atol=1e-6, rtol=0)
     assert not list(tmp_path.rglob("best-*"))
+    longer = SaveWeights(monitor="val/distance")
+    longer.load_state_dict(callbacks[1].state_dict())  # as a resumed run does; its best was 1
+    before = path.read_bytes()
+    longer.on_fit_end(module.trainer, module)
+    assert path.read_bytes() == before
     with pytest.raises(ValueError, match="no metric 'val/none' to monitor: choose from val/distance"):
         _trainer(tmp_path, [SaveWeights(monitor="val/none")], logger=logger, **options).fit(
             Falls(), _loader(), _loader()
