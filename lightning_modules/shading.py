@@ -12,7 +12,7 @@ from callbacks.tensorboard_media import log_image, log_video
 from datamodules.batch import VideoBatch
 from lightning_modules.report import TestReport
 from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
-from losses.image import l1
+from losses.image import detail_loss, l1
 from losses.perceptual import PerceptualDistance
 from metrics.image import psnr
 from networks.codec import BlockCodec, WanCodec
@@ -80,16 +80,17 @@ class ShadingStage(Stage):
         return torch.randn(like.shape, generator=self.generator(stream)).to(like.device)
 
     def paired_terms(self, sample: Tensor, batch: VideoBatch) -> dict[str, Tensor]:
-        """L1 of all decoded frames and perceptual distance of one, against the window's true frames.
+        """L1 and contrast of detail of all decoded frames, perceptual distance of one, against the true frames.
 
-        Where both weigh 0 nothing is decoded: at full size the decoder's graph alone would fill a GPU.
+        Where all weigh 0 nothing is decoded: at full size the decoder's graph alone would fill a GPU.
         """
-        if not any(self.loss_weights.get(name, 1.0) for name in ("l1", "perceptual")):
+        if not any(self.loss_weights.get(name, 1.0) for name in ("l1", "detail", "perceptual")):
             return {}
         frames = self.codec.decode(sample)
         one = int(torch.randint(frames.shape[1], (1,), generator=self.generator(5)))
         return {
             "l1": l1(frames, batch.frames).mean(),
+            "detail": detail_loss(frames.flatten(0, 1), batch.frames.flatten(0, 1)).mean(),
             "perceptual": self.perceptual(frames[:, one].clamp(0, 1), batch.frames[:, one]).mean(),
         }
 

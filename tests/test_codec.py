@@ -19,13 +19,13 @@ SMALL_VAE = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_block
 def whitened() -> BlockCodec:
     codec = BlockCodec()
     generator = torch.Generator().manual_seed(0)
-    codec.mean.copy_(torch.randn(64, generator=generator))
-    codec.scale.copy_(torch.rand(64, generator=generator) + 0.1)
+    codec.mean.copy_(torch.randn(96, generator=generator))
+    codec.scale.copy_(torch.rand(96, generator=generator) + 0.1)
     return codec
 
 
 def test_block_codec_inverts_on_its_span(whitened: BlockCodec) -> None:
-    latents = torch.randn(2, 64, 3, 4, 5)
+    whitened, latents = whitened.double(), torch.randn(2, 96, 3, 4, 5).double()  # the basis itself is in float32
     frames = whitened.decode(latents)
     assert frames.shape == (2, 3, 3, 32, 40)
     torch.testing.assert_close(whitened.encode(frames), latents, atol=1e-5, rtol=0)
@@ -37,7 +37,7 @@ def test_block_codec_inverts_on_its_span(whitened: BlockCodec) -> None:
 def test_block_codec_equals_a_plain_cosine_transform() -> None:
     """Independent reference: scipy-style DCT sums of one block, written out."""
     codec = BlockCodec()
-    assert torch.allclose(codec.basis @ codec.basis.T, torch.eye(64), atol=1e-6)
+    assert torch.allclose(codec.basis @ codec.basis.T, torch.eye(96), atol=1e-6)
     frames = torch.rand(1, 1, 3, 8, 8)
     luma = (frames[0, 0].sum(0) - 1.5) / 3**0.5
     x = torch.arange(8)

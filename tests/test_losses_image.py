@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.image import box_weight, l1, mask_loss, region_weight, ssim_loss, weighted_mean
+from losses.image import box_weight, detail_loss, l1, mask_loss, region_weight, ssim_loss, weighted_mean
 from losses.perceptual import PerceptualDistance
 
 
@@ -121,6 +121,48 @@ def test_ssim_loss_is_the_definition() -> None:
     assert loss.shape == (2,)
     np.testing.assert_allclose(loss.numpy(), 1 - np.array(by_hand), atol=1e-4)
     assert ssim_loss(a, a).abs().max() < 1e-6
+
+
+def _contrasts_by_hand(frame: np.ndarray, octaves: int, floor: float) -> list[np.ndarray]:
+    """Local contrast of one frame [3, H, W], written with scipy's filters."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    bands = []
+    for octave in range(octaves):
+        line = np.zeros(4 * 2**octave + 1)
+        line[:: 2**octave] = np.array([1, 4, 6, 4, 1]) / 16
+        smooth = frame
+        for axis in (1, 2):
+            smooth = ndimage.convolve1d(smooth, line, axis=axis, mode="mirror")
+        means = ndimage.uniform_filter((frame - smooth) ** 2, size=(1, 8, 8))
+        rows, columns = (np.arange(0, size - 7, 4) + 4 for size in frame.shape[1:])
+        bands.append(np.sqrt(means[:, rows][:, :, columns] + floor**2))
+        frame = smooth
+    return bands
+
+
+def test_detail_loss_is_the_definition() -> None:
+    a, b = (torch.rand(2, 3, 40, 48, generator=torch.Generator().manual_seed(seed)).double() for seed in (1, 2))
+    by_hand = []
+    for x, y in zip(a.numpy(), b.numpy(), strict=True):
+        pairs = zip(_contrasts_by_hand(x, 3, 0.01), _contrasts_by_hand(y, 3, 0.01), strict=True)
+        by_hand.append(np.mean([np.abs(np.log(p) - np.log(q)).mean() for p, q in pairs]))
+    np.testing.assert_allclose(detail_loss(a, b, octaves=3, floor=0.01).numpy(), by_hand, rtol=1e-9)
+    small = (0.5 + 0.01 * (a[:1, :, :16, :16] - 0.5)).requires_grad_()
+    target = b[:1, :, :16, :16]
+    assert torch.autograd.gradcheck(lambda x: detail_loss(x, target), small, fast_mode=True)
+
+
+def test_detail_loss_misses_detail_not_its_place() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frames = 0.5 + 0.1 * torch.randn(1, 3, 64, 64, generator=generator)
+    shifted, faint = frames.roll(1, dims=-1), 0.5 + 0.5 * (frames - 0.5)
+    assert detail_loss(frames, frames) == 0
+    assert detail_loss(faint, frames).item() == pytest.approx(np.log(2), rel=0.02)  # the floor makes it less
+    assert detail_loss(shifted, frames) < 0.2 * detail_loss(faint, frames)
+    assert l1(shifted, frames).mean() > 2 * l1(faint, frames).mean()
+    flat = torch.full_like(frames, 0.5).requires_grad_()
+    detail_loss(flat, frames).sum().backward()
+    assert torch.isfinite(flat.grad).all()
 
 
 def test_l1_and_mask_loss_are_unreduced() -> None:
