@@ -44,8 +44,8 @@ class VideoBatch:
     frame_numbers: Tensor
     reference_numbers: Tensor
 
-    def cut(self, frames: slice) -> VideoBatch:
-        """The same windows with some of their frames."""
+    def cut(self, frames: slice | Tensor) -> VideoBatch:
+        """The same windows with some of their frames: a slice, or frame indices `[N]` in any order."""
         return replace(
             self,
             frames=self.frames[:, frames],

@@ -197,7 +197,7 @@ class VideoShader(nn.Module):
 
     def __init__(
         self,
-        latent_channels: int = 64,
+        latent_channels: int = 96,
         feature_channels: int = 16,
         semantic_dim: int = 128,
         condition_channels: int = 32,

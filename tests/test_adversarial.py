@@ -35,7 +35,7 @@ def build(stage: type[Distillation], **options: Any) -> tuple[Distillation, dict
     """A stage of small random networks, with the trainer's part of a step done by plain PyTorch, and its log."""
     torch.manual_seed(0)
     shader = VideoShader(
-        latent_channels=64, feature_channels=16, semantic_dim=128, condition_channels=8, num_heads=2, head_dim=12,
+        latent_channels=96, feature_channels=16, semantic_dim=128, condition_channels=8, num_heads=2, head_dim=12,
         num_layers=3, ffn_dim=32, text_dim=16, freq_dim=16, chunk_frames=3, prediction="x0", guide_skip_init=1.0,
         zero_init_conditions=False,
     )  # fmt: skip

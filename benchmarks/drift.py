@@ -1,0 +1,129 @@
+"""Does a long rollout drift? `python -m benchmarks.drift [--seconds 60] [--weights FILE] [--json]`.
+
+Plays five seconds of the shipped clip's validation block forth and back, in one unbroken rollout from the photo alone,
+and compares each pass with the true frames: the same frames every time, so that what changes from the first pass to
+the last is the rollout's own doing. Memory of the frames aside, nothing depends on the length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import train
+from benchmarks.shader import bounce
+from datamodules.batch import VideoBatch
+from datamodules.video import FixedWindows, VideoDataModule
+from lightning_modules.distillation import Distillation
+from metrics.image import psnr
+from metrics.perceptual import metric_network, perceptual_measures
+from runtime.media import sheet, write_image
+from runtime.provenance import device_name, git_commit
+
+FPS, PASS_FRAMES = 25, 125
+
+
+def block(module: VideoDataModule) -> VideoBatch:
+    """The first five seconds of the first clip's validation block `[1,T]`."""
+    module.setup("validate")
+    clip = module.clips[0]
+    first, last = clip.splits.validation[0]
+    numbers = np.arange(first, min(first + PASS_FRAMES, last + 1))
+    return next(iter(DataLoader(FixedWindows([(clip, numbers)], module.reader, module.resolution), batch_size=None)))
+
+
+@torch.inference_mode()
+def paint(stage: Distillation, batch: VideoBatch, order: Tensor) -> Tensor:
+    """Frames `[N,3,H,W]`, float16, of one rollout through the batch's frames in this order."""
+    stream = stage.stream(stage.student, stage.noise_levels)
+    stream.start(batch)
+    painted, first = [], 0
+    with tqdm(total=len(order), unit="frame") as progress:
+        while first < len(order):
+            last = min(first + stream.chunk_length(), len(order))
+            window = batch.cut(order[first:last])
+            frames, _ = stream.step(window.body, window.intrinsics, window.world_to_camera)
+            painted.append(frames[0].clamp(0, 1).half().cpu())
+            progress.update(last - first)
+            first = last
+    return torch.cat(painted)
+
+
+def passes(painted: Tensor, truth: Tensor, order: Tensor) -> list[dict[str, float]]:
+    """PSNR and perceptual distance (`vgg`) of each whole pass over the truth's frames, the first one forward."""
+    network, size = metric_network("stlpips", truth.device), len(truth)
+    results = []
+    for first in range(0, len(order) - size + 1, size - 1):  # the turning frame ends one pass and begins the next
+        part, true = painted[first : first + size], truth[order[first : first + size]]
+        distance = perceptual_measures(network, true, {"student": part})["student"].distance
+        results.append({"psnr": float(psnr(part.float(), true).mean()), "perceptual": float(distance.mean())})
+    return results
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float | str | int]:
+    """Everything that is measured, flat."""
+    cli = train.main(["validate", "-c", arguments.config, *overrides], cli=train.BuildOnly)
+    stage, module = cli.model.eval(), cli.datamodule
+    if not isinstance(stage, Distillation):
+        raise ValueError(f"{arguments.config} has no student: give configs/shader.yaml or configs/adversarial.yaml")
+    stage.load_exported(arguments.weights, train.RUNS)
+    batch = block(module)
+    order = bounce(round(arguments.seconds * FPS), batch.frames.shape[1])
+    if len(order) < 2 * batch.frames.shape[1]:
+        raise ValueError(f"--seconds {arguments.seconds:g} holds no two passes of {batch.frames.shape[1] / FPS:g} s")
+    painted = paint(stage, batch, order)
+    figures = passes(painted, batch.frames[0], order)
+    result: dict[str, float | str | int] = {
+        "device": device_name(stage.device),
+        "commit": git_commit(),
+        "seconds": arguments.seconds,
+        "passes": len(figures),
+    }
+    for name in ("psnr", "perceptual"):
+        values = [figure[name] for figure in figures]
+        result |= {f"{name}_first": values[0], f"{name}_last": values[-1]}
+        result |= {f"{name}_smallest": min(values), f"{name}_largest": max(values)}
+    result["perceptual_last_over_first"] = figures[-1]["perceptual"] / figures[0]["perceptual"]
+    if arguments.picture:
+        size = len(batch.frames[0])
+        times = torch.linspace(0, size - 1, 8).long()
+        start = (len(figures) - 1) * (size - 1)
+        shown = {"truth": batch.frames[0][order[times]], "first": painted[times].float()}
+        last_order = order[start : start + size]
+        shown["last"] = torch.stack([painted[start + int((last_order == t).nonzero()[0, 0])] for t in times]).float()
+        write_image(arguments.picture, sheet(shown))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("-c", "--config", default=train.DEFAULT_CONFIG, help="as for train.py (default: %(default)s)")
+    parser.add_argument("--weights", default=None, help="`shipped` or a file; by default the newest fit run's")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the rollout (default: %(default)s)")
+    parser.add_argument("--picture", type=Path, default=None, help="sheet of the first and the last pass to write")
+    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
+    arguments, overrides = parser.parse_known_args()
+    result = run(arguments, overrides)
+    for name, value in result.items():
+        print(f"{name:34s} {f'{value:.4f}' if isinstance(value, float) else value}", file=sys.stderr)
+    if arguments.json:
+        print(
+            json.dumps({name: round(value, 5) if isinstance(value, float) else value for name, value in result.items()})
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
