@@ -70,6 +70,15 @@ def passes(painted: Tensor, truth: Tensor, order: Tensor) -> list[dict[str, floa
     return results
 
 
+def first_and_last(painted: Tensor, truth: Tensor) -> Tensor:
+    """Sheet `[3,H',W']` of eight frames: truth, the first pass, the last whole one."""
+    turn = len(truth) - 1  # frames from one end of the motion to the other
+    last = (len(painted) - 1) // turn - 1
+    times = torch.linspace(0, turn, 8).long()
+    again = last * turn + (turn - times if last % 2 else times)
+    return sheet({"truth": truth[times], "first": painted[times].float(), "last": painted[again].float()})
+
+
 def run(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float | str | int]:
     """Everything that is measured, flat."""
     cli = train.main(["validate", "-c", arguments.config, *overrides], cli=train.BuildOnly)
@@ -95,13 +104,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float 
         result |= {f"{name}_smallest": min(values), f"{name}_largest": max(values)}
     result["perceptual_last_over_first"] = figures[-1]["perceptual"] / figures[0]["perceptual"]
     if arguments.picture:
-        size = len(batch.frames[0])
-        times = torch.linspace(0, size - 1, 8).long()
-        start = (len(figures) - 1) * (size - 1)
-        shown = {"truth": batch.frames[0][order[times]], "first": painted[times].float()}
-        last_order = order[start : start + size]
-        shown["last"] = torch.stack([painted[start + int((last_order == t).nonzero()[0, 0])] for t in times]).float()
-        write_image(arguments.picture, sheet(shown))
+        write_image(arguments.picture, first_and_last(painted, batch.frames[0]))
     return result
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.drift import passes
+from benchmarks.drift import first_and_last, passes
 from benchmarks.shader import bounce
 from metrics.image import psnr
 
@@ -20,3 +20,11 @@ def test_passes_compare_the_same_frames_whichever_way_they_run() -> None:
     assert found[2]["psnr"] == pytest.approx(float(psnr(painted[16:25:4].half().float(), true).mean()))
     assert found[2]["perceptual"] > 100 * found[0]["perceptual"]
     assert found[0]["psnr"] > 60
+
+
+def test_the_sheet_shows_the_same_frames_of_first_and_last_pass() -> None:
+    truth = torch.linspace(0, 1, 9)[:, None, None, None].expand(-1, 3, 32, 32)
+    for length in (26, 36):  # the last whole pass runs forth, then back
+        shown = first_and_last(truth[bounce(length, 9)].half(), truth)
+        rows = shown.unflatten(1, (3, 34))[:, :, 4:28, -270:]  # pictures of 32 px, lines of 2 between them
+        torch.testing.assert_close(rows[:, 1], rows[:, 2], atol=1e-3, rtol=0)

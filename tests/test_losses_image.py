@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from losses.image import box_weight, detail_loss, l1, mask_loss, region_weight, ssim_loss, weighted_mean
 from losses.perceptual import PerceptualDistance
@@ -125,7 +126,6 @@ def test_ssim_loss_is_the_definition() -> None:
 
 def _contrasts_by_hand(frame: np.ndarray, octaves: int, floor: float) -> list[np.ndarray]:
     """Local contrast of one frame [3, H, W], written with scipy's filters."""
-    ndimage = pytest.importorskip("scipy.ndimage")
     bands = []
     for octave in range(octaves):
         line = np.zeros(4 * 2**octave + 1)
