@@ -68,7 +68,7 @@ def schedule(steps: int) -> str:
     """The sizes of the shipped schedule in the same shares of `steps` training batches."""
     phases = {0: 64, round(steps * 2 / 9): 96, round(steps * 4 / 9): 128}
     return json.dumps(
-        [{"start": start, "resolution": side, "num_frames": 2, "batch_size": 2} for start, side in phases.items()]
+        [{"start": start, "resolution": side, "num_frames": 1, "batch_size": 4} for start, side in phases.items()]
     )
 
 
