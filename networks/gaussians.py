@@ -48,14 +48,16 @@ class Texture:
         photo: `[B,3,H,W]` in [0,1].
         mask: `[B,1,H,W]` soft foreground of the photo; what lies behind the person is nobody's texture.
         places: `[B,N,2]` x, y in the photo as `grid_sample` counts them (-1 to 1, align_corners false).
-        seen: `[B,N]` how far the photo's pixels are to be trusted: 0 where it does not show the Gaussian, and where it
-            does, what the network has learned (little for a mouth that will open).
+        seen: `[B,N]` 1 where the photo shows the Gaussian, else 0.
+        trust: `[B,N]` in [0,1], learned: how far the photo's pixels stand for a Gaussian that it shows (little for a
+            mouth that will open).
     """
 
     photo: Tensor
     mask: Tensor
     places: Tensor
     seen: Tensor
+    trust: Tensor
 
 
 @dataclass
@@ -220,7 +222,8 @@ def splat(
     if texture is not None:
         now = image_places(gaussians.means.detach(), intrinsics, world_to_camera, (size, size))
         seen = texture.seen[:, None, :, None].expand(-1, frames, -1, -1)
-        channels = torch.cat([channels, (texture.places[:, None] - now) * seen, seen], dim=-1)
+        trust = texture.trust[:, None, :, None]
+        channels = torch.cat([channels, (texture.places[:, None] - now) * seen, seen, seen * trust], dim=-1)
     result = rasterize(
         gaussians.means.flatten(0, 1),
         gaussians.quats.flatten(0, 1),
@@ -237,11 +240,31 @@ def splat(
     rgb = image[:, :, :3] + background[:, None, :, None, None] * (1 - alpha)
     if texture is None:
         return SplatMaps(rgb, alpha, features=image[:, :, 3:], textured=rgb, seen=torch.zeros_like(alpha))
-    features, flow, seen = image[:, :, 3:].split([gaussians.features.shape[-1], 2, 1], dim=2)
-    read = _read_photo(torch.cat([texture.photo, texture.mask], dim=1), flow.detach() / seen.detach().clamp_min(1e-4))
+    features, flow, shown, trusted = image[:, :, 3:].split([gaussians.features.shape[-1], 2, 1, 1], dim=2)
+    read = _read_photo(torch.cat([texture.photo, texture.mask], dim=1), flow.detach() / shown.detach().clamp_min(1e-4))
     pixels, inside = read.split([3, 1], dim=2)
-    seen = seen * (5 * inside - 4).clamp(0, 1)  # from 0.8 on: edges are mixed with what lies behind
+    # From 0.8 on: edges of the photo's foreground are mixed with what lies behind.
+    seen = _share_of_photo(shown, trusted, alpha) * (5 * inside - 4).clamp(0, 1)
     return SplatMaps(rgb, alpha, features, textured=rgb + seen * (pixels - rgb), seen=seen)
+
+
+def _share_of_photo(shown: Tensor, trusted: Tensor, alpha: Tensor) -> Tensor:
+    """How far the photo stands for each pixel `[B,T,1,H,W]`: whether it shows the front surface, times its trust there.
+
+    What lies behind shimmers through between the front Gaussians, which are pixels apart, and is mostly not in the
+    photo. The share of shown Gaussians is therefore taken over a neighbourhood, and from a half on it counts as whole.
+
+    Args:
+        shown: splat of `Texture.seen`, `[B,T,1,H,W]` as the others.
+        trusted: splat of `Texture.seen` times `Texture.trust`.
+        alpha: splat of ones.
+    """
+    side = 2 * round(alpha.shape[-1] / 64) + 1
+    maps = torch.cat([shown, trusted, alpha], dim=2).flatten(0, 1)
+    near = F.avg_pool2d(maps, side, 1, side // 2).unflatten(0, alpha.shape[:2])
+    near_shown, near_trusted, near_alpha = near.split(1, dim=2)
+    share = near_shown.detach() / near_alpha.detach().clamp_min(1e-4)
+    return alpha * ((share - 0.2) / 0.3).clamp(0, 1) * near_trusted / near_shown.clamp_min(1e-4)
 
 
 def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, size: tuple[int, int]) -> Tensor:

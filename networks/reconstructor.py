@@ -342,8 +342,8 @@ class GaussianReconstructor(nn.Module):
             posed = avatar.pose(self.body, photo.body.map(lambda value: value[:, None]))
             size = (photo.image.shape[-2], photo.image.shape[-1])
             places = image_places(posed.means[:, 0], photo.intrinsics, photo.world_to_camera, size)
-        seen = visible * (places.abs() < 1).all(-1) * torch.sigmoid(trust[..., 0] + 2)
-        return replace(avatar, texture=Texture(photo.image, photo.mask, places, seen))
+        seen, trusted = visible * (places.abs() < 1).all(-1), torch.sigmoid(trust[..., 0] + 2)
+        return replace(avatar, texture=Texture(photo.image, photo.mask, places, seen, trusted))
 
 
 class FeatureDecoder(nn.Module):

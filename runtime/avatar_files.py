@@ -15,7 +15,8 @@ from networks.body import BodyModel
 from networks.gaussians import Avatar, Gaussians, Texture
 from runtime.files import atomic_path
 
-FORMAT = "avatar-2"
+FORMAT = "avatar-3"
+GAUSSIANS = [f.name for f in dataclasses.fields(Gaussians)]
 MADE_BY = "python -m tools.export_avatar --image PHOTO --out NAME.safetensors"
 
 
@@ -39,7 +40,7 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
         body_name: the model's file name, for the message when another one is given on loading.
     """
     path = Path(path)
-    tensors = {f.name: getattr(avatar.gaussians, f.name) for f in dataclasses.fields(Gaussians)}
+    tensors = {name: getattr(avatar.gaussians, name) for name in GAUSSIANS}
     tensors |= {"betas": avatar.betas, "vertex_ids": avatar.vertex_ids, "background": avatar.background}
     if avatar.texture is not None:
         tensors |= {f"texture.{f.name}": getattr(avatar.texture, f.name) for f in dataclasses.fields(Texture)}
@@ -67,13 +68,12 @@ def load_avatar(path: str | Path, body: BodyModel) -> Avatar:
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable avatar ({error}): make it again with `{MADE_BY}`") from error
     if header.get("format") != FORMAT:
-        raise ValueError(f"{path} is a safetensors file but no avatar: make one with `{MADE_BY}`")
+        raise ValueError(f"{path} is a safetensors file but no avatar of this version: make one with `{MADE_BY}`")
     if header["body_fingerprint"] != body_fingerprint(body):
         raise ValueError(
             f"{path} was made on the body model {header['body_model']}, not on the one given: load it with that file"
         )
-    names = [f.name for f in dataclasses.fields(Gaussians)]
-    needed = [*names, "betas", "vertex_ids", "background"]
+    needed = [*GAUSSIANS, "betas", "vertex_ids", "background"]
     texture = {f.name: f"texture.{f.name}" for f in dataclasses.fields(Texture)}
     has_texture = any(name in tensors for name in texture.values())
     missing = [name for name in (*needed, *(texture.values() if has_texture else ())) if name not in tensors]
@@ -82,7 +82,7 @@ def load_avatar(path: str | Path, body: BodyModel) -> Avatar:
     _check(path, tensors, len(body.v_template))
     tensors = {name: value.to(body.v_template.device) for name, value in tensors.items()}
     return Avatar(
-        gaussians=Gaussians(**{name: tensors[name] for name in names}),
+        gaussians=Gaussians(**{name: tensors[name] for name in GAUSSIANS}),
         betas=tensors["betas"],
         vertex_ids=tensors["vertex_ids"],
         background=tensors["background"],
@@ -96,7 +96,7 @@ def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> N
     leading = means.shape[:2]
     wrong = [
         name
-        for name in ("means", "quats", "scales", "opacities", "colors", "features", "texture.places", "texture.seen")
+        for name in (*GAUSSIANS, "texture.places", "texture.seen", "texture.trust")
         if name in tensors and tensors[name].shape[:2] != leading
     ]
     if wrong or ids.shape != leading[1:] or bool(((ids < 0) | (ids >= num_vertices)).any()):

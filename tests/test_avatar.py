@@ -49,7 +49,7 @@ def avatar(body: BodyModel) -> Avatar:
         features=uniform(5),
     )
     photo, mask = torch.rand(1, 4, 32, 32, generator=generator).split([3, 1], dim=1)
-    texture = Texture(photo, mask, 2 * uniform(2) - 1, (uniform() > 0.5).float())
+    texture = Texture(photo, mask, 2 * uniform(2) - 1, (uniform() > 0.5).float(), uniform())
     return Avatar(gaussians, betas, ids, background=torch.full((1, 3), 0.5), texture=texture)
 
 
@@ -126,7 +126,8 @@ def test_an_avatar_is_refused_with_another_body(avatar: Avatar, body: BodyModel,
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "no avatar at"), (b"nonsense", "not a readable avatar"), ("weights", "no avatar:")]
+    ("content", "message"),
+    [(None, "no avatar at"), (b"nonsense", "not a readable avatar"), ("weights", "no avatar of this version:")],
 )
 def test_bad_avatar_files_are_one_line_errors(
     content: bytes | str | None, message: str, body: BodyModel, tmp_path: Path

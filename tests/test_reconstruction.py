@@ -26,6 +26,7 @@ from metrics.silhouette import silhouette_iou
 from networks.body import BodyModel, BodyParams
 from networks.conditioner import photo_of
 from networks.gaussians import Avatar, Gaussians, Texture, matrix_to_quaternion, quaternion_multiply, splat
+from networks.rasterizer import rasterize
 from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from networks.regions import DetailRegions
 from tests.conftest import ROOT, write_clip
@@ -111,7 +112,7 @@ def test_the_texture_is_the_photo_moved_with_the_surface() -> None:
     camera = torch.eye(4)
     camera[0, 3] = moved
     posed = Gaussians(**{name: value[:, None] for name, value in vars(wall).items()})
-    texture = Texture(photo, torch.ones(1, 1, size, size), places, torch.ones(1, num))
+    texture = Texture(photo, torch.ones(1, 1, size, size), places, torch.ones(1, num), torch.ones(1, num))
     maps = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5), texture)
     shift = int(moved * focal / distance)
     expected = photo[..., :, 8 - shift : size - 8 - shift]
@@ -123,6 +124,39 @@ def test_the_texture_is_the_photo_moved_with_the_surface() -> None:
     assert torch.equal(plain.rgb, maps.rgb)
     assert torch.equal(plain.features, maps.features)
     assert torch.equal(plain.textured, plain.rgb)
+
+
+def test_the_photo_covers_what_shimmers_through_the_front() -> None:
+    """A thin wall that the photo shows before one that it does not; its right half is trusted by a quarter."""
+    size, grid = 64, torch.linspace(-1.4, 1.4, 57)
+    front, back = (torch.cartesian_prod(grid, grid, torch.tensor([depth])) for depth in (2.0, 2.2))
+    means = torch.cat([front, back])[None]
+    num = means.shape[1]
+    quats = torch.zeros(1, num, 4)
+    quats[..., 0] = 1
+    walls = Gaussians(
+        means, quats, torch.full((1, num, 3), 0.025), torch.full((1, num), 0.6), torch.zeros(1, num, 3),
+        torch.zeros(1, num, 0),
+    )  # fmt: skip
+    shown = torch.cat([torch.ones(len(front)), torch.zeros(len(back))])[None]
+    trust = 1 - 0.75 * (means[..., 0] > 0).float()
+    photo, places = torch.full((1, 3, size, size), 0.7), means[..., :2] / 2 * 2
+    texture = Texture(photo, torch.ones(1, 1, size, size), places, shown, trust)
+    posed = Gaussians(**{name: value[:, None] for name, value in vars(walls).items()})
+    intrinsics = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None]
+    maps = splat(posed, intrinsics, torch.eye(4)[None, None], size, torch.zeros(1, 3), texture)
+    bare = splat(posed, intrinsics, torch.eye(4)[None, None], size, torch.zeros(1, 3), None)
+    weight = rasterize(
+        means, quats, walls.scales, walls.opacities, shown[..., None], intrinsics[0], torch.eye(4)[None], size, size
+    ).image[..., 0]
+    middle = slice(8, size - 8)
+    assert weight[:, middle, middle].min() < 0.9 * bare.alpha[..., middle, middle].min()  # the back shimmers through
+    share = maps.seen / maps.alpha
+    assert share[..., middle, 8:24].sub(1).abs().max() < 1e-4
+    assert share[..., middle, 40:56].sub(0.25).abs().max() < 1e-4
+    texture = replace(texture, seen=1 - shown)
+    hidden = splat(posed, intrinsics, torch.eye(4)[None, None], size, torch.zeros(1, 3), texture)
+    assert hidden.seen[..., middle, middle].max() == 0  # what shimmers through is not what the pixel shows
 
 
 def test_the_textured_splat_of_the_photo_s_own_pose_is_the_photo(

@@ -24,6 +24,7 @@ from tools.make_captures.stage import Stage
 
 BODY, LANDMARKS = Path("assets/body/smplx_anny.npz"), Path("assets/body/landmarks.npz")
 FRAME_QUALITY, MASK_QUALITY = 14, 16  # x264's crf
+FIRST_UNSEEN = 24  # at most: sets that grow keep the people who never train
 UNSEEN_LEAD = 4  # frames before the test block of a person who never trains; the photo is the first of them
 
 
@@ -64,6 +65,12 @@ def splits_text(num_frames: int, is_unseen: bool, validates: bool) -> str:
     return "validation: []\nreference: 0\n"
 
 
+def numbers_of(seen: int, unseen: int) -> tuple[list[int], list[int]]:
+    """Numbers of the people who train, and of those who never do; the last four before the latter validate."""
+    first = min(seen, FIRST_UNSEEN)
+    return [*range(first), *range(first + unseen, seen + unseen)], [*range(first, first + unseen)]
+
+
 def _grey_video(masks: list[NDArray[np.uint8]]) -> torch.Tensor:
     return torch.from_numpy(np.stack(masks))[:, None].expand(-1, 3, -1, -1).float() / 255
 
@@ -92,20 +99,22 @@ def make_captures(out: Path, settings: Settings, seen: int, unseen: int, threads
 
     Args:
         out: folder; people who never train go to its folder `test`.
-        seen, unseen: how many people of each sort; the unseen have the last numbers.
+        seen, unseen: how many people of each sort.
         only: numbers of the people to render; None takes all.
     """
     mi = require_mitsuba(threads)
     anatomy = Anatomy.load(BODY, LANDMARKS)
+    trained, tested = numbers_of(seen, unseen)
     # The unseen first: a set that was cut short can be tested on already.
-    numbers = [*range(seen, seen + unseen), *range(seen)] if only is None else only
+    numbers = [*tested, *trained] if only is None else only
     rendered = 0
     for index in tqdm(numbers, desc="people", unit="person"):
-        is_unseen = index >= seen
+        is_unseen = index in tested
         path = out / ("test" if is_unseen else "") / f"person_{index:02d}.mp4"
         if is_done(path.with_suffix(".track.npz"), settings.stamp(index)):
             continue
-        text = splits_text(settings.num_frames, is_unseen, validates=index >= seen - 4)
+        validates = tested[0] - 4 <= index < tested[0] if tested else index >= seen - 4
+        text = splits_text(settings.num_frames, is_unseen, validates)
         make_clip(mi, anatomy, settings, index, path, text)
         rendered += 1
     return rendered
@@ -115,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.make_captures", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the clips")
-    parser.add_argument("--seen", type=int, default=24, help="people who train (default: %(default)s)")
+    parser.add_argument("--seen", type=int, default=48, help="people who train (default: %(default)s)")
     parser.add_argument("--unseen", type=int, default=4, help="people who only test (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=48, help="frames a clip, 25 a second (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures, px (default: %(default)s)")

@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.make_captures.sheet", description=__doc__)
     parser.add_argument("--captures", type=Path, default=Path("assets/captures"))
     parser.add_argument("--out", type=Path, default=Path("docs/captures.jpg"))
-    parser.add_argument("--columns", type=int, default=4, help="people a row (default: %(default)s)")
+    parser.add_argument("--columns", type=int, default=6, help="people a row (default: %(default)s)")
     given = parser.parse_args()
     try:
         picture = sheet(given.captures, given.columns)
