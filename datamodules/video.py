@@ -38,7 +38,7 @@ class TestClip:
 
 # What every stage trains on and is tested on unless told otherwise: the real clip and rendered people, of whom four
 # (and a second real person, where her video is on the machine) never train.
-SAMPLE_CLIPS = (ClipSource(weight=2.0), ClipSource(path="assets/captures"))
+SAMPLE_CLIPS = (ClipSource(), ClipSource(path="assets/captures"))
 SAMPLE_TEST_CLIPS = (TestClip("assets/captures/test"), TestClip("../shared/real/studio_woman.mp4", "assets/clips"))
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 
 from datamodules.clip import Clip, load_track
 from networks.body import BodyModel, BodyParams
 from runtime.media import read_video
-from tools.make_captures.__main__ import BODY, LANDMARKS, Settings, is_done, splits_text
+from tools.make_captures.__main__ import BODY, LANDMARKS, Settings, is_done, numbers_of, splits_text
 from tools.make_captures.anatomy import Anatomy, inside_distance
 from tools.make_captures.cloth import follow
 from tools.make_captures.meshes import midpoint_matrix, smoothing_matrix, vertex_normals
@@ -208,7 +209,19 @@ def test_shipped_track_lies_in_its_mask(track_file: Path, anatomy: Anatomy) -> N
         height, width = mask.shape[1:]
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (anatomy.head > 0.9)
         assert inside.sum() > 1000
-        assert (mask[frame, row[inside], column[inside]] > 0.5).mean() > 0.98
+        # A vertex of the outline may fall into a pixel that it covers by less than a half: the next one is the person.
+        person = mask[frame] > 0.5
+        assert binary_dilation(person)[row[inside], column[inside]].mean() > 0.999
+        assert person[row[inside], column[inside]].mean() > 0.94
+
+
+def test_a_set_that_grows_keeps_the_people_who_never_train() -> None:
+    small, large = numbers_of(24, 4), numbers_of(48, 4)
+    assert small[1] == large[1] == [24, 25, 26, 27]
+    assert set(small[0]) < set(large[0])
+    assert not set(large[0]) & set(large[1])
+    assert (len(large[0]), max(large[0])) == (48, 51)
+    assert numbers_of(3, 2) == ([0, 1, 2], [3, 4])
 
 
 def test_shipped_set_is_small_and_has_unseen_people() -> None:
