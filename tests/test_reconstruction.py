@@ -26,7 +26,6 @@ from metrics.silhouette import silhouette_iou
 from networks.body import BodyModel, BodyParams
 from networks.conditioner import photo_of
 from networks.gaussians import Avatar, Gaussians, Texture, matrix_to_quaternion, quaternion_multiply, splat
-from networks.rasterizer import rasterize
 from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from networks.regions import DetailRegions
 from tests.conftest import ROOT, write_clip
@@ -93,25 +92,27 @@ def test_the_untrained_avatar_has_the_photo_s_colours(reconstructor: GaussianRec
     assert torch.isfinite(avatar.gaussians.colors).all()
 
 
+def walls(distances: list[float], scale: float, opacity: float) -> Gaussians:
+    """Flat black walls across the optical axis, 57 x 57 round Gaussians 5 cm apart each; two features that are 1."""
+    grid = torch.linspace(-1.4, 1.4, 57)
+    means = torch.cat([torch.cartesian_prod(grid, grid, torch.tensor([z])) for z in distances])[None, None]
+    many = means.shape[:-1]
+    quats = torch.tensor([1.0, 0, 0, 0]).expand(*many, 4)
+    sizes, opacities = torch.full((*many, 3), scale), torch.full(many, opacity)
+    return Gaussians(means, quats, sizes, opacities, torch.zeros(*many, 3), torch.ones(*many, 2))
+
+
 def test_the_texture_is_the_photo_moved_with_the_surface() -> None:
     """A flat wall of Gaussians before a moved camera: each pixel shows the photo's pixel a known shift away."""
     size, distance, focal, moved = 64, 2.0, 64.0, 0.25
-    rows = torch.linspace(-1.4, 1.4, 57)
-    means = torch.cartesian_prod(rows, rows, torch.tensor([distance]))[None]
-    num = means.shape[1]
-    places = means[..., :2] * focal / distance * 2 / size
-    quats = torch.zeros(1, num, 4)
-    quats[..., 0] = 1
-    wall = Gaussians(
-        means, quats, torch.full((1, num, 3), 0.03), torch.full((1, num), 0.9), torch.zeros(1, num, 3),
-        torch.ones(1, num, 2),
-    )  # fmt: skip
+    posed = walls([distance], 0.03, 0.9)
+    num = posed.means.shape[2]
+    places = posed.means[:, 0, :, :2] * focal / distance * 2 / size
     wave = torch.sin(torch.arange(size) * 2 * math.pi / 16)
     photo = (0.5 + 0.25 * wave[None, :] + 0.25 * wave[:, None]).expand(1, 3, size, size)
     intrinsics = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])[None, None]
     camera = torch.eye(4)
     camera[0, 3] = moved
-    posed = Gaussians(**{name: value[:, None] for name, value in vars(wall).items()})
     texture = Texture(photo, torch.ones(1, 1, size, size), places, torch.ones(1, num), torch.ones(1, num))
     maps = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5), texture)
     shift = int(moved * focal / distance)
@@ -128,34 +129,23 @@ def test_the_texture_is_the_photo_moved_with_the_surface() -> None:
 
 def test_the_photo_covers_what_shimmers_through_the_front() -> None:
     """A thin wall that the photo shows before one that it does not; its right half is trusted by a quarter."""
-    size, grid = 64, torch.linspace(-1.4, 1.4, 57)
-    front, back = (torch.cartesian_prod(grid, grid, torch.tensor([depth])) for depth in (2.0, 2.2))
-    means = torch.cat([front, back])[None]
-    num = means.shape[1]
-    quats = torch.zeros(1, num, 4)
-    quats[..., 0] = 1
-    walls = Gaussians(
-        means, quats, torch.full((1, num, 3), 0.025), torch.full((1, num), 0.6), torch.zeros(1, num, 3),
-        torch.zeros(1, num, 0),
-    )  # fmt: skip
-    shown = torch.cat([torch.ones(len(front)), torch.zeros(len(back))])[None]
+    size, posed = 64, walls([2.0, 2.2], 0.025, 0.6)
+    means = posed.means[:, 0]
+    shown = (means[..., 2] < 2.1).float()
     trust = 1 - 0.75 * (means[..., 0] > 0).float()
-    photo, places = torch.full((1, 3, size, size), 0.7), means[..., :2] / 2 * 2
+    photo, places = torch.full((1, 3, size, size), 0.7), means[..., :2]
     texture = Texture(photo, torch.ones(1, 1, size, size), places, shown, trust)
-    posed = Gaussians(**{name: value[:, None] for name, value in vars(walls).items()})
-    intrinsics = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None]
-    maps = splat(posed, intrinsics, torch.eye(4)[None, None], size, torch.zeros(1, 3), texture)
-    bare = splat(posed, intrinsics, torch.eye(4)[None, None], size, torch.zeros(1, 3), None)
-    weight = rasterize(
-        means, quats, walls.scales, walls.opacities, shown[..., None], intrinsics[0], torch.eye(4)[None], size, size
-    ).image[..., 0]
+    intrinsics, camera = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None], torch.eye(4)[None, None]
+    maps = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
+    only_shown = replace(posed, features=shown[:, None, :, None])
+    weight = splat(only_shown, intrinsics, camera, size, torch.zeros(1, 3)).features
     middle = slice(8, size - 8)
-    assert weight[:, middle, middle].min() < 0.9 * bare.alpha[..., middle, middle].min()  # the back shimmers through
+    assert (weight / maps.alpha)[..., middle, middle].min() < 0.9  # the back does shimmer through
     share = maps.seen / maps.alpha
     assert share[..., middle, 8:24].sub(1).abs().max() < 1e-4
     assert share[..., middle, 40:56].sub(0.25).abs().max() < 1e-4
     texture = replace(texture, seen=1 - shown)
-    hidden = splat(posed, intrinsics, torch.eye(4)[None, None], size, torch.zeros(1, 3), texture)
+    hidden = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
     assert hidden.seen[..., middle, middle].max() == 0  # what shimmers through is not what the pixel shows
 
 
