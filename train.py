@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -177,9 +178,21 @@ class SaveFitConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+def leave_process_group() -> None:
+    """Let Gloo's threads end before the interpreter does.
+
+    Lightning destroys the group at exit for NCCL alone. A Gloo thread that then still waits for the interpreter, to
+    drop the tensors of the last broadcast, aborts a process whose work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     try:
         main()
+        leave_process_group()
     except (FileNotFoundError, ValueError) as error:
         if os.environ.get("VISA_TRACEBACK"):
             raise
