@@ -43,8 +43,8 @@ class Distillation(ShadingStage):
         noise_levels: the student's denoising steps, from 1 downwards.
         learning_rate, critic_learning_rate: of AdamW.
         critic_updates: critic updates for each generator update, on the generator's rollout.
-        loss_weights: weight of each raw term of the student; terms not named count once. `l1`, `detail` and
-            `perceptual` compare decoded frames with the true ones.
+        loss_weights: weight of each raw term of the student; terms not named count once. `l1`, `detail`,
+            `perceptual` and `fine` (perceptual, of enlarged frames) compare decoded frames with the true ones.
         guidance: w of the teacher's `u + w (c - u)`; 1 is off.
         shift: timestep shift of teacher and critic.
         loss_floor: of the critic, as in `Teacher`.

@@ -13,7 +13,7 @@ from datamodules.batch import VideoBatch
 from lightning_modules.report import TestReport
 from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
 from losses.image import detail_loss, l1
-from losses.perceptual import PerceptualDistance
+from losses.perceptual import PerceptualDistance, enlarged
 from metrics.image import psnr
 from networks.codec import BlockCodec, WanCodec
 from networks.conditioner import Conditioner
@@ -80,18 +80,20 @@ class ShadingStage(Stage):
         return torch.randn(like.shape, generator=self.generator(stream)).to(like.device)
 
     def paired_terms(self, sample: Tensor, batch: VideoBatch) -> dict[str, Tensor]:
-        """L1 and contrast of detail of all decoded frames, perceptual distance of one, against the true frames.
+        """L1 and contrast of detail of all decoded frames, perceptual distance of one, as it is and enlarged (`fine`).
 
         Where all weigh 0 nothing is decoded: at full size the decoder's graph alone would fill a GPU.
         """
-        if not any(self.loss_weights.get(name, 1.0) for name in ("l1", "detail", "perceptual")):
+        if not any(self.loss_weights.get(name, 1.0) for name in ("l1", "detail", "perceptual", "fine")):
             return {}
         frames = self.codec.decode(sample)
         one = int(torch.randint(frames.shape[1], (1,), generator=self.generator(5)))
+        painted, true = frames[:, one].clamp(0, 1), batch.frames[:, one]
         return {
             "l1": l1(frames, batch.frames).mean(),
             "detail": detail_loss(frames.flatten(0, 1), batch.frames.flatten(0, 1)).mean(),
-            "perceptual": self.perceptual(frames[:, one].clamp(0, 1), batch.frames[:, one]).mean(),
+            "perceptual": self.perceptual(painted, true).mean(),
+            "fine": self.perceptual(enlarged(painted), enlarged(true)).mean(),
         }
 
     def drop_conditions(self, condition: ShaderCondition, probabilities: dict[str, float]) -> ShaderCondition:

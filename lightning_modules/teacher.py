@@ -35,8 +35,9 @@ class Teacher(ShadingStage):
         loss_floor: noise level below which the loss stops growing (`losses.flow.velocity_loss`); 0 for pretrained
             weights.
         loss_huber: c of the pseudo-Huber flow loss; 0 for the squared one.
-        loss_weights: weight of each raw term; terms not named count once. `l1`, `detail` and `perceptual` compare the
-            decoded x0 estimate with the true frames: residuals are heavy-tailed, and few batches alone leave noise.
+        loss_weights: weight of each raw term; terms not named count once. `l1`, `detail`, `perceptual` and `fine`
+            (perceptual, of enlarged frames) compare the decoded x0 estimate with the true frames: residuals are
+            heavy-tailed, and few batches alone leave noise.
         dropout: probability of dropping each signal, for guidance.
         validation_sampling_steps: numbers of Euler steps, each a row of the validation.
         test_sampling_steps: most Euler steps of `test`.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from losses.image import box_weight, detail_loss, l1, mask_loss, region_weight, ssim_loss, weighted_mean
-from losses.perceptual import PerceptualDistance
+from losses.perceptual import PerceptualDistance, enlarged
 
 
 def _frames(num_frames: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -71,6 +71,31 @@ def test_distance_grows_with_blur_and_is_fixed() -> None:
     distance.train()
     assert not distance.training
     assert not any(p.requires_grad for p in distance.parameters())
+
+
+def test_enlarged_frames_lie_between_their_pixels() -> None:
+    line = np.random.default_rng(0).uniform(0.3, 0.7, 40)
+    x, a = np.array([1.25, 0.25, 0.75, 1.75]), -0.75  # distances of the four pixels; Keys 1981, IEEE TASSP 29, eq. 4
+    taps = np.where(x <= 1, (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4))
+    right = np.correlate(line, taps, "valid")  # between pixels i + 1 and i + 2, a quarter behind the first
+    left = np.correlate(line, taps[::-1], "valid")
+    large = enlarged(torch.from_numpy(line).expand(1, 3, 40, 40))[0, 0, 40]
+    np.testing.assert_allclose(large[3:-3:2], right, rtol=1e-12)
+    np.testing.assert_allclose(large[4:-2:2], left, rtol=1e-12)
+    edge = (torch.arange(32) >= 16).float().expand(1, 3, 32, 32)  # bicubic curves run over at an edge
+    assert (enlarged(edge, 4).aminmax().min, enlarged(edge, 4).aminmax().max) == (0, 1)
+
+
+def test_the_finest_detail_weighs_more_in_enlarged_frames() -> None:
+    distance = PerceptualDistance("alex")
+    coarse = _frames(2, 64)
+    signs = torch.randint(2, coarse.shape, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    grain = 0.05 * (signs - F.avg_pool2d(signs.float(), 3, 1, 1))
+    fine = (coarse + grain).clamp(0, 1)
+    moved = coarse.roll(2, dims=3)  # an error of the coarse parts, as a measure
+    ratio = distance(fine, coarse) / distance(moved, coarse)
+    ratio_enlarged = distance(enlarged(fine), enlarged(coarse)) / distance(enlarged(moved), enlarged(coarse))
+    assert (ratio_enlarged > 1.5 * ratio).all()
 
 
 def test_bad_choices_are_named() -> None:
