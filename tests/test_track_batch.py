@@ -194,6 +194,7 @@ def test_what_is_not_in_the_picture_makes_no_nan(framing: str) -> None:
     report = report_of(detections, track)
     if framing == "head only":
         assert report["body_error_px"] is None
+        assert report["body_points_per_frame"] == 0
         assert report["fitted_body_acceleration_px"] is None
         assert "body_acceleration_reason" in report
     if framing == "photo":

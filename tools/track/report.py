@@ -37,6 +37,7 @@ def report_of(detections: Detections, track: Track) -> dict[str, Any]:
     pose = detections.pose[rows]
     inside = ((pose[..., :2] > 0) & (pose[..., :2] < (detections.width, detections.height))).all(-1)
     seen = (np.nan_to_num(pose[..., 3]) > 0.5) & inside & np.isfinite(track.pose[rows, :, 0])
+    report["body_points_per_frame"] = float(seen.sum(-1).mean())  # how many points the next two figures rest on
     if seen.any():
         off = np.linalg.norm(track.pose[rows] - pose[..., :2], axis=-1)
         report["body_error_px"] = float(off[seen].mean())
