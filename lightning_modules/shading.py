@@ -151,7 +151,7 @@ class ShadingStage(Stage):
         self.report.add_sample(row, batch, self.paint_teacher(teacher, start, num_steps, window, shift, sample=1))
 
     def log_validation(self, batch: VideoBatch, batch_idx: int, splat: SplatMaps, painted: dict[str, Tensor]) -> None:
-        """PSNR and perceptual distance of each row, pictures and video of the first window.
+        """PSNR and perceptual distances of each row, pictures and video of the first window.
 
         The perceptual network is the one of the losses (`alex`): the reported one (`vgg`) is opened by `test` alone.
         """
@@ -161,6 +161,8 @@ class ShadingStage(Stage):
             frames = frames.clamp(0, 1)
             self.log(f"val/psnr_{name}", psnr(frames, truth).mean(), prog_bar=name in painted, batch_size=1)
             self.log(f"val/perceptual_{name}", self.perceptual(frames, truth).mean(), batch_size=1)
+            fine = self.perceptual(enlarged(frames[::4]), enlarged(truth[::4]))  # it costs four times as much a frame
+            self.log(f"val/fine_{name}", fine.mean(), batch_size=1)
         if batch_idx == 0:
             shown = {"truth": truth, **rows}
             log_image(self.loggers, "val/sheet", sheet(shown), self.step)
