@@ -148,14 +148,14 @@ class Adversarial(Distillation):
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
         """Generator, critic, discriminator: all on one rollout."""
-        condition, real, _ = self.read(batch)
+        condition, real, splat = self.read(batch)
         terms, sample = self.matching_terms(condition)
         weights = dict(self.loss_weights)
         use_discriminator = self.adversarial_weight > 0
         if use_discriminator and self.step >= self.adversarial_start:
             terms["adversarial"] = self.adversarial_term(condition, real, sample)
             weights["adversarial"] = self.adversarial_weight
-        terms |= self.paired_terms(sample, batch)
+        terms |= self.paired_terms(sample, splat, batch)
         if "adversarial" in terms and self.step % 10 == 0:
             self.log("adversarial/pull", self.pull(terms, weights, sample))
         self.update("student", terms, weights)

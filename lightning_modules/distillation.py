@@ -149,9 +149,9 @@ class Distillation(ShadingStage):
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
         """One generator update, then the critic's updates on the same rollout."""
-        condition, _, _ = self.read(batch)
+        condition, _, splat = self.read(batch)
         terms, sample = self.ode_terms(condition) if self.objective == "ode" else self.matching_terms(condition)
-        self.update("student", terms | self.paired_terms(sample, batch), self.loss_weights)
+        self.update("student", terms | self.paired_terms(sample, splat, batch), self.loss_weights)
         if self.critic is not None:
             self.critic_step(condition, sample.detach())
         self.step += 1

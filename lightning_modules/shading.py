@@ -79,14 +79,14 @@ class ShadingStage(Stage):
         """Standard normal noise of this step, one stream a use."""
         return torch.randn(like.shape, generator=self.generator(stream)).to(like.device)
 
-    def paired_terms(self, sample: Tensor, batch: VideoBatch) -> dict[str, Tensor]:
+    def paired_terms(self, sample: Tensor, splat: SplatMaps, batch: VideoBatch) -> dict[str, Tensor]:
         """L1 and contrast of detail of all decoded frames, perceptual distance of one, as it is and enlarged (`fine`).
 
         Where all weigh 0 nothing is decoded: at full size the decoder's graph alone would fill a GPU.
         """
         if not any(self.loss_weights.get(name, 1.0) for name in ("l1", "detail", "perceptual", "fine")):
             return {}
-        frames = self.codec.decode(sample)
+        frames = splat.matted(self.codec.decode(sample))
         one = int(torch.randint(frames.shape[1], (1,), generator=self.generator(5)))
         painted, true = frames[:, one].clamp(0, 1), batch.frames[:, one]
         return {
@@ -114,9 +114,9 @@ class ShadingStage(Stage):
         generator = torch.Generator().manual_seed(self.seed + 7919 * sample)
         painted, total = [], batch.intrinsics.shape[1]
         for first in range(0, total, window):
-            condition, _ = self.conditioner(batch.cut(slice(first, min(first + window, total))))
+            condition, splat = self.conditioner(batch.cut(slice(first, min(first + window, total))))
             latents = sample_bidirectional(teacher, condition, num_steps, shift, generator)
-            painted.append(self.codec.decode(latents)[0])
+            painted.append(splat.matted(self.codec.decode(latents))[0])
         return torch.cat(painted)
 
     def paint_student(

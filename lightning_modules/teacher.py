@@ -98,13 +98,14 @@ class Teacher(ShadingStage):
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
         """One noise level a window, velocity loss on every latent."""
-        condition, x0, _ = self.read(batch)
+        condition, x0, splat = self.read(batch)
         level = sample_levels((x0.shape[0],), self.shift, self.generator(0), x0.device)[:, None].expand(-1, x0.shape[2])
         noise = self.noise(x0, 1)
         condition = self.drop_conditions(condition, self.dropout)
         prediction = self.shader(add_noise(x0, noise, level), level, condition)
         loss = velocity_loss(prediction.velocity, x0, noise, level, self.loss_floor, self.loss_huber)
-        terms = {"flow": (loss * self.codec.channel_weight()).mean(), **self.paired_terms(prediction.x0, batch)}
+        terms = {"flow": (loss * self.codec.channel_weight()).mean()}
+        terms |= self.paired_terms(prediction.x0, splat, batch)
         self.step += 1
         return self.weighted_sum(terms, self.loss_weights)
 

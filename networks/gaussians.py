@@ -14,6 +14,9 @@ from networks.rasterizer import rasterize
 
 # B people, T frames, N Gaussians, C feature channels.
 
+# Share of the frame's side that painting may reach beyond the silhouette, for loose hair and cloth; 2 px at 128.
+MATTE_MARGIN = 1 / 64
+
 
 @dataclass(frozen=True)
 class Gaussians:
@@ -86,6 +89,16 @@ class SplatMaps:
     def condition(self) -> Tensor:
         """`[B,T,C+8,H,W]`: the Gaussians' maps, textured RGB in [-1,1] and its share: the shader's condition maps."""
         return torch.cat([self.gaussian_maps(), self.textured * 2 - 1, self.seen], dim=2)
+
+    def matted(self, painted: Tensor) -> Tensor:
+        """Painted frames `[B,T,3,H,W]` where the avatar is and MATTE_MARGIN around it; `textured` elsewhere.
+
+        A latent patch that holds the silhouette cannot leave its other pixels alone: beyond the margin stands the
+        plain background, not what the patch left there.
+        """
+        reach = round(MATTE_MARGIN * painted.shape[-1])
+        near = F.max_pool2d(self.alpha.flatten(0, 1), 2 * reach + 1, 1, reach).view_as(self.alpha)
+        return torch.lerp(self.textured, painted, near)
 
 
 def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class AvatarStream:
         )
         latents = self.rollout.step(chunk, self._generator)
         self._is_first = False
-        return self._decoder.decode(latents), splat.rgb
+        return splat.matted(self._decoder.decode(latents)), splat.rgb
 
     def paint(self, batch: VideoBatch) -> tuple[Tensor, Tensor]:
         """Paint a whole window `[1,T]` in one unbroken rollout -> painted and splatted frames `[T,3,H,W]`.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from safetensors.torch import load_file
 from scipy.spatial.transform import Rotation
@@ -25,7 +26,15 @@ from metrics.evaluation import Prediction, evaluate_rows
 from metrics.silhouette import silhouette_iou
 from networks.body import BodyModel, BodyParams
 from networks.conditioner import photo_of
-from networks.gaussians import Avatar, Gaussians, Texture, matrix_to_quaternion, quaternion_multiply, splat
+from networks.gaussians import (
+    Avatar,
+    Gaussians,
+    SplatMaps,
+    Texture,
+    matrix_to_quaternion,
+    quaternion_multiply,
+    splat,
+)
 from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from networks.regions import DetailRegions
 from tests.conftest import ROOT, write_clip
@@ -371,3 +380,21 @@ def test_test_measures_people_who_never_train(
         assert rows[name]["identity_photo"] is not None or rows[name]["identity_photo_reason"]
     assert (path.parent / "photo.png").is_file()
     assert (path.parent / "cross_motion.png").is_file()
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_painting_reaches_two_pixels_of_128_beyond_the_silhouette(size: int) -> None:
+    reach = round(size / 64)
+    generator = torch.Generator().manual_seed(0)
+    alpha = (torch.rand(1, 2, 1, size, size, generator=generator) - 0.97).clamp_min(0) / 0.03
+    textured, painted = (torch.rand(1, 2, 3, size, size, generator=generator) for _ in range(2))
+    maps = SplatMaps(textured, alpha, textured[:, :, :0], textured, alpha)
+    painted.requires_grad_(True)
+    matted = maps.matted(painted)
+
+    near = scipy.ndimage.grey_dilation(alpha.numpy(), size=(1, 1, 1, 2 * reach + 1, 2 * reach + 1), mode="nearest")
+    expected = near * painted.detach().numpy() + (1 - near) * textured.numpy()
+    np.testing.assert_allclose(matted.detach().numpy(), expected, atol=1e-6)
+    assert (near == 0).mean() > 0.1  # pixels that are the plain splat's
+    matted.sum().backward()
+    np.testing.assert_allclose(painted.grad.numpy(), np.broadcast_to(near, painted.shape), atol=1e-6)
