@@ -15,7 +15,9 @@ from datamodules.batch import VideoBatch
 from lightning_modules.distillation import Distillation
 from losses.adversarial import Pairing, approximate_penalty, discriminator_loss, generator_loss, logit_accuracy
 from losses.flow import add_noise, sample_levels
+from networks.codec import BlockCodec
 from networks.discriminator import WanDiscriminator
+from networks.gaussians import SplatMaps
 from networks.shader import ShaderCondition
 
 MENDS = {
@@ -152,8 +154,11 @@ class Adversarial(Distillation):
         terms, sample = self.matching_terms(condition)
         weights = dict(self.loss_weights)
         use_discriminator = self.adversarial_weight > 0
+        shown = sample
+        if use_discriminator:
+            real, shown = self.shown(real, splat), self.shown(sample, splat)
         if use_discriminator and self.step >= self.adversarial_start:
-            terms["adversarial"] = self.adversarial_term(condition, real, sample)
+            terms["adversarial"] = self.adversarial_term(condition, real, shown)
             weights["adversarial"] = self.adversarial_weight
         terms |= self.paired_terms(sample, splat, batch)
         if "adversarial" in terms and self.step % 10 == 0:
@@ -161,8 +166,17 @@ class Adversarial(Distillation):
         self.update("student", terms, weights)
         self.critic_step(condition, sample.detach())
         for update in range(self.discriminator_updates if use_discriminator else 0):
-            self.discriminator_step(condition, real, sample.detach(), update)
+            self.discriminator_step(condition, real, shown.detach(), update)
         self.step += 1
+
+    def shown(self, sample: Tensor, splat: SplatMaps) -> Tensor:
+        """Latents of real or painted frames under the matte, which alone must not tell the two apart.
+
+        A learned codec would have to run forth and back with its graph; its latents are judged as they are.
+        """
+        if isinstance(self.codec, BlockCodec):
+            return self.codec.encode(splat.matted(self.codec.decode(sample)))
+        return sample
 
     def adversarial_term(self, condition: ShaderCondition, real: Tensor, sample: Tensor) -> Tensor:
         """The generator's loss on its own rollout, with its graph; the discriminator gets no gradient."""

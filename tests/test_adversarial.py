@@ -94,7 +94,8 @@ def test_each_option_takes_a_step(
         assert torch.equal(level, fake_level)
         assert float(level.max()) <= 0.5
         # Real and fake carry the same noise: what is left of each after its own picture is taken out is equal.
-        truth = stage.read(batch)[1]
+        _, truth, splat = stage.read(batch)
+        truth = stage.shown(truth, splat)
         noise = (real - add_noise(truth, torch.zeros_like(truth), level)) / level[:, None, :, None, None]
         assert abs(float(noise.std()) - 1) < 0.1
         assert float((moved - real).std()) == pytest.approx(0.01, rel=0.1)
@@ -107,6 +108,20 @@ def test_each_option_takes_a_step(
     expected |= {f"gradient_norm/{name}_unclipped" for name in ("student", "critic", "discriminator")}
     assert expected <= set(logged)
     assert all(bool(torch.isfinite(value).all()) for value in logged.values())
+
+
+def test_what_the_matte_hides_is_not_judged(batch: VideoBatch) -> None:
+    stage, _ = build(Adversarial)
+    _, real, splat = stage.read(batch)
+    frames = stage.codec.decode(real)
+    hidden = torch.nn.functional.max_pool2d(splat.alpha[0], 3, 1, 1) == 0  # at 64 px painting reaches one pixel out
+    other = stage.codec.encode(frames + 0.5 * hidden[None])
+    assert not torch.allclose(other, real, atol=0.1)
+    # The codec keeps half of its channels, so that hidden pixels leak a little over the silhouette's blocks.
+    leak = (stage.shown(other, splat) - stage.shown(real, splat)).square().mean().sqrt()
+    assert float(leak / (other - real).square().mean().sqrt()) < 0.1
+    visible = splat.matted(frames)
+    torch.testing.assert_close(stage.shown(real, splat), stage.codec.encode(visible))
 
 
 @pytest.mark.parametrize("train_backbone", [False, True])
