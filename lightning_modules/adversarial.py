@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,6 +83,9 @@ class Adversarial(Distillation):
         depths: shares of the backbone's blocks after which the discriminator reads tokens.
         head_width: of its branches; None for the backbone's token width.
         use_reference: let the reference's features judge the whole clip.
+        show_guide: let the discriminator see the splat as well as photo and video. It then asks how far a video is from
+            its guide, in which a student that paints the mean always differs from life, and the cheapest answer is
+            flicker; without, how real it looks.
         train_backbone: train the discriminator's backbone, a copy of the teacher, as well as its heads; otherwise it is
             the frozen teacher itself.
         distillation: as in `Distillation`, whose student this stage starts from.
@@ -102,6 +106,7 @@ class Adversarial(Distillation):
         depths: Sequence[float] = (0.45, 0.70, 0.97),
         head_width: int | None = None,
         use_reference: bool = True,
+        show_guide: bool = False,
         train_backbone: bool = False,
         **distillation: Any,
     ) -> None:
@@ -115,7 +120,7 @@ class Adversarial(Distillation):
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
         self.penalty_weight, self.pairing, self.largest_level = penalty_weight, pairing, largest_level
         self.discriminator_learning_rate = discriminator_learning_rate
-        self.discriminator_updates = discriminator_updates
+        self.discriminator_updates, self.show_guide = discriminator_updates, show_guide
         self.verdict = Verdict()
         if not train_backbone:
             self.frozen = (*self.frozen, "discriminator.backbone.")
@@ -204,6 +209,10 @@ class Adversarial(Distillation):
 
     def logits(self, noisy: Tensor, level: Tensor, condition: ShaderCondition) -> Tensor:
         """`[B,T+1]`: one logit a latent frame and one for the clip."""
+        if not self.show_guide:
+            condition = replace(
+                condition.drop(which=["maps"]), guide=torch.zeros_like(condition.guide), maps=None, encoded=None
+            )
         judged = self.discriminator(noisy, level, condition)
         return torch.cat([judged.local, judged.clip[:, None]], dim=1)
 

@@ -94,7 +94,7 @@ class WanDiscriminator(nn.Module):
 
 
 class TokenProbe(nn.Module):
-    """Cross-attention that sums a set of tokens up in one vector: tokens `[B,L,D]` -> `[B,W]`.
+    """A hidden layer on each token, then cross-attention that sums them up in one vector: tokens `[B,L,D]` -> `[B,W]`.
 
     The question is one learned register token, or (`asks_with_tokens`) M tokens `[B,M,D]`, each of which is compared
     with its answer before the mean is taken.
@@ -107,7 +107,9 @@ class TokenProbe(nn.Module):
         self.num_heads = num_heads
         # Tokens between blocks are unnormalised and grow with depth.
         self.norm = nn.LayerNorm(token_width)
-        self.key_value = nn.Linear(token_width, 2 * width)
+        # Attention is linear in its values: texture, a second moment, shows only if each token is bent by itself first.
+        self.hidden = nn.Sequential(nn.Linear(token_width, width), nn.GELU())
+        self.key_value = nn.Linear(width, 2 * width)
         self.query = nn.Linear(token_width, width) if asks_with_tokens else None
         self.register_token = None if asks_with_tokens else nn.Parameter(torch.randn(width) / math.sqrt(width))
         self.compare = (
@@ -115,7 +117,7 @@ class TokenProbe(nn.Module):
         )
 
     def forward(self, tokens: Tensor, question: Tensor | None) -> Tensor:
-        key, value = self.key_value(self.norm(tokens)).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        key, value = self.key_value(self.hidden(self.norm(tokens))).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         if self.query is None:
             query = self.register_token.to(key.dtype).expand(tokens.shape[0], 1, -1)
         else:

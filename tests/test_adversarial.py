@@ -1,6 +1,7 @@
 """The adversarial stage: every option takes a step that changes what it should; the verdict on the discriminator."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,19 @@ def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("pairing", "use_reference", "train_backbone", "updates"),
-    [("relativistic", True, False, 1), ("hinge", False, False, 2), ("non_saturating", True, True, 1)],
+    ("pairing", "use_reference", "train_backbone", "updates", "show_guide"),
+    [
+        ("relativistic", True, False, 1, False),
+        ("hinge", False, False, 2, True),
+        ("non_saturating", True, True, 1, False),
+    ],
 )
 def test_each_option_takes_a_step(
-    pairing: str, use_reference: bool, train_backbone: bool, updates: int, batch: VideoBatch
+    pairing: str, use_reference: bool, train_backbone: bool, updates: int, show_guide: bool, batch: VideoBatch
 ) -> None:
     stage, logged = build(
         Adversarial, pairing=pairing, use_reference=use_reference, train_backbone=train_backbone,
-        discriminator_updates=updates, critic_updates=2, head_width=16, depths=[0.5, 1.0],
+        show_guide=show_guide, discriminator_updates=updates, critic_updates=2, head_width=16, depths=[0.5, 1.0],
     )  # fmt: skip
     judged: list[tuple[Tensor, Tensor]] = []
     forward = stage.discriminator.forward
@@ -108,6 +113,17 @@ def test_each_option_takes_a_step(
     expected |= {f"gradient_norm/{name}_unclipped" for name in ("student", "critic", "discriminator")}
     assert expected <= set(logged)
     assert all(bool(torch.isfinite(value).all()) for value in logged.values())
+
+
+@pytest.mark.parametrize("show_guide", [False, True])
+def test_the_guide_is_judged_where_it_is_shown(show_guide: bool, batch: VideoBatch) -> None:
+    stage, _ = build(Adversarial, show_guide=show_guide, use_reference=False)
+    condition, real, _ = stage.read(batch)
+    other = replace(condition, guide=condition.guide + 1, maps=condition.maps.flip(-1))
+    level = torch.full((1, real.shape[2]), 0.3)
+    with torch.no_grad():
+        logits = [stage.logits(real, level, given) for given in (condition, other)]
+    assert torch.equal(*logits) is not show_guide
 
 
 def test_what_the_matte_hides_is_not_judged(batch: VideoBatch) -> None:

@@ -51,11 +51,12 @@ def test_local_logits_judge_frames_and_the_clip_logit_all(use_reference: bool) -
 
 @torch.no_grad()
 def test_probe_is_softmax_attention() -> None:
-    """Independent reference: one head, written out."""
+    """Independent reference: one head behind a hidden layer, written out."""
     torch.manual_seed(0)
     probe = TokenProbe(6, 4, 1, False)
     tokens = torch.randn(2, 5, 6)
-    key, value = probe.key_value(torch.nn.functional.layer_norm(tokens, (6,))).chunk(2, dim=-1)
+    hidden = torch.nn.functional.gelu(probe.hidden[0](torch.nn.functional.layer_norm(tokens, (6,))))
+    key, value = probe.key_value(hidden).chunk(2, dim=-1)
     weights = torch.softmax((key @ probe.register_token) / 2.0, dim=-1)
     torch.testing.assert_close(probe(tokens, None), (weights[..., None] * value).sum(1))
 
@@ -143,7 +144,8 @@ def test_a_discriminator_on_wan_1_3b_has_its_keys_and_heads() -> None:
     discriminator.backbone.load_wan_state_dict(published)
     heads = {n: v for n, v in own.items() if not n.startswith("backbone.")}
     width, depths = 1536, 3
-    probe = 2 * width + 2 * width * width + 2 * width  # LayerNorm, keys and values
+    hidden = width * width + width
+    probe = 2 * width + hidden + 2 * width * width + 2 * width  # LayerNorm, hidden layer, keys and values
     local = probe + width  # register token
     clip = probe + width * width + width + (2 * width * width + width) + (width * width + width)
     head = 2 * depths * width + (depths * width * width + width) + (width + 1)
