@@ -98,7 +98,7 @@ class SplatMaps:
         """
         reach = round(MATTE_MARGIN * painted.shape[-1])
         near = F.max_pool2d(self.alpha.flatten(0, 1), 2 * reach + 1, 1, reach).view_as(self.alpha)
-        return torch.lerp(self.textured, painted, near)
+        return torch.lerp(self.textured, painted.to(self.textured.dtype), near)
 
 
 def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:
