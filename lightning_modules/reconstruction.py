@@ -15,7 +15,7 @@ from lightning_modules.novel_motion import add_cross_motion, photo_sheet
 from lightning_modules.report import TestReport
 from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
 from losses.image import l1, mask_loss, ssim_loss, weighted_mean
-from losses.perceptual import PerceptualDistance
+from losses.perceptual import PerceptualDistance, enlarged
 from metrics.image import psnr
 from networks.conditioner import photo_of
 from networks.gaussians import Avatar, Gaussians, SplatMaps, splat
@@ -37,8 +37,8 @@ class Reconstruction(Stage):
         learning_rate: of AdamW.
         loss_weights: weight of each raw term: `l1`, `perceptual`, `mask`, `refined`, `offset`, `scale`; the first
             two of the splat with the photo as texture, `textured` and `textured_perceptual`; and of those that are
-            computed only at a weight above 0: `region` (L1 in the projected boxes of face and hands) and `ssim` (1 -
-            SSIM of the splat).
+            computed only at a weight above 0: `textured_fine` (`textured_perceptual` of enlarged frames), `region` (L1
+            in the projected boxes of face and hands) and `ssim` (1 - SSIM of the splat).
         perceptual_frames: frames a batch that the perceptual loss looks at (it costs more than the splatting).
         weights: start from this file; None starts from nothing.
         test_photo: `test` shows the avatar of this tracked photo turned and with an open mouth; None shows none.
@@ -62,6 +62,7 @@ class Reconstruction(Stage):
             "perceptual": 0.1,
             "textured": 1.0,
             "textured_perceptual": 0.3,
+            "textured_fine": 0.0,
             "mask": 0.3,
             "refined": 0.5,
             "offset": 0.05,
@@ -128,18 +129,20 @@ class Reconstruction(Stage):
         chosen = torch.randperm(batch.frames.shape[1], generator=self.generator(0))[: self.perceptual_frames]
         # Terms that look at neighbourhoods see no hole.
         whole, textured = (image * weight + batch.frames * (1 - weight) for image in (maps.rgb, maps.textured))
-        true = batch.frames[:, chosen].flatten(0, 1)
+        seen, true = (frames[:, chosen].flatten(0, 1) for frames in (textured, batch.frames))
         error = l1(maps.rgb, batch.frames)
         terms = {
             "l1": weighted_mean(error, weight).mean(),
             "perceptual": self.perceptual(whole[:, chosen].flatten(0, 1), true).mean(),
             "textured": weighted_mean(l1(maps.textured, batch.frames), weight).mean(),
-            "textured_perceptual": self.perceptual(textured[:, chosen].flatten(0, 1), true).mean(),
+            "textured_perceptual": self.perceptual(seen, true).mean(),
             "mask": weighted_mean(mask_loss(maps.alpha, batch.masks), weight).mean(),
             "refined": l1(refined, batch.frames).mean(),
             "offset": ((avatar.gaussians.means - self.reconstructor.anchors(avatar.betas)) / 0.01).square().mean(),
             "scale": (avatar.gaussians.scales / 0.01).square().mean(),
         }
+        if self.loss_weights.get("textured_fine", 0.0) > 0:
+            terms["textured_fine"] = self.perceptual(enlarged(seen), enlarged(true)).mean()
         if self.loss_weights.get("region", 0.0) > 0:
             inside = self.regions.mask(batch.body, batch.intrinsics, batch.world_to_camera, error.shape[-1])
             terms["region"] = weighted_mean(error, weight * inside).mean()

@@ -16,6 +16,9 @@ from networks.rasterizer import rasterize
 
 # Share of the frame's side that painting may reach beyond the silhouette, for loose hair and cloth; 2 px at 128.
 MATTE_MARGIN = 1 / 64
+# A photo's pixel is one of the surface asked for where their part codes (`networks.regions.part_code`) differ by less
+# than the first, is none from the second on; chosen on validation windows.
+SAME_PART, OTHER_PART = 0.1, 0.25
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Texture:
         seen: `[B,N]` 1 where the photo shows the Gaussian, else 0.
         trust: `[B,N]` in [0,1], learned: how far the photo's pixels stand for a Gaussian that it shows (little for a
             mouth that will open).
+        part: `[B,N]` the code of the part of the body that carries each Gaussian (`networks.regions.part_code`).
+        photo_part: `[B,1,H,W]` the code of what the photo shows at each pixel (`shown_part`).
     """
 
     photo: Tensor
@@ -61,6 +66,8 @@ class Texture:
     places: Tensor
     seen: Tensor
     trust: Tensor
+    part: Tensor
+    photo_part: Tensor
 
 
 @dataclass
@@ -235,8 +242,9 @@ def splat(
     if texture is not None:
         now = image_places(gaussians.means.detach(), intrinsics, world_to_camera, (size, size))
         seen = texture.seen[:, None, :, None].expand(-1, frames, -1, -1)
-        trust = texture.trust[:, None, :, None]
-        channels = torch.cat([channels, (texture.places[:, None] - now) * seen, seen, seen * trust], dim=-1)
+        trust, part = (value[:, None, :, None] for value in (texture.trust, texture.part))
+        moved = (texture.places[:, None] - now) * seen
+        channels = torch.cat([channels, moved, seen, seen * part, seen * trust], dim=-1)
     result = rasterize(
         gaussians.means.flatten(0, 1),
         gaussians.quats.flatten(0, 1),
@@ -253,12 +261,50 @@ def splat(
     rgb = image[:, :, :3] + background[:, None, :, None, None] * (1 - alpha)
     if texture is None:
         return SplatMaps(rgb, alpha, features=image[:, :, 3:], textured=rgb, seen=torch.zeros_like(alpha))
-    features, flow, shown, trusted = image[:, :, 3:].split([gaussians.features.shape[-1], 2, 1, 1], dim=2)
-    read = _read_photo(torch.cat([texture.photo, texture.mask], dim=1), flow.detach() / shown.detach().clamp_min(1e-4))
-    pixels, inside = read.split([3, 1], dim=2)
+    features, flow, shown, part, trusted = image[:, :, 3:].split([gaussians.features.shape[-1], 2, 1, 1, 1], dim=2)
+    photo = torch.cat([texture.photo, texture.mask, texture.photo_part], dim=1)
+    read = _read_photo(photo, flow.detach() / shown.detach().clamp_min(1e-4))
+    pixels, inside, read_part = read.split([3, 1, 1], dim=2)
     # From 0.8 on: edges of the photo's foreground are mixed with what lies behind.
     seen = _share_of_photo(shown, trusted, alpha) * (5 * inside - 4).clamp(0, 1)
+    # The flow leads past a part's end there (a lip's, a lid's, the chin's), to what lay beside it in the photo only:
+    # the teeth of a mouth that has closed since.
+    between = (read_part - _mean_part(part.detach(), shown.detach())).abs()
+    seen = seen * ((OTHER_PART - between) / (OTHER_PART - SAME_PART)).clamp(0, 1)
     return SplatMaps(rgb, alpha, features, textured=rgb + seen * (pixels - rgb), seen=seen)
+
+
+def _mean_part(part: Tensor, shown: Tensor) -> Tensor:
+    """Part code of what is seen, from the splats of `Texture.seen` times `Texture.part` and of `Texture.seen`."""
+    return part / shown.clamp_min(1e-3)
+
+
+@full_precision
+def shown_part(
+    posed: Gaussians, seen: Tensor, part: Tensor, intrinsics: Tensor, world_to_camera: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """The part code that a photo shows at each pixel, `[B,1,H,W]`; 0 where it shows no Gaussian.
+
+    Args:
+        posed: as in the photo, `[B,N,...]`.
+        seen: `[B,N]` as `Texture.seen`.
+        part: `[B,N]` as `Texture.part`.
+        intrinsics: `[B,3,3]` px of the photo.
+        world_to_camera: `[B,4,4]`.
+        size: height and width of the photo.
+    """
+    maps = rasterize(
+        posed.means,
+        posed.quats,
+        posed.scales,
+        posed.opacities,
+        torch.stack([seen * part, seen], dim=-1),
+        intrinsics,
+        world_to_camera,
+        width=size[1],
+        height=size[0],
+    ).image.permute(0, 3, 1, 2)
+    return _mean_part(maps[:, :1], maps[:, 1:])
 
 
 def _share_of_photo(shown: Tensor, trusted: Tensor, alpha: Tensor) -> Tensor:

@@ -18,9 +18,18 @@ from torch import Tensor, nn
 from datamodules.template import Template, refine_template
 from networks.body import BodyModel, BodyParams
 from networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
-from networks.gaussians import Avatar, Gaussians, Texture, image_places, matrix_to_quaternion, quaternion_multiply
+from networks.gaussians import (
+    Avatar,
+    Gaussians,
+    Texture,
+    image_places,
+    matrix_to_quaternion,
+    quaternion_multiply,
+    shown_part,
+)
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
+from networks.regions import part_code
 
 # B photos, N anchors, K clusters of anchors, D channels.
 
@@ -204,6 +213,7 @@ class GaussianReconstructor(nn.Module):
         spread = torch.stack([torch.exp(-((between / sigma) ** 2)) for sigma in (0.02, 0.06, 0.2, 0.8)])
         self.register_buffer("spread", spread, persistent=False)
         self.register_buffer("mirror", self.template.mirror, persistent=False)
+        self.register_buffer("part", part_code(body)[ids], persistent=False)
 
     def anchors(self, betas: Tensor) -> Tensor:
         """Anchors `[B,N,3]` of people of shape `betas [B,10]` in the T-pose, metres."""
@@ -338,12 +348,19 @@ class GaussianReconstructor(nn.Module):
             features=features,
         )
         avatar = replace(bare, gaussians=gaussians)
+        return replace(avatar, texture=self._texture(avatar, photo, visible, torch.sigmoid(trust[..., 0] + 2)))
+
+    def _texture(self, avatar: Avatar, photo: Photo, visible: Tensor, trust: Tensor) -> Texture:
+        """The photo with each Gaussian's place in it; gradients flow to `trust [B,N]` alone."""
         with torch.no_grad():
-            posed = avatar.pose(self.body, photo.body.map(lambda value: value[:, None]))
-            size = (photo.image.shape[-2], photo.image.shape[-1])
-            places = image_places(posed.means[:, 0], photo.intrinsics, photo.world_to_camera, size)
-        seen, trusted = visible * (places.abs() < 1).all(-1), torch.sigmoid(trust[..., 0] + 2)
-        return replace(avatar, texture=Texture(photo.image, photo.mask, places, seen, trusted))
+            carried = avatar.pose(self.body, photo.body.map(lambda value: value[:, None]))
+            posed = Gaussians(**{name: value[:, 0] for name, value in vars(carried).items()})
+            camera, size = (photo.intrinsics, photo.world_to_camera), (photo.image.shape[-2], photo.image.shape[-1])
+            places = image_places(posed.means, *camera, size)
+            seen = visible * (places.abs() < 1).all(-1)
+            part = self.part.expand(seen.shape)
+            shown = shown_part(posed, seen, part, *camera, size)
+        return Texture(photo.image, photo.mask, places, seen, trust, part, shown)
 
 
 class FeatureDecoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Where face and hands of a tracked body lie in the picture: boxes that losses weight up."""
+"""Parts of the body: a code that tells them apart, and the boxes of face and hands that losses weight up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,30 @@ from torch import Tensor
 from datamodules.template import part_vertices
 from losses.image import box_weight
 from networks.body import BodyModel, BodyParams
+
+# By joints of SMPL-X. Parts that pass before each other lie apart, parts that grow into each other lie side by side:
+# then one channel of a splat tells them apart.
+_PART_CODES = {
+    0.25: (12,),  # neck
+    0.5: (15, 23, 24),  # head
+    1.0: (22,),  # jaw
+    -0.5: (13, 14, 16, 17),  # collars and upper arms
+    -1.0: (19, 21, *range(40, 55)),  # right forearm and hand
+    -1.5: (18, 20, *range(25, 40)),  # left forearm and hand; torso and legs have 0
+}
+_INSIDE_CODE = 1.5  # eyeballs, teeth, tongue: what lids and lips uncover
+
+
+def part_code(body: BodyModel) -> Tensor:
+    """`[V]` a number for the part of the body that each vertex belongs to, smooth over the skin.
+
+    The skin's is the mean of its joints' codes by skinning weight. A licensed file labels its eyeballs alone.
+    """
+    code = torch.zeros_like(body.lbs_weights[:, 0])
+    for value, joints in _PART_CODES.items():
+        code += value * body.lbs_weights[:, list(joints)].sum(dim=-1)
+    is_skin = body.part == body.part_names.index("skin")
+    return torch.where(is_skin, code, torch.full_like(code, _INSIDE_CODE))
 
 
 class DetailRegions:

@@ -15,7 +15,7 @@ from networks.body import BodyModel
 from networks.gaussians import Avatar, Gaussians, Texture
 from runtime.files import atomic_path
 
-FORMAT = "avatar-3"
+FORMAT = "avatar-4"
 GAUSSIANS = [f.name for f in dataclasses.fields(Gaussians)]
 MADE_BY = "python -m tools.export_avatar --image PHOTO --out NAME.safetensors"
 
@@ -96,7 +96,7 @@ def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> N
     leading = means.shape[:2]
     wrong = [
         name
-        for name in (*GAUSSIANS, "texture.places", "texture.seen", "texture.trust")
+        for name in (*GAUSSIANS, "texture.places", "texture.seen", "texture.trust", "texture.part")
         if name in tensors and tensors[name].shape[:2] != leading
     ]
     if wrong or ids.shape != leading[1:] or bool(((ids < 0) | (ids >= num_vertices)).any()):

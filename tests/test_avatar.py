@@ -49,7 +49,7 @@ def avatar(body: BodyModel) -> Avatar:
         features=uniform(5),
     )
     photo, mask = torch.rand(1, 4, 32, 32, generator=generator).split([3, 1], dim=1)
-    texture = Texture(photo, mask, 2 * uniform(2) - 1, (uniform() > 0.5).float(), uniform())
+    texture = Texture(photo, mask, 2 * uniform(2) - 1, (uniform() > 0.5).float(), uniform(), uniform(), mask - 0.5)
     return Avatar(gaussians, betas, ids, background=torch.full((1, 3), 0.5), texture=texture)
 
 

@@ -27,6 +27,7 @@ from metrics.silhouette import silhouette_iou
 from networks.body import BodyModel, BodyParams
 from networks.conditioner import photo_of
 from networks.gaussians import (
+    OTHER_PART,
     Avatar,
     Gaussians,
     SplatMaps,
@@ -36,7 +37,7 @@ from networks.gaussians import (
     splat,
 )
 from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
-from networks.regions import DetailRegions
+from networks.regions import DetailRegions, part_code
 from tests.conftest import ROOT, write_clip
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
@@ -122,7 +123,9 @@ def test_the_texture_is_the_photo_moved_with_the_surface() -> None:
     intrinsics = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])[None, None]
     camera = torch.eye(4)
     camera[0, 3] = moved
-    texture = Texture(photo, torch.ones(1, 1, size, size), places, torch.ones(1, num), torch.ones(1, num))
+    texture = Texture(
+        photo, torch.ones(1, 1, size, size), places, *torch.ones(2, 1, num), torch.zeros(1, num), photo[:, :1] * 0
+    )
     maps = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5), texture)
     shift = int(moved * focal / distance)
     expected = photo[..., :, 8 - shift : size - 8 - shift]
@@ -143,7 +146,7 @@ def test_the_photo_covers_what_shimmers_through_the_front() -> None:
     shown = (means[..., 2] < 2.1).float()
     trust = 1 - 0.75 * (means[..., 0] > 0).float()
     photo, places = torch.full((1, 3, size, size), 0.7), means[..., :2]
-    texture = Texture(photo, torch.ones(1, 1, size, size), places, shown, trust)
+    texture = Texture(photo, torch.ones(1, 1, size, size), places, shown, trust, shown * 0, photo[:, :1] * 0)
     intrinsics, camera = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None], torch.eye(4)[None, None]
     maps = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
     only_shown = replace(posed, features=shown[:, None, :, None])
@@ -156,6 +159,44 @@ def test_the_photo_covers_what_shimmers_through_the_front() -> None:
     texture = replace(texture, seen=1 - shown)
     hidden = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
     assert hidden.seen[..., middle, middle].max() == 0  # what shimmers through is not what the pixel shows
+
+
+def test_closed_lips_show_no_teeth_of_the_photo() -> None:
+    """A wall of two halves that the photo shows 8 px apart, with blue between them."""
+    size, posed = 64, walls([2.0], 0.03, 0.9)
+    means = posed.means[:, 0]
+    is_right = (means[..., 0] > 0).float()
+    places = means[..., :2] / 2 * 2 + torch.stack([is_right * 16 / size, 0 * is_right], dim=-1)
+    column = torch.arange(size) + 0.5
+    between = ((column > 32) & (column < 40)).float().expand(1, 1, size, size)
+    photo = torch.cat([between * 0, between * 0, between], dim=1)
+    codes = torch.where(between > 0, torch.tensor(1.5), (column > 40).float())
+    texture = Texture(photo, between * 0 + 1, places, *torch.ones(2, *is_right.shape), is_right, codes)
+    intrinsics, camera = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None], torch.eye(4)[None, None]
+
+    def blue(texture: Texture) -> float:
+        maps = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
+        assert maps.seen[..., 8:56, 8:24].min() > 0.95  # elsewhere the photo stands
+        assert maps.seen[..., 8:56, 42:48].min() > 0.95
+        return float(maps.textured[0, 0, 2, 8:56, 8:48].max())
+
+    assert blue(replace(texture, part=is_right * 0, photo_part=codes * 0)) > 0.3
+    assert blue(texture) < 0.1
+
+
+def test_part_codes_tell_what_passes_before_what() -> None:
+    body = BodyModel.from_file(BODY)
+    code = part_code(body)
+    for joint, value in ((9, 0.0), (12, 0.25), (15, 0.5), (22, 1.0), (13, -0.5), (17, -0.5), (25, -1.5), (54, -1.0)):
+        carried = (body.lbs_weights[:, joint] > 0.999) & (body.part == body.part_names.index("skin"))
+        if carried.any():
+            assert (code[carried] - value).abs().max() < 1e-3, joint
+    inside = body.part != body.part_names.index("skin")
+    assert inside.any()
+    assert (code[inside] == 1.5).all()
+    skin = ~inside[body.faces].any(dim=1)
+    steps = (code[body.faces[skin]] - code[body.faces[skin]].roll(1, dims=1)).abs().amax(dim=1)
+    assert torch.quantile(steps, 0.99) < OTHER_PART  # smooth over the skin: neighbours are one part
 
 
 def test_the_textured_splat_of_the_photo_s_own_pose_is_the_photo(

@@ -77,6 +77,8 @@ def synthetic(body: BodyModel, landmarks: Landmarks, count: int = 16) -> tuple[D
     params.jaw_pose[:, 0] = 0.15 * (1 - torch.cos(9 * time))
     for name in ("eyeBlinkLeft", "eyeBlinkRight"):
         params.expression[:, body.expression_names.index(name)] = 0.35 * (1 - torch.cos(7 * time))
+    for name in ("browInnerUp", "browOuterUpLeft", "browOuterUpRight"):
+        params.expression[:, body.expression_names.index(name)] = 0.3 * (1 - torch.cos(6 * time))
     head = body(params)[1][:, HEAD]
     params.transl = torch.tensor([0.02, 0.0, -1.1]) - head[:1] + 0.03 * torch.stack([time, -time, time], -1)
     joints = body(params)[1].numpy()
@@ -163,6 +165,8 @@ def test_fit_recovers_a_known_clip(body: BodyModel, solved: tuple) -> None:
     assert report["eyes_opening_correlation"] > 0.98
     assert 0.85 < report["mouth_opening_range_ratio"] < 1.15
     assert 0.85 < report["eyes_opening_range_ratio"] < 1.15
+    assert report["brow_height_correlation"] > 0.98
+    assert 0.8 < report["brow_height_range_ratio"] < 1.15
 
 
 def test_reported_points_are_those_of_the_written_parameters(

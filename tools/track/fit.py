@@ -36,6 +36,11 @@ WORLD_TO_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0]).astype(np.float32)
 # Pairs of face points whose distance is what a viewer sees of speech and blinks: lips' inner rims, lids.
 MOUTH_PAIRS = ((13, 14), (82, 87), (312, 317), (81, 178), (311, 402), (80, 88), (310, 318), (78, 308))
 EYE_PAIRS = ((159, 145), (158, 153), (160, 144), (386, 374), (385, 380), (387, 373))
+# Brows against the corners of their eyes: two in a hundred of the points, and what a viewer sees of surprise or anger.
+BROW_PAIRS = (
+    (107, 133), (66, 133), (105, 133), (66, 33), (105, 33), (63, 33), (70, 33),
+    (336, 362), (296, 362), (334, 362), (296, 263), (334, 263), (293, 263), (300, 263),
+)  # fmt: skip
 FACE_OVAL = (
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
     152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
@@ -366,7 +371,7 @@ class ClipFitter:
         off = (self.project(face) - targets.face) * percent[..., None]
         weight = targets.face_weight
         terms = {"face": (weight * self.robust(off)).sum(1).mean() / NUM_FACE_POINTS}
-        for name, pairs in (("mouth", MOUTH_PAIRS), ("eyes", EYE_PAIRS)):
+        for name, pairs in (("mouth", MOUTH_PAIRS), ("eyes", EYE_PAIRS), ("brows", BROW_PAIRS)):
             i, j = (list(side) for side in zip(*pairs, strict=True))
             both = torch.minimum(weight[:, i], weight[:, j])
             terms[name] = options.pair_weight * (both * self.robust(off[:, i] - off[:, j])).mean()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tools.track.detect import Detections
-from tools.track.fit import Track
+from tools.track.fit import BROW_PAIRS, Track
 
 Floats = NDArray[np.float32]
 MOUTH, RIGHT_EYE, LEFT_EYE = ((13, 14),), ((159, 145),), ((386, 374),)
@@ -53,6 +53,8 @@ def report_of(detections: Detections, track: Track) -> dict[str, Any]:
     ):
         found, fitted = opening(detections.face[rows], pairs) / height, opening(track.face[rows], pairs) / height
         report |= compare(name + "_opening", found, fitted)
+    found, fitted = (opening(face[rows], BROW_PAIRS) / height for face in (detections.face, track.face))
+    report |= compare("brow_height", found, fitted)
     report |= accelerations(detections, track, rows)
     return report
 
