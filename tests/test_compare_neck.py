@@ -47,10 +47,13 @@ def test_an_untrained_network_is_its_bare_template(
         paths.append(save_weights(tmp_path / f"{remove_neck}.safetensors", reconstructor.state_dict(), {}))
     figure = tmp_path / "neck.png"
     command = ["--with_neck", str(paths[0]), "--neck_removed", str(paths[1]), "--clip", str(clip_path)]
+    teacher = "assets/weights/teacher.safetensors"
+    command += ["--with_neck_teacher", teacher, "--neck_removed_teacher", teacher]
     assert main([*command, "--size", "64", "--stride", "2", "--json", "--figure", str(figure)]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figure.stat().st_size > 1000
     for name in ("with_neck_band_l1", "neck_removed_around_psnr", "neck_removed_elsewhere_l1"):
         assert result[f"template_{name}"] == result[f"trained_{name}"]
+        assert result[f"painted_{name}"] != result[f"trained_{name}"]
     assert main(["--with_neck", str(paths[1]), "--neck_removed", str(paths[1]), "--clip", str(clip_path)]) == 1
     assert "--model.remove_neck false" in capsys.readouterr().err

@@ -6,6 +6,10 @@ trained on from the clip's reference frame, and compares both with the frames. T
 blocks, not the validation block: in the shipped clip a hand hides the neck there. The band is where the vertices that
 the neck-removed template leaves out are seen; `around` reaches a sixteenth of the picture beyond it. The rows
 `template` are the bare templates with the photo's colours, without any learning.
+
+With `--with_neck_teacher C.safetensors --neck_removed_teacher D.safetensors`, teachers that were trained alike on A and
+on B, the rows `painted` are theirs, in one step and windows of nine frames; give `--stride 1`, that these follow each
+other.
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ from networks.gaussians import Avatar, Gaussians
 from networks.weights import load_weights
 from runtime.files import atomic_path
 from runtime.media import sheet, to_uint8
+from train import BuildOnly
+from train import main as build
 
 BODY = "assets/body/smplx_anny.npz"
 CLIP = "assets/clips/webcam_man.mp4"
@@ -79,6 +85,15 @@ def draw(weights: str, remove_neck: bool, batch: VideoBatch, feature_channels: i
     return pictures
 
 
+def paint(teacher: str, weights: str, remove_neck: bool, batch: VideoBatch) -> dict[str, Tensor]:
+    """`[T,3,H,W]` frames of the teacher that was trained on the reconstruction `weights`, in one step."""
+    options = {"weights": teacher, "reconstruction_weights": weights, "remove_neck": str(remove_neck).lower()}
+    arguments = [part for name, value in options.items() for part in (f"--model.init_args.{name}", value)]
+    stage = build(["validate", "-c", "configs/teacher.yaml", *arguments], cli=BuildOnly).model.eval()
+    frames = stage.paint_teacher(stage.shader, batch, 1, stage.test_window, stage.shift)
+    return {f"painted, {'neck removed' if remove_neck else 'with neck'}": frames.clamp(0, 1)}
+
+
 def errors(picture: Tensor, truth: Tensor, regions: dict[str, Tensor]) -> dict[str, float]:
     """Mean absolute error (of values in [0,1]) and PSNR (dB) by region."""
     result = {}
@@ -108,6 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--with_neck", required=True, help="weights trained with --model.remove_neck false")
     parser.add_argument("--neck_removed", required=True, help="weights trained with --model.remove_neck true")
+    parser.add_argument("--with_neck_teacher", help="a teacher trained on the first")
+    parser.add_argument("--neck_removed_teacher", help="a teacher trained on the second")
     parser.add_argument("--clip", default=CLIP, help="default: %(default)s")
     parser.add_argument("--sidecars", default=None, help="folder of the clip's track, if not beside it")
     parser.add_argument("--size", type=int, default=128, help="px")
@@ -120,6 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
         batch = read_frames(given.clip, given.sidecars, given.size, given.stride)
         pictures = draw(given.with_neck, False, batch, given.feature_channels)
         pictures |= draw(given.neck_removed, True, batch, given.feature_channels)
+        if given.with_neck_teacher is not None:
+            pictures |= paint(given.with_neck_teacher, given.with_neck, False, batch)
+        if given.neck_removed_teacher is not None:
+            pictures |= paint(given.neck_removed_teacher, given.neck_removed, True, batch)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
