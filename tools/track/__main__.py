@@ -12,7 +12,7 @@ from typing import Any
 from networks.body import BodyModel
 from tools.track.batch import find_sources, run_batch, share, table, track_in_process
 from tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-from tools.track.detect import detect, keep_longest_shot, require_mediapipe
+from tools.track.detect import detect, is_image, keep_longest_shot, require_mediapipe
 from tools.track.fit import fit
 from tools.track.report import report_of
 from tools.track.write import write_clip
@@ -28,7 +28,7 @@ def track_file(source: Path, out: Path, body_path: Path, landmarks_path: Path) -
     body, landmarks = BodyModel.from_file(body_path), Landmarks.load(landmarks_path)
     detections = keep_longest_shot(detect(source))
     try:
-        track = fit(detections, body, landmarks)
+        track = fit(detections, body, landmarks, source=None if is_image(source) else source)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     report = {"source": source.name, "source_bytes": source.stat().st_size, "body_model": body_path.name}

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from networks.body import BodyModel, BodyParams, rotation_matrices
 from tools.track.correspond import Landmarks
 from tools.track.detect import NUM_FACE_POINTS, Detections
+from tools.track.surface import SurfaceMotion, measure_motion
 
 Floats = NDArray[np.float32]
 
@@ -58,12 +60,14 @@ class FitOptions:
     max_coarse_frames: int = 400
     num_coarse_steps: int = 250
     num_fine_steps: int = 150
+    num_motion_steps: int = 400
     robust_percent: float = 2.0  # residual beyond which a point counts as an outlier
     oval_weight: float = 0.5  # the outline is the detector's weakest part: cheeks hide it
     iris_weight: float = 2.0
     pair_weight: float = 1.0
     body_weight: float = 1.0
     hand_weight: float = 0.1
+    motion_weight: float = 4.0  # of the surface's motion in the pixels
     shape_prior: float = 0.003
     expression_offset_prior: float = 1.0  # the clip's mean expression stands in for what the shape space lacks
     expression_prior: float = 0.1
@@ -72,6 +76,9 @@ class FitOptions:
     head_smoothness: float = 4.0
     face_smoothness: float = 0.15
     body_smoothness: float = 20.0
+    # Where the pixels' motion is followed, they say what these two stood in for.
+    followed_pose_prior: float = 0.3
+    followed_body_smoothness: float = 1.0
     max_gap_seconds: float = 0.2  # a face missing for longer makes its frames invalid
     max_error_percent: float = 6.0  # a frame that fits worse than this shows no face that the model can explain
 
@@ -118,6 +125,16 @@ class Variables:
     jaw_pose: Tensor  # [N, 3]
     eye_pose: Tensor  # [N, 2, 3]
     hand_pose: Tensor  # [N, 2, 15, 3]
+
+
+class Points(NamedTuple):
+    """World points of the body in N frames, m."""
+
+    face: Tensor  # [N, 478, 3]
+    joints: Tensor  # [N, 55, 3]
+    body: Tensor  # [N, P, 3]
+    hands: Tensor  # [N, 2, 21, 3]
+    surface: Tensor  # [N, S, 3]
 
 
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
@@ -256,16 +273,18 @@ def rest_pose() -> Tensor:
     return pose
 
 
-def point_model(body: BodyModel, landmarks: Landmarks) -> BodyModel:
-    """A model whose "vertices" are the 478 face points and the 10 fingertips.
+def point_model(body: BodyModel, landmarks: Landmarks, surface: Tensor | None = None) -> BodyModel:
+    """A model whose "vertices" are the 478 face points, the 10 fingertips and the vertices `surface` [S].
 
     Blending each triangle's skinning weights first is exact where they are constant over the triangle; elsewhere the
     error is of second order in the triangle's size (under 0.1 mm), and the model is a third of the size.
     """
     corners = body.faces[torch.from_numpy(landmarks.face_index)]  # [478, 3]
-    corners = torch.cat([corners, torch.from_numpy(landmarks.fingertips).view(-1, 1).expand(-1, 3)])
-    tip_weight = torch.tensor([[1.0, 0.0, 0.0]]).expand(10, -1)
-    mix = torch.cat([torch.from_numpy(landmarks.face_barycentric), tip_weight])
+    whole = torch.from_numpy(landmarks.fingertips).flatten()
+    whole = whole if surface is None else torch.cat([whole, surface])
+    corners = torch.cat([corners, whole.view(-1, 1).expand(-1, 3)])
+    one = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(whole), -1)
+    mix = torch.cat([torch.from_numpy(landmarks.face_barycentric), one])
 
     def blend(values: Tensor) -> Tensor:
         return torch.einsum("pk,pk...->p...", mix, values[corners])
@@ -286,10 +305,17 @@ def point_model(body: BodyModel, landmarks: Landmarks) -> BodyModel:
 class ClipFitter:
     """The objective: the body model's points against `Targets`, plus priors. `fit()` is the entry point."""
 
-    def __init__(self, body: BodyModel, landmarks: Landmarks, intrinsics: Floats, options: FitOptions) -> None:
-        self.landmarks, self.options = landmarks, options
+    def __init__(
+        self,
+        body: BodyModel,
+        landmarks: Landmarks,
+        intrinsics: Floats,
+        options: FitOptions,
+        motion: SurfaceMotion | None = None,
+    ) -> None:
+        self.landmarks, self.options, self.motion = landmarks, options, motion
         self.intrinsics = torch.from_numpy(intrinsics)
-        self.body = point_model(body, landmarks)
+        self.body = point_model(body, landmarks, None if motion is None else torch.from_numpy(motion.vertex_ids))
         zero = BodyParams.zeros((1,), body.num_expressions)
         vertices, joints = self.body(zero)
         self.rest_face = vertices[0, :NUM_FACE_POINTS]
@@ -348,10 +374,8 @@ class ClipFitter:
             right_hand_pose=variables.hand_pose[:, 1],
         )
 
-    def points(self, variables: Variables) -> tuple[BodyParams, Tensor, Tensor, Tensor, Tensor]:
-        """Parameters, and world points (m): face [N, 478, 3], joints [N, 55, 3], body [N, P, 3], hands [N, 2, 21,
-        3].
-        """
+    def points(self, variables: Variables) -> tuple[BodyParams, Points]:
+        """Parameters and world points."""
         params = self.params(variables)
         vertices, joints = self.body(params)
         shift = variables.head_position - joints[:, HEAD]
@@ -359,30 +383,38 @@ class ClipFitter:
         turns = self.body.joint_transforms(params)[:, self.landmarks.pose_joint, :3, :3]
         body = joints[:, self.landmarks.pose_joint]
         body = body + (turns @ torch.from_numpy(self.landmarks.pose_offset)[..., None])[..., 0]
-        face, tips = vertices.split([NUM_FACE_POINTS, 10], 1)
+        face, tips, surface = vertices.tensor_split([NUM_FACE_POINTS, NUM_FACE_POINTS + 10], 1)
         hands = self.landmarks.hand_points(joints, tips.unflatten(1, (2, 5)))
-        return replace(params, transl=shift), face, joints, body, hands
+        return replace(params, transl=shift), Points(face, joints, body, hands, surface)
 
     def terms(self, variables: Variables, targets: Targets) -> dict[str, Tensor]:
         """The weighted terms of the objective, each a scalar; residuals in percent of the face's height."""
         options = self.options
-        params, face, joints, body, hands = self.points(variables)
+        params, points = self.points(variables)
         percent = 100 / targets.face_height[:, None]
-        off = (self.project(face) - targets.face) * percent[..., None]
+        off = (self.project(points.face) - targets.face) * percent[..., None]
         weight = targets.face_weight
         terms = {"face": (weight * self.robust(off)).sum(1).mean() / NUM_FACE_POINTS}
         for name, pairs in (("mouth", MOUTH_PAIRS), ("eyes", EYE_PAIRS), ("brows", BROW_PAIRS)):
             i, j = (list(side) for side in zip(*pairs, strict=True))
             both = torch.minimum(weight[:, i], weight[:, j])
             terms[name] = options.pair_weight * (both * self.robust(off[:, i] - off[:, j])).mean()
-        off = (self.project(body) - targets.pose) * percent[..., None]
+        off = (self.project(points.body) - targets.pose) * percent[..., None]
         terms["body"] = options.body_weight * (targets.pose_weight * self.robust(off, 5)).mean()
-        off = (self.project(hands) - targets.hands) * percent[..., None, None]
+        off = (self.project(points.hands) - targets.hands) * percent[..., None, None]
         terms["hands"] = options.hand_weight * (targets.hand_weight[..., None] * self.robust(off, 3)).mean()
+        if self.motion is not None:
+            terms["motion"] = options.motion_weight * self.motion_error(self.motion, points.surface, percent)
         terms |= self.priors(variables, params)
         if len(targets.triples):
-            terms |= self.smoothness(variables, targets, face, joints)
+            terms |= self.smoothness(variables, targets, points.face, points.joints)
         return terms
+
+    def motion_error(self, motion: SurfaceMotion, surface: Tensor, percent: Tensor) -> Tensor:
+        """How far the surface points [N, S, 3] move otherwise than the picture does."""
+        places = self.project(surface)
+        off = (places[motion.frame] - places[motion.key] - motion.shift) * percent[motion.frame][..., None]
+        return (motion.weight * self.robust(off)).sum() / motion.weight.sum().clamp_min(1)
 
     def robust(self, off: Tensor, width: float = 1) -> Tensor:
         """Pseudo-Huber of residuals [..., 2] -> [...]: square near zero, linear beyond `width * robust_percent`."""
@@ -512,8 +544,12 @@ def fit(
     landmarks: Landmarks,
     options: FitOptions | None = None,
     progress: Callable[..., Any] = tqdm,
+    source: Path | None = None,
 ) -> Track:
-    """Fit `body` to `detections`; ValueError if no frame shows a face."""
+    """Fit `body` to `detections`; ValueError if no frame shows a face.
+
+    Given the video `source` of the detections, the fit also follows the motion of its pixels.
+    """
     options = options or FitOptions()
     frames = solved_frames(detections, options)
     if len(frames) == 0:
@@ -527,19 +563,27 @@ def fit(
     variables = fitter.start(targets, detections)
     coarse_start = replace(variables, **{name: getattr(variables, name).clone() for name in FRAME_RATES})
     fitter.minimise(variables, targets, FRAME_RATES | CLIP_RATES, options.num_coarse_steps, progress, "fit shape")
+    rates = {name: rate / 3 for name, rate in FRAME_RATES.items()}
     if len(at) < len(frames):
         targets = targets_of(detections, landmarks, frames, options)
         variables = refined_start(variables, coarse_start, fitter.start(targets, detections), at, frames)
-        rates = {name: rate / 3 for name, rate in FRAME_RATES.items()}
         fitter.minimise(variables, targets, rates, options.num_fine_steps, progress, "fit motion")
+    if source is not None:
+        with torch.no_grad():
+            params = fitter.points(variables)[0]
+        motion = measure_motion(source, detections, frames, body, params, intrinsics, progress)
+        if motion is not None:
+            loose = {"pose_prior": options.followed_pose_prior, "body_smoothness": options.followed_body_smoothness}
+            fitter = ClipFitter(body, landmarks, intrinsics, replace(options, **loose), motion)
+            fitter.minimise(variables, targets, rates, options.num_motion_steps, progress, "fit surface")
     return track_of(fitter, variables, targets, detections)
 
 
 def track_of(fitter: ClipFitter, variables: Variables, targets: Targets, detections: Detections) -> Track:
     """Spread the solved frames over the clip; frames that no face explains are invalid and hold zeros."""
     with torch.no_grad():
-        params, face, _, body, _ = fitter.points(variables)
-        face, body = fitter.project(face), fitter.project(body)
+        params, points = fitter.points(variables)
+        face, body = fitter.project(points.face), fitter.project(points.body)
     error = (face - targets.face).norm(dim=-1).mean(-1) / targets.face_height * 100
     seen = targets.face_weight.sum(-1) > 0
     good = (~seen | (error < fitter.options.max_error_percent)).numpy()
