@@ -35,6 +35,8 @@ NUM_POINTS = 200
 CANDIDATE_STRIDE = 4  # every n-th vertex may become a surface point
 DEPTH_TOLERANCE = 0.015  # m; a point farther than this behind the nearest triangle of its pixel is hidden
 CONSISTENCY_PERCENT = 0.6  # disagreement of flow there and back, in percent of the face's height, that halves trust
+LIKENESS_LEVELS = 12.0  # mean difference of the two patches, of 255 grey levels, that halves trust
+PATCH = np.stack(np.meshgrid(*[np.arange(-4, 5, 2)] * 2), -1).reshape(-1, 1, 2).astype(np.float32)  # [25, 1, 2] px
 # Joints whose surface takes no part: legs and feet, out of a half-body picture, and hands, which flow loses.
 _LEFT_OUT = (1, 2, 4, 5, 7, 8, 10, 11, 20, 21, *range(25, 55))
 
@@ -228,9 +230,10 @@ class _Follower:
         self.pictures, self.places, self.seen, self.tolerance = pictures, places, seen, tolerance
 
     def read(self, picture: NDArray[Any], places: Floats) -> Floats:
-        """Values of `picture [H,W]` or `[H,W,2]` at `places [S,2]` px, bilinear; pixel centres at +0.5."""
-        at = np.ascontiguousarray(places - 0.5)[None]
-        return self.cv2.remap(picture, at, None, self.cv2.INTER_LINEAR, borderMode=self.cv2.BORDER_REPLICATE)[0]
+        """Values of `picture [H,W]` or `[H,W,2]` at `places [...,S,2]` px, bilinear; pixel centres at +0.5."""
+        at = np.ascontiguousarray(places - 0.5).reshape(-1, *places.shape[-2:])
+        found = self.cv2.remap(picture, at, None, self.cv2.INTER_LINEAR, borderMode=self.cv2.BORDER_REPLICATE)
+        return found.reshape(*places.shape[:-1], *picture.shape[2:])
 
     def __call__(self, k: int, picture: NDArray[np.uint8], key_mask: Floats, mask: Floats) -> tuple[Floats, Floats]:
         """Shift `[S,2]` px and trust `[S]` from key frame `k` to the grey `picture`; masks `[H,W]` in [0,1]."""
@@ -239,7 +242,10 @@ class _Follower:
         end = start + there
         back = self.read(self.flow.calc(picture, self.pictures[k], None), end)
         off = np.linalg.norm(there + back, axis=-1) / self.tolerance
-        trust = np.where(off < 3, 1 / (1 + off**2), 0)
+        # Flow is smooth, and may lead there and back to a hand that has come before the point: compare what is there.
+        unlike = self.read(self.pictures[k], start + PATCH) - self.read(picture, end + PATCH).astype(np.float32)
+        unlike = np.abs(unlike).mean(0) / LIKENESS_LEVELS
+        trust = np.where(np.maximum(off, unlike) < 3, 1 / ((1 + off**2) * (1 + unlike**2)), 0)
         inside = ((end > 0) & (end < picture.shape[::-1])).all(-1)
         person = np.clip(4 * np.minimum(self.read(key_mask, start), self.read(mask, end)) - 2.5, 0, 1)
         return there, trust * inside * person * self.seen[k]
