@@ -122,6 +122,8 @@ def test_a_torso_without_landmarks_follows_its_pixels(body: BodyModel, tmp_path:
 
     alone = fit(detections, body, landmarks, options, progress=quiet)
     followed = fit(detections, body, landmarks, options, progress=quiet, source=tmp_path / "clip.mp4")
+    assert alone.motion_error_percent is None
+    assert followed.motion_error_percent < 2
     assert motion_error(followed.params) < 0.5 * motion_error(alone.params)
     still = np.zeros(1, np.int64)
     one = followed.params.map(lambda value: value if value.dim() == 1 else value[:1])

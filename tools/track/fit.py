@@ -93,6 +93,7 @@ class Track:
     face: Floats  # [T, 478, 2] px
     pose: Floats  # [T, 33, 2] px; NaN where no counterpart on the body is fitted
     pose_weight: Floats  # [T, 33] how much each detected body point counted, in [0, 1]
+    motion_error_percent: float | None = None  # of surface points against the pixels' motion; None if not followed
 
 
 @dataclass
@@ -404,17 +405,17 @@ class ClipFitter:
         off = (self.project(points.hands) - targets.hands) * percent[..., None, None]
         terms["hands"] = options.hand_weight * (targets.hand_weight[..., None] * self.robust(off, 3)).mean()
         if self.motion is not None:
-            terms["motion"] = options.motion_weight * self.motion_error(self.motion, points.surface, percent)
+            off = self.motion_off(self.motion, points.surface, percent)
+            terms["motion"] = options.motion_weight * self.motion.mean(self.robust(off))
         terms |= self.priors(variables, params)
         if len(targets.triples):
             terms |= self.smoothness(variables, targets, points.face, points.joints)
         return terms
 
-    def motion_error(self, motion: SurfaceMotion, surface: Tensor, percent: Tensor) -> Tensor:
-        """How far the surface points [N, S, 3] move otherwise than the picture does."""
+    def motion_off(self, motion: SurfaceMotion, surface: Tensor, percent: Tensor) -> Tensor:
+        """By how much [L, S, 2] the surface points [N, S, 3] move otherwise than the picture does."""
         places = self.project(surface)
-        off = (places[motion.frame] - places[motion.key] - motion.shift) * percent[motion.frame][..., None]
-        return (motion.weight * self.robust(off)).sum() / motion.weight.sum().clamp_min(1)
+        return (places[motion.frame] - places[motion.key] - motion.shift) * percent[motion.frame][..., None]
 
     def robust(self, off: Tensor, width: float = 1) -> Tensor:
         """Pseudo-Huber of residuals [..., 2] -> [...]: square near zero, linear beyond `width * robust_percent`."""
@@ -584,6 +585,10 @@ def track_of(fitter: ClipFitter, variables: Variables, targets: Targets, detecti
     with torch.no_grad():
         params, points = fitter.points(variables)
         face, body = fitter.project(points.face), fitter.project(points.body)
+        motion, motion_error = fitter.motion, None
+        if motion is not None:
+            off = fitter.motion_off(motion, points.surface, 100 / targets.face_height[:, None])
+            motion_error = float(motion.mean(off.norm(dim=-1)))
     error = (face - targets.face).norm(dim=-1).mean(-1) / targets.face_height * 100
     seen = targets.face_weight.sum(-1) > 0
     good = (~seen | (error < fitter.options.max_error_percent)).numpy()
@@ -606,4 +611,4 @@ def track_of(fitter: ClipFitter, variables: Variables, targets: Targets, detecti
     pose_weight[np.ix_(index, columns)] = targets.pose_weight.numpy()[good]
     fitted = np.full((count, 478, 2), np.nan, np.float32)
     fitted[index] = face.numpy()[good]
-    return Track(whole, frame_valid, fitter.intrinsics.numpy(), fitted, pose, pose_weight)
+    return Track(whole, frame_valid, fitter.intrinsics.numpy(), fitted, pose, pose_weight, motion_error)

@@ -56,6 +56,9 @@ def report_of(detections: Detections, track: Track) -> dict[str, Any]:
     found, fitted = (opening(face[rows], BROW_PAIRS) / height for face in (detections.face, track.face))
     report |= compare("brow_height", found, fitted)
     report |= accelerations(detections, track, rows)
+    report["motion_error_percent"] = track.motion_error_percent
+    if track.motion_error_percent is None:
+        report["motion_error_reason"] = "one frame, or no video to follow"
     return report
 
 

@@ -58,6 +58,10 @@ class SurfaceMotion:
     shift: Tensor
     weight: Tensor
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of `values [L,S]`, weighted by trust."""
+        return (self.weight * values).sum() / self.weight.sum().clamp_min(1)
+
 
 def measure_motion(
     source: Path,
