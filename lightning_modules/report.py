@@ -29,8 +29,9 @@ class TestReport:
     """Rows of a test over its blocks. Rows of another clip than the first get that clip's name in brackets.
 
     Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, outside the block `add_sample` with
-    another painting where the row has noise, then `close_block(batch)`; `write` at the end. Frames are kept in float16:
-    a test's rows are many, and its rounding (0.0002 and less) is below that of the videos.
+    another painting where the row has noise, then `close_block(batch)`; `write` at the end. The blocks of a clip come
+    one after the other: a clip is measured as soon as the next one begins, so that no more than one is in memory.
+    Frames are kept in float16: a test's rows are many, and its rounding (0.0002 and less) is below that of the videos.
 
     Args:
         stage: the module under test.
@@ -44,6 +45,7 @@ class TestReport:
         self.truth: dict[str, list[Tensor]] = {}
         self.masks: dict[str, list[Tensor]] = {}
         self.photo: dict[str, Tensor] = {}
+        self.figures: dict[str, dict[str, Any]] = {}
         self.further: dict[str, dict[str, Any]] = {}
 
     @cached_property
@@ -85,8 +87,13 @@ class TestReport:
         self.further[name] = figures
 
     def close_block(self, batch: VideoBatch) -> None:
-        """Add truth and the rows freeze and nearest of the block that was just predicted."""
+        """Add truth and the rows freeze and nearest of the block that was just predicted.
+
+        Measures the clip before, where this block begins another.
+        """
         clip_name, module = batch.names[0], self.stage.trainer.datamodule
+        for name in [name for name in self.truth if name != clip_name]:
+            self._measure(name)
         assert isinstance(module, VideoDataModule)
         clip = next(c for c in [*module.clips, *module.extra_clips] if c.name == clip_name)
         numbers, valid = batch.frame_numbers[0].cpu().numpy(), batch.valid[0].cpu()
@@ -110,30 +117,34 @@ class TestReport:
         """The valid frames `[T',...,H,W]` as they are held until `write`."""
         return frames.detach().cpu()[batch.valid[0, : len(frames)].cpu()].clamp(0, 1).half()
 
+    def _measure(self, clip_name: str) -> None:
+        """Figures, video and sheet of a clip whose blocks are all predicted; its frames are let go."""
+        module, rows = self.stage.trainer.datamodule, self.rows.pop(clip_name)
+        order = ["freeze", "nearest"]
+        names = [*order, *(name for name in rows if name not in order)]
+        lengths = [len(block) for block in self.truth[clip_name]]
+        joined = {name: self._joined(rows.pop(name)) for name in names}
+        truth, photo = torch.cat(self.truth.pop(clip_name)), self.photo.pop(clip_name)
+        measured = evaluate_rows(truth, joined, lengths, photo, torch.cat(self.masks.pop(clip_name)))
+        suffix = f" ({clip_name})" if self.figures else ""
+        self.figures.update({f"{name}{suffix}": measured[name] for name in names})
+        shown = {name: joined[name].frames for name in names if name not in order}
+        columns = {"photo": photo, **shown, "truth": truth}
+        fps = 25 / max(module.test_stride, 1)
+        write_video(self.directory / f"{clip_name}.mp4", self._beside(columns, len(truth)), fps)
+        times = torch.linspace(0, len(truth) - 1, 8).long()
+        write_image(
+            self.directory / f"{clip_name}.png",
+            sheet({name: value[times] for name, value in {"truth": truth, **shown}.items()}),
+        )
+
     def write(self) -> None:
-        """Measure, print the table, write every file; the last line printed is the path of metrics.json."""
-        module = self.stage.trainer.datamodule
-        figures, order = {}, ["freeze", "nearest"]
-        for clip in [*module.clips, *module.extra_clips]:
-            clip.release()  # measuring takes the most memory of a test
-        for clip_name in list(self.rows):
-            rows = self.rows.pop(clip_name)
-            names = [*order, *(name for name in rows if name not in order)]
-            lengths = [len(block) for block in self.truth[clip_name]]
-            joined = {name: self._joined(rows.pop(name)) for name in names}
-            truth, photo = torch.cat(self.truth.pop(clip_name)), self.photo[clip_name]
-            measured = evaluate_rows(truth, joined, lengths, photo, torch.cat(self.masks.pop(clip_name)))
-            suffix = f" ({clip_name})" if figures else ""
-            figures.update({f"{name}{suffix}": measured[name] for name in names})
-            shown = {name: joined[name].frames for name in names if name not in order}
-            columns = {"photo": photo, **shown, "truth": truth}
-            fps = 25 / max(module.test_stride, 1)
-            write_video(self.directory / f"{clip_name}.mp4", self._beside(columns, len(truth)), fps)
-            times = torch.linspace(0, len(truth) - 1, 8).long()
-            write_image(
-                self.directory / f"{clip_name}.png",
-                sheet({name: value[times] for name, value in {"truth": truth, **shown}.items()}),
-            )
+        """Measure what is left, print the table, write every file; the last line printed is the path of
+        metrics.json.
+        """
+        module, figures = self.stage.trainer.datamodule, self.figures
+        for clip_name in list(self.truth):
+            self._measure(clip_name)
         folders = [(str(Path(*clip.path.parts[-3:-1])), clip.name) for clip in module.extra_clips]
         figures.update(folder_means(figures, folders))
         figures.update(self.further)
