@@ -114,7 +114,7 @@ class TestReport:
 
     @staticmethod
     def _kept(frames: Tensor, batch: VideoBatch) -> Tensor:
-        """The valid frames `[T',...,H,W]` as they are held until `write`."""
+        """The valid frames `[T',...,H,W]` as they are held until their clip is measured."""
         return frames.detach().cpu()[batch.valid[0, : len(frames)].cpu()].clamp(0, 1).half()
 
     def _measure(self, clip_name: str) -> None:

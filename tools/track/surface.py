@@ -72,7 +72,7 @@ def measure_motion(
     intrinsics: Floats,
     progress: Callable[..., Any],
 ) -> SurfaceMotion | None:
-    """Follow surface points through the video; None where there is nothing to follow (a photo, one frame).
+    """Follow surface points through the video; None where there is nothing to follow (one frame a shot).
 
     Args:
         source: the video that `detections` were made of.
@@ -99,6 +99,8 @@ def measure_motion(
     follower = _Follower(_pictures(source, frames[keys], size), places[keys], seen, CONSISTENCY_PERCENT / 100 * height)
     links = _links(distance, keys, detections.shot[frames])
     rows = _follow(source, detections, frames, size, links, follower, keys, progress)
+    if not rows:
+        return None
     key, frame, shift, weight = (np.asarray(value) for value in zip(*rows, strict=True))
     return SurfaceMotion(
         vertex_ids=candidates[chosen].numpy(),
