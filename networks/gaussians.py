@@ -43,12 +43,27 @@ class Gaussians:
 
 
 @dataclass(frozen=True)
+class Loose:
+    """Gaussians that no vertex carries: hair and cloth that the photo shows beside the template (`networks.loose`).
+
+    Attributes:
+        gaussians: `[B,M,...]` in the T-pose.
+        skin_weights: `[B,M,55]` of each on the joints, their sum 1; expressions do not move them.
+    """
+
+    gaussians: Gaussians
+    skin_weights: Tensor
+
+
+@dataclass(frozen=True)
 class Texture:
     """The photo as the avatar's texture: where each Gaussian lies in it.
 
     Gaussians are a coarse sampling of the surface, a few pixels apart; the photo holds the detail between them. Their
     motion from the picture to the photo, splatted like a colour, is a smooth flow that leads from each pixel to the
     photo's own (inverse texture mapping).
+
+    N counts the template's Gaussians and the loose ones after them.
 
     Attributes:
         photo: `[B,3,H,W]` in [0,1].
@@ -147,6 +162,37 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     return F.normalize(candidates.gather(-2, best)[..., 0, :], dim=-1)
 
 
+def concatenated(parts: list[Gaussians]) -> Gaussians:
+    """Sets of Gaussians of one leading shape as one set."""
+    names = vars(parts[0])
+    axes = {name: -1 if name == "opacities" else -2 for name in names}
+    return Gaussians(**{name: torch.cat([getattr(part, name) for part in parts], axes[name]) for name in names})
+
+
+def _repeat(gaussians: Gaussians, frames: int) -> Gaussians:
+    """`[B,N,...]` -> `[B,T,N,...]`, without a copy."""
+    return Gaussians(
+        **{name: value[:, None].expand(-1, frames, *value.shape[1:]) for name, value in vars(gaussians).items()}
+    )
+
+
+def joint_turns(transforms: Tensor) -> Tensor:
+    """Rotations of joints' transforms `[...,55,3,4]` as quaternions `[...,55,4]` of one half sphere, to be blended."""
+    joints = matrix_to_quaternion(transforms[..., :3])
+    # q and -q are one rotation: bring all to the pelvis's half sphere before blending.
+    return joints * torch.where((joints * joints[..., :1, :]).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+
+
+def blended_turn(skin_weights: Tensor, joints: Tensor) -> Tensor:
+    """Rotation `[...,N,4]` of points with `skin_weights [...,N,55]`, of joints as `joint_turns` gives them."""
+    return F.normalize(skin_weights @ joints, dim=-1)
+
+
+def blended_transforms(skin_weights: Tensor, transforms: Tensor) -> Tensor:
+    """Transforms `[...,N,3,4]` of points with `skin_weights [...,N,55]`, from joints' `transforms [...,55,3,4]`."""
+    return (skin_weights @ transforms.flatten(-2)).unflatten(-1, (3, 4))
+
+
 @dataclass(frozen=True)
 class Avatar:
     """A person's canonical Gaussians, `[B,...]`: the record that one photo gives.
@@ -159,6 +205,7 @@ class Avatar:
         vertex_ids: `[N]` the template vertex that carries each Gaussian.
         background: `[B,3]` colour behind the person.
         texture: the photo it was made of; None renders from the Gaussians' colours alone.
+        loose: Gaussians beside the template; None has none.
     """
 
     gaussians: Gaussians
@@ -166,6 +213,7 @@ class Avatar:
     vertex_ids: Tensor
     background: Tensor
     texture: Texture | None = None
+    loose: Loose | None = None
     # The body model that posed the avatar last, and its vertices that carry Gaussians: cut out once, not at every call.
     _carriers: list[tuple[BodyModel, BodyModel]] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -174,6 +222,10 @@ class Avatar:
         if not self._carriers or self._carriers[0][0] is not body:
             self._carriers[:] = [(body, body.subset(self.vertex_ids))]
         return self._carriers[0][1]
+
+    def canonical(self) -> Gaussians:
+        """All Gaussians in the T-pose, `[B,N+M,...]`: the template's, then the loose ones."""
+        return self.gaussians if self.loose is None else concatenated([self.gaussians, self.loose.gaussians])
 
     @full_precision
     def pose(self, body: BodyModel, params: BodyParams) -> Gaussians:
@@ -187,29 +239,22 @@ class Avatar:
             params: `[B,T,...]`; their betas are replaced by the avatar's own.
 
         Returns:
-            Gaussians `[B,T,...]`.
+            Gaussians `[B,T,...]`, the template's, then the loose ones.
         """
         batch, frames = params.expression.shape[:2]
         carrier, canonical = self._carrier(body), self.gaussians
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
         means, transforms = carrier.carry(canonical.means[:, None], shaped)
-        joints = matrix_to_quaternion(transforms[..., :3])  # [B,T,55,4]
-        # q and -q are one rotation: bring all to the pelvis's half sphere before blending.
-        sign = torch.where((joints * joints[..., :1, :]).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-        turn = F.normalize(carrier.lbs_weights @ (joints * sign), dim=-1)
-        quats = quaternion_multiply(turn, canonical.quats[:, None])
-
-        def repeat(value: Tensor) -> Tensor:
-            return value[:, None].expand(batch, frames, *value.shape[1:])
-
-        return Gaussians(
-            means=means,
-            quats=quats,
-            scales=repeat(canonical.scales),
-            opacities=repeat(canonical.opacities),
-            colors=repeat(canonical.colors),
-            features=repeat(canonical.features),
-        )
+        joints = joint_turns(transforms)
+        quats = quaternion_multiply(blended_turn(carrier.lbs_weights, joints), canonical.quats[:, None])
+        posed = replace(_repeat(canonical, frames), means=means, quats=quats)
+        if self.loose is None:
+            return posed
+        weights, loose = self.loose.skin_weights[:, None], self.loose.gaussians
+        blended = blended_transforms(weights, transforms)
+        means = (blended[..., :3] @ loose.means[:, None, :, :, None])[..., 0] + blended[..., 3]
+        quats = quaternion_multiply(blended_turn(weights, joints), loose.quats[:, None])
+        return concatenated([posed, replace(_repeat(loose, frames), means=means, quats=quats)])
 
     def render(
         self, body: BodyModel, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor, size: int
@@ -312,20 +357,33 @@ def shown_part(
 def _share_of_photo(shown: Tensor, trusted: Tensor, alpha: Tensor) -> Tensor:
     """How far the photo stands for each pixel `[B,T,1,H,W]`: whether it shows the front surface, times its trust there.
 
-    What lies behind shimmers through between the front Gaussians, which are pixels apart, and is mostly not in the
-    photo. The share of shown Gaussians is therefore taken over a neighbourhood, and from a half on it counts as whole.
-
     Args:
         shown: splat of `Texture.seen`, `[B,T,1,H,W]` as the others.
         trusted: splat of `Texture.seen` times `Texture.trust`.
         alpha: splat of ones.
     """
-    side = 2 * round(alpha.shape[-1] / 64) + 1
-    maps = torch.cat([shown, trusted, alpha], dim=2).flatten(0, 1)
-    near = F.avg_pool2d(maps, side, 1, side // 2).unflatten(0, alpha.shape[:2])
-    near_shown, near_trusted, near_alpha = near.split(1, dim=2)
-    share = near_shown.detach() / near_alpha.detach().clamp_min(1e-4)
-    return alpha * ((share - 0.2) / 0.3).clamp(0, 1) * near_trusted / near_shown.clamp_min(1e-4)
+    near_shown, near_trusted = (_near(value.flatten(0, 1)).view_as(value) for value in (shown, trusted))
+    return covered_by_photo(shown, alpha) * near_trusted / near_shown.clamp_min(1e-4)
+
+
+def covered_by_photo(shown: Tensor, alpha: Tensor) -> Tensor:
+    """How far each pixel `[...,1,H,W]` is covered by a surface that the photo shows.
+
+    What lies behind shimmers through between the front Gaussians, which are pixels apart, and is mostly not in the
+    photo. The share of shown Gaussians is therefore taken over a neighbourhood, and from a half on it counts as whole.
+
+    Args:
+        shown: splat of `Texture.seen`.
+        alpha: splat of ones.
+    """
+    near_shown, near_alpha = (_near(value.detach().flatten(0, -4)).view_as(value) for value in (shown, alpha))
+    return alpha * ((near_shown / near_alpha.clamp_min(1e-4) - 0.2) / 0.3).clamp(0, 1)
+
+
+def _near(maps: Tensor) -> Tensor:
+    """Mean of `[M,1,H,W]` over 3 % of the picture's side around each pixel."""
+    side = 2 * round(maps.shape[-1] / 64) + 1
+    return F.avg_pool2d(maps, side, 1, side // 2)
 
 
 def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,11 +22,13 @@ from networks.gaussians import (
     Avatar,
     Gaussians,
     Texture,
+    concatenated,
     image_places,
     matrix_to_quaternion,
     quaternion_multiply,
     shown_part,
 )
+from networks.loose import Seen, lift_loose
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
 from networks.regions import part_code
@@ -297,7 +299,8 @@ class GaussianReconstructor(nn.Module):
 
         Args:
             photo: tracked photos of B people.
-            use_heads: False leaves the template with the photo's projected colours, the baseline of no learning.
+            use_heads: False leaves the template with the photo's projected colours, the baseline of no
+                learning, without loose Gaussians.
 
         Returns:
             the avatar `[B,...]` and the photo's semantic tokens `[B,L,D]` (`F_sem`, which the shader attends to).
@@ -318,7 +321,7 @@ class GaussianReconstructor(nn.Module):
         raw = self.heads(self.anchor(torch.cat([local, prior, spread], dim=-1)))
         if not use_heads:
             raw = torch.zeros_like(raw)
-        return self._avatar(photo, raw, filled, projection.visible), tokens_sem
+        return self._avatar(photo, raw, filled, projection.visible, lift=use_heads), tokens_sem
 
     def _cluster_tokens(self, local: Tensor, semantic: Tensor) -> Tensor:
         """`[B,K,D]`: anchors' features averaged by cluster, with `F_prior`, through the transformer."""
@@ -332,7 +335,7 @@ class GaussianReconstructor(nn.Module):
             tokens = block(tokens, context)
         return tokens
 
-    def _avatar(self, photo: Photo, raw: Tensor, filled: Tensor, visible: Tensor) -> Avatar:
+    def _avatar(self, photo: Photo, raw: Tensor, filled: Tensor, visible: Tensor, lift: bool) -> Avatar:
         """Read the heads' output `[B,N,14+C]` as changes of the coloured template; the photo becomes its texture."""
         bare = self._bare(photo)
         offset, scale, turn, opacity, colour, features, trust = raw.split(
@@ -348,19 +351,31 @@ class GaussianReconstructor(nn.Module):
             features=features,
         )
         avatar = replace(bare, gaussians=gaussians)
-        return replace(avatar, texture=self._texture(avatar, photo, visible, torch.sigmoid(trust[..., 0] + 2)))
+        return self._with_photo(avatar, photo, visible, torch.sigmoid(trust[..., 0] + 2), lift)
 
-    def _texture(self, avatar: Avatar, photo: Photo, visible: Tensor, trust: Tensor) -> Texture:
-        """The photo with each Gaussian's place in it; gradients flow to `trust [B,N]` alone."""
+    def _with_photo(self, avatar: Avatar, photo: Photo, visible: Tensor, trust: Tensor, lift: bool) -> Avatar:
+        """The avatar with the photo as its texture, and with loose Gaussians where `lift` says so.
+
+        Gradients flow to `trust [B,N]` alone.
+        """
         with torch.no_grad():
             carried = avatar.pose(self.body, photo.body.map(lambda value: value[:, None]))
             posed = Gaussians(**{name: value[:, 0] for name, value in vars(carried).items()})
             camera, size = (photo.intrinsics, photo.world_to_camera), (photo.image.shape[-2], photo.image.shape[-1])
             places = image_places(posed.means, *camera, size)
-            seen = visible * (places.abs() < 1).all(-1)
-            part = self.part.expand(seen.shape)
-            shown = shown_part(posed, seen, part, *camera, size)
-        return Texture(photo.image, photo.mask, places, seen, trust, part, shown)
+            shown, part, loose = visible * (places.abs() < 1).all(-1), self.part.expand_as(visible), None
+            if lift:
+                transforms = self.body.joint_transforms(photo.body)[..., :3, :]
+                seen = Seen(posed, places, shown, self.body.lbs_weights[avatar.vertex_ids], self.part, transforms)
+                lifted = lift_loose(seen, photo.image, photo.mask, *camera)
+                loose, posed, whole = lifted.loose, concatenated([posed, lifted.posed]), torch.ones_like(lifted.part)
+                places, part = torch.cat([places, lifted.places], dim=1), torch.cat([part, lifted.part], dim=1)
+                shown = torch.cat([shown, whole], dim=1)
+            photo_part = shown_part(posed, shown, part, *camera, size)
+        if lift:
+            trust = torch.cat([trust, whole], dim=1)
+        texture = Texture(photo.image, photo.mask, places, shown, trust, part, photo_part)
+        return replace(avatar, texture=texture, loose=loose)
 
 
 class FeatureDecoder(nn.Module):

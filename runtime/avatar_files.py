@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from networks.body import BodyModel
-from networks.gaussians import Avatar, Gaussians, Texture
+from networks.gaussians import Avatar, Gaussians, Loose, Texture
 from runtime.files import atomic_path
 
-FORMAT = "avatar-4"
+FORMAT = "avatar-5"
 GAUSSIANS = [f.name for f in dataclasses.fields(Gaussians)]
 MADE_BY = "python -m tools.export_avatar --image PHOTO --out NAME.safetensors"
 
@@ -42,6 +42,9 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
     path = Path(path)
     tensors = {name: getattr(avatar.gaussians, name) for name in GAUSSIANS}
     tensors |= {"betas": avatar.betas, "vertex_ids": avatar.vertex_ids, "background": avatar.background}
+    if avatar.loose is not None:
+        tensors |= {f"loose.{name}": getattr(avatar.loose.gaussians, name) for name in GAUSSIANS}
+        tensors["loose.skin_weights"] = avatar.loose.skin_weights
     if avatar.texture is not None:
         tensors |= {f"texture.{f.name}": getattr(avatar.texture, f.name) for f in dataclasses.fields(Texture)}
     header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body)}
@@ -75,29 +78,32 @@ def load_avatar(path: str | Path, body: BodyModel) -> Avatar:
         )
     needed = [*GAUSSIANS, "betas", "vertex_ids", "background"]
     texture = {f.name: f"texture.{f.name}" for f in dataclasses.fields(Texture)}
-    has_texture = any(name in tensors for name in texture.values())
-    missing = [name for name in (*needed, *(texture.values() if has_texture else ())) if name not in tensors]
+    loose = {name: f"loose.{name}" for name in (*GAUSSIANS, "skin_weights")}
+    has_texture, has_loose = (any(name in tensors for name in keys.values()) for keys in (texture, loose))
+    needed += [*(texture.values() if has_texture else ()), *(loose.values() if has_loose else ())]
+    missing = [name for name in needed if name not in tensors]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: make it again with `{MADE_BY}`")
     _check(path, tensors, len(body.v_template))
     tensors = {name: value.to(body.v_template.device) for name, value in tensors.items()}
+    beside = Gaussians(**{name: tensors[loose[name]] for name in GAUSSIANS}) if has_loose else None
     return Avatar(
         gaussians=Gaussians(**{name: tensors[name] for name in GAUSSIANS}),
         betas=tensors["betas"],
         vertex_ids=tensors["vertex_ids"],
         background=tensors["background"],
         texture=Texture(**{name: tensors[key] for name, key in texture.items()}) if has_texture else None,
+        loose=Loose(beside, tensors["loose.skin_weights"]) if beside is not None else None,
     )
 
 
 def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> None:
     """Shapes agree and vertices exist; else a ValueError."""
     means, ids = tensors["means"], tensors["vertex_ids"]
-    leading = means.shape[:2]
-    wrong = [
-        name
-        for name in (*GAUSSIANS, "texture.places", "texture.seen", "texture.trust", "texture.part")
-        if name in tensors and tensors[name].shape[:2] != leading
-    ]
-    if wrong or ids.shape != leading[1:] or bool(((ids < 0) | (ids >= num_vertices)).any()):
+    (batch, count), beside = means.shape[:2], tensors.get("loose.means", means[:, :0]).shape[1]
+    sizes = dict.fromkeys(GAUSSIANS, (batch, count))
+    sizes |= {f"loose.{name}": (batch, beside) for name in (*GAUSSIANS, "skin_weights")}
+    sizes |= {f"texture.{name}": (batch, count + beside) for name in ("places", "seen", "trust", "part")}
+    wrong = [name for name, size in sizes.items() if name in tensors and tensors[name].shape[:2] != size]
+    if wrong or ids.shape != (count,) or bool(((ids < 0) | (ids >= num_vertices)).any()):
         raise ValueError(f"{path}: {wrong[0] if wrong else 'vertex_ids'} does not fit: make it again with `{MADE_BY}`")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules.template import build_template
 from networks.body import BodyModel, BodyParams
-from networks.gaussians import Avatar, Gaussians, Texture, splat
+from networks.gaussians import Avatar, Gaussians, Loose, Texture, splat
 from networks.rasterizer import rasterize
 from runtime.avatar_files import load_avatar, save_avatar
 from runtime.splat_files import SH_DC, read_splat, write_splat
@@ -37,20 +37,28 @@ def avatar(body: BodyModel) -> Avatar:
     betas = torch.randn(1, 10, generator=generator)
     rest = body.rest_vertices(betas, torch.zeros(1, body.num_expressions), ids)
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(1, len(ids), *shape, generator=generator)
+    def uniform(*shape: int, count: int = len(ids)) -> Tensor:
+        return torch.rand(1, count, *shape, generator=generator)
 
-    gaussians = Gaussians(
-        means=rest + 0.01 * (uniform(3) - 0.5),
-        quats=torch.nn.functional.normalize(uniform(4) - 0.5, dim=-1),
-        scales=0.003 + 0.02 * uniform(3),
-        opacities=0.05 + 0.9 * uniform(),
-        colors=1.2 * uniform(3) - 0.1,
-        features=uniform(5),
-    )
+    def some(means: Tensor) -> Gaussians:
+        count = means.shape[1]
+        return Gaussians(
+            means=means + 0.01 * (uniform(3, count=count) - 0.5),
+            quats=torch.nn.functional.normalize(uniform(4, count=count) - 0.5, dim=-1),
+            scales=0.003 + 0.02 * uniform(3, count=count),
+            opacities=0.05 + 0.9 * uniform(count=count),
+            colors=1.2 * uniform(3, count=count) - 0.1,
+            features=uniform(5, count=count),
+        )
+
+    gaussians, loose = some(rest), Loose(some(rest[:, :40]), torch.softmax(uniform(55, count=40), dim=-1))
     photo, mask = torch.rand(1, 4, 32, 32, generator=generator).split([3, 1], dim=1)
-    texture = Texture(photo, mask, 2 * uniform(2) - 1, (uniform() > 0.5).float(), uniform(), uniform(), mask - 0.5)
-    return Avatar(gaussians, betas, ids, background=torch.full((1, 3), 0.5), texture=texture)
+    both = len(ids) + 40
+    texture = Texture(
+        photo, mask, 2 * uniform(2, count=both) - 1, (uniform(count=both) > 0.5).float(), uniform(count=both),
+        uniform(count=both), mask - 0.5,
+    )  # fmt: skip
+    return Avatar(gaussians, betas, ids, background=torch.full((1, 3), 0.5), texture=texture, loose=loose)
 
 
 def first(gaussians: Gaussians) -> Gaussians:
@@ -107,13 +115,17 @@ def test_saved_and_loaded_is_the_same_avatar(avatar: Avatar, body: BodyModel, tm
     again = load_avatar(path, body)
     for f in dataclasses.fields(Gaussians):
         assert torch.equal(getattr(again.gaussians, f.name), getattr(avatar.gaussians, f.name))
+        assert torch.equal(getattr(again.loose.gaussians, f.name), getattr(avatar.loose.gaussians, f.name))
+    assert torch.equal(again.loose.skin_weights, avatar.loose.skin_weights)
     assert torch.equal(again.betas, avatar.betas)
     assert torch.equal(again.vertex_ids, avatar.vertex_ids)
     assert torch.equal(again.background, avatar.background)
     for f in dataclasses.fields(Texture):
         assert torch.equal(getattr(again.texture, f.name), getattr(avatar.texture, f.name))
-    plain = load_avatar(save_avatar(path, dataclasses.replace(avatar, texture=None), body, BODY.name), body)
+    plain = dataclasses.replace(avatar, texture=None, loose=None)
+    plain = load_avatar(save_avatar(path, plain, body, BODY.name), body)
     assert plain.texture is None
+    assert plain.loose is None
     assert [p.name for p in tmp_path.iterdir()] == ["person.safetensors"]
 
 

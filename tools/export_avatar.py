@@ -49,7 +49,7 @@ def export(avatar: Avatar, body: BodyModel, photo: Photo, out: Path, pose: str |
     """Write the avatar in the format of the suffix; splat files in the T-pose, or as in the photo (`pose` "photo")."""
     if out.suffix == ".safetensors":
         return save_avatar(out, avatar, body, body_name)
-    gaussians = avatar.gaussians
+    gaussians = avatar.canonical()
     if pose == "photo":
         posed = avatar.pose(body, photo.body.map(lambda value: value[:, None]))
         gaussians = Gaussians(**{f.name: getattr(posed, f.name)[:, 0] for f in fields(Gaussians)})
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     size = given.out.stat().st_size
-    print(f"{avatar.gaussians.means.shape[1]} Gaussians, {size / 1e3:.0f} kB", file=sys.stderr)
+    print(f"{avatar.canonical().means.shape[1]} Gaussians, {size / 1e3:.0f} kB", file=sys.stderr)
     print(given.out)
     return 0
 

@@ -1,0 +1,160 @@
+"""Loose Gaussians: what the photo shows beside the template (hair, cloth), lifted from its own pixels.
+
+The template ends at the skin. Hair that falls to the shoulders, a collar, a hood stand off it, and Gaussians that are
+pulled there from the skin reach them only as smears. The photo's pixels that no Gaussian of the template shows are
+lifted to 3D instead: each takes depth and skinning weights from the surface beside it in the photo, so that hair beside
+a cheek turns with the head and hair on a shoulder stays with it. (Pixels lifted to Gaussians beside a template: Chu and
+Harada, "Generalizable and Animatable Gaussian Head Avatar", 2024, who learn the depth.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks.gaussians import (
+    Gaussians,
+    Loose,
+    blended_transforms,
+    blended_turn,
+    covered_by_photo,
+    joint_turns,
+    matrix_to_quaternion,
+    quaternion_multiply,
+)
+from networks.precision import full_precision
+from networks.rasterizer import rasterize
+
+# B photos, N Gaussians of the template, M loose ones, S of the template's as carriers.
+
+GRID = 64  # candidates along each side of the photo
+NUM_LOOSE = 1536  # M: the cells of that grid that the template covers least; those that it covers are transparent
+LEAST = 0.3  # a cell uncovered by less gets opacity 0, one by more than 1 - LEAST is opaque: rims stay the template's
+CARRIERS = 4  # every so many Gaussians of the template one may carry loose ones
+NEAREST = 8  # carriers of a loose Gaussian
+REACH = 0.02  # share of the photo's side by which a farther carrier counts 1/e
+
+
+@dataclass
+class Seen:
+    """The template's Gaussians as the photo shows them.
+
+    Attributes:
+        posed: `[B,N,...]` as in the photo.
+        places: `[B,N,2]` in the photo, as `grid_sample` counts.
+        shown: `[B,N]` 1 where the photo shows the Gaussian.
+        skin_weights: `[N,55]`.
+        part: `[N]` codes (`networks.regions.part_code`).
+        transforms: `[B,55,3,4]` of the joints, from the T-pose to the photo's.
+    """
+
+    posed: Gaussians
+    places: Tensor
+    shown: Tensor
+    skin_weights: Tensor
+    part: Tensor
+    transforms: Tensor
+
+
+@dataclass
+class Lifted:
+    """Loose Gaussians and how the photo shows them.
+
+    Attributes:
+        loose: in the T-pose.
+        posed: `[B,M,...]` as in the photo.
+        places: `[B,M,2]` in the photo, as `grid_sample` counts.
+        part: `[B,M]` codes.
+    """
+
+    loose: Loose
+    posed: Gaussians
+    places: Tensor
+    part: Tensor
+
+
+@torch.no_grad()
+@full_precision
+def lift_loose(seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor) -> Lifted:
+    """Lift what the photo shows and the template does not.
+
+    Args:
+        seen: the template in the photo.
+        photo: `[B,3,H,W]`.
+        mask: `[B,1,H,W]` soft foreground.
+        intrinsics: `[B,3,3]` px of the photo.
+        world_to_camera: `[B,4,4]`.
+    """
+    free = _uncovered(seen, mask, intrinsics, world_to_camera)
+    opacity, cells = free.flatten(1).topk(min(NUM_LOOSE, free[0].numel()), dim=1)
+    places = torch.stack([(cells % GRID + 0.5) / GRID, (cells // GRID + 0.5) / GRID], dim=-1) * 2 - 1
+    index, weight = _carriers(seen, places)
+
+    def carried(value: Tensor) -> Tensor:
+        """Mean over the carriers of a value `[B,S,D]` -> `[B,M,D]`."""
+        batch = torch.arange(len(value), device=value.device)[:, None, None]
+        return (value[batch, index] * weight[..., None]).sum(dim=2)
+
+    rotation, shift = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
+    camera_points = seen.posed.means[:, ::CARRIERS] @ rotation.mT + shift[:, None]
+    depth = carried(camera_points[..., 2:])
+    size = places.new_tensor([photo.shape[-1], photo.shape[-2]])
+    pixels = torch.cat([(places + 1) / 2 * size, torch.ones_like(depth)], dim=-1)
+    means = (depth * (pixels @ torch.linalg.inv(intrinsics).mT) - shift[:, None]) @ rotation
+    # A cell's Gaussian, round to the camera and thin along its view, overlaps the next.
+    side = 0.6 * depth / GRID * (size[0] / intrinsics[:, None, None, 0, 0])
+    facing = matrix_to_quaternion(rotation.mT)[:, None].expand(-1, places.shape[1], -1)
+    colors = F.grid_sample(photo, places[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
+    posed = Gaussians(
+        means=means,
+        quats=facing,
+        scales=torch.cat([side, side, 0.5 * side], dim=-1),
+        opacities=0.95 * ((opacity - LEAST) / (1 - 2 * LEAST)).clamp(0, 1),
+        colors=colors,
+        features=carried(seen.posed.features[:, ::CARRIERS]),
+    )
+    batch = len(places)
+    skin_weights = carried(seen.skin_weights[::CARRIERS].expand(batch, -1, -1))
+    part = carried(seen.part[::CARRIERS, None].expand(batch, -1, -1))[..., 0]
+    return Lifted(_unposed(posed, skin_weights, seen.transforms), posed, places, part)
+
+
+def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor) -> Tensor:
+    """`[B,GRID,GRID]`: share of each cell that is foreground and covered by no Gaussian that the photo shows."""
+    posed = seen.posed
+    maps = rasterize(
+        posed.means,
+        posed.quats,
+        posed.scales,
+        posed.opacities,
+        seen.shown[..., None],
+        intrinsics,
+        world_to_camera,
+        width=mask.shape[-1],
+        height=mask.shape[-2],
+    )
+    covered = covered_by_photo(maps.image.permute(0, 3, 1, 2), maps.alpha.permute(0, 3, 1, 2))
+    inside = (5 * mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
+    return F.adaptive_avg_pool2d(inside * (1 - covered), GRID)[:, 0]
+
+
+def _carriers(seen: Seen, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The template's Gaussians nearest in the photo to `places [B,M,2]`: indices and weights `[B,M,NEAREST]`."""
+    distance = torch.cdist(places, seen.places[:, ::CARRIERS]) / 2  # shares of the photo's side
+    distance = distance + 10.0 * (1 - seen.shown[:, None, ::CARRIERS])  # what it does not show lies behind
+    near = distance.topk(NEAREST, dim=-1, largest=False)
+    return near.indices, torch.softmax((near.values[..., :1] - near.values) / REACH, dim=-1)
+
+
+def _unposed(posed: Gaussians, skin_weights: Tensor, transforms: Tensor) -> Loose:
+    """Take Gaussians `[B,M,...]` back to the T-pose: the inverse of what skinning will do to them."""
+    blended = blended_transforms(skin_weights, transforms)
+    means = torch.linalg.solve(blended[..., :3], (posed.means - blended[..., 3])[..., None])[..., 0]
+    turn = blended_turn(skin_weights, joint_turns(transforms))
+    back = turn * turn.new_tensor([1, -1, -1, -1])
+    quats = quaternion_multiply(back, posed.quats)
+    rest = Gaussians(means, quats, posed.scales, posed.opacities, posed.colors, posed.features)
+    return Loose(rest, skin_weights)

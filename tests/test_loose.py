@@ -1,0 +1,135 @@
+"""Loose Gaussians: lifted where the photo shows what the template does not, and carried by skinning."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from datamodules.clip import Clip
+from datamodules.video import WindowReader
+from lightning_modules.stage import build_reconstructor
+from networks.conditioner import photo_of
+from networks.gaussians import Avatar, Gaussians
+from networks.loose import LEAST
+from networks.reconstructor import GaussianReconstructor, Photo
+from tests.conftest import ROOT
+
+BODY = ROOT / "assets/body/smplx_anny.npz"
+RED = (0.9, 0.1, 0.1)
+
+
+@pytest.fixture(scope="module")
+def reconstructor() -> GaussianReconstructor:
+    torch.manual_seed(0)
+    return build_reconstructor(str(BODY), remove_neck=False, feature_channels=16)
+
+
+@pytest.fixture(scope="module")
+def bare(reconstructor: GaussianReconstructor, clip_path: Path) -> Photo:
+    """The test clip's photo at 64 px, its mask cut down to what the template covers."""
+    photo = photo_of(WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.asarray([3]), 3, 64))
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo, use_heads=False)
+        covered = as_in(photo, avatar, reconstructor, photo).seen[0]
+    return replace(photo, mask=(covered > 0.85).float())
+
+
+def as_in(photo: Photo, avatar: Avatar, reconstructor: GaussianReconstructor, pose: Photo) -> object:
+    """Maps of an avatar seen by the photo's camera, in a photo's pose."""
+    return avatar.render(
+        reconstructor.body,
+        pose.body.map(lambda value: value[:, None]),
+        photo.intrinsics[:, None],
+        photo.world_to_camera[:, None],
+        64,
+    )
+
+
+def with_hair(photo: Photo) -> tuple[Photo, torch.Tensor]:
+    """A red block 8 px wide beside the head, from its silhouette outwards; and where it is, `[H,W]`."""
+    mask = photo.mask[0, 0]
+    row = int(torch.nonzero(mask.sum(dim=1) > 4)[0]) + 10  # within the head
+    first = int(torch.nonzero(mask[row] > 0.5)[-1]) + 1
+    block = torch.zeros_like(mask, dtype=torch.bool)
+    block[row - 4 : row + 4, first : first + 8] = True
+    image = torch.where(block, torch.tensor(RED)[:, None, None], photo.image[0])
+    return replace(photo, image=image[None], mask=torch.where(block, 1.0, mask)[None, None]), block
+
+
+def test_a_photo_that_the_template_covers_lifts_nothing(reconstructor: GaussianReconstructor, bare: Photo) -> None:
+    with torch.no_grad():
+        avatar, _ = reconstructor(bare)
+    assert avatar.loose.gaussians.opacities.max() == 0
+    with torch.no_grad():
+        plain, _ = reconstructor(bare, use_heads=False)
+        maps, without = (
+            as_in(bare, one, reconstructor, bare)
+            for one in (avatar, replace(avatar, loose=None, texture=plain.texture))
+        )
+    assert torch.equal(maps.rgb, without.rgb)
+
+
+def test_what_lies_beside_the_template_is_in_the_avatar(reconstructor: GaussianReconstructor, bare: Photo) -> None:
+    photo, block = with_hair(bare)
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo)
+        maps = as_in(photo, avatar, reconstructor, photo)
+        before = as_in(photo, reconstructor(bare)[0], reconstructor, photo)
+    assert LEAST < 0.5
+    assert maps.alpha[0, 0, 0][block].mean() > 0.85 > 0.3 > before.alpha[0, 0, 0][block].mean()
+    error = (maps.textured[0, 0] - photo.image[0]).abs().mean(dim=0)[block]
+    assert error.mean() < 0.06
+    assert (before.textured[0, 0] - photo.image[0]).abs().mean(dim=0)[block].mean() > 0.2
+
+
+def test_loose_gaussians_move_by_their_skinning_weights(reconstructor: GaussianReconstructor, bare: Photo) -> None:
+    """Against skinning in float64 numpy, in the photo's pose and with the head turned and a hand raised."""
+    photo, block = with_hair(bare)
+    body = reconstructor.body
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo)
+    loose, count = avatar.loose, avatar.gaussians.means.shape[1]
+    used = loose.gaussians.opacities[0] > 0
+    assert 8 <= int(used.sum()) <= 2 * int(block.sum())
+    torch.testing.assert_close(loose.skin_weights.sum(-1), torch.ones_like(loose.skin_weights[..., 0]))
+    assert loose.skin_weights[0, used][:, 15].mean() > 0.5  # beside the head: joint 15 carries it
+    turned = photo.body.map(torch.clone)
+    turned.body_pose[:, 14] += torch.tensor([0.1, 0.6, 0.0])
+    turned.body_pose[:, 17] += torch.tensor([0.0, 0.0, 0.5])
+    turned.expression[:, 3] += 1.0  # moves the skin, not the hair
+    for params in (photo.body, turned):
+        posed = avatar.pose(body, params.map(lambda value: value[:, None]))
+        transforms = body.joint_transforms(params)[0].double().numpy()
+        blended = np.einsum("mj,jrc->mrc", loose.skin_weights[0].double().numpy(), transforms)
+        points = np.c_[loose.gaussians.means[0].double().numpy(), np.ones(len(used))]
+        expected = np.einsum("mrc,mc->mr", blended[:, :3], points)
+        np.testing.assert_allclose(posed.means[0, 0, count:].numpy(), expected, atol=1e-5)
+    moved = Gaussians(**{name: value[0, 0, count:][used] for name, value in vars(posed).items()})
+    head = Rotation.from_matrix(transforms[15, :3, :3]).inv() * Rotation.from_quat(moved.quats.numpy()[:, [1, 2, 3, 0]])
+    still = Rotation.from_quat(loose.gaussians.quats[0, used].numpy()[:, [1, 2, 3, 0]])
+    assert np.median((head.inv() * still).magnitude()) < 0.3  # turned by 0.6 with the head
+
+
+def test_in_the_photo_loose_gaussians_face_the_camera_at_their_pixels(
+    reconstructor: GaussianReconstructor, bare: Photo
+) -> None:
+    photo, block = with_hair(bare)
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo)
+        posed = avatar.pose(reconstructor.body, photo.body.map(lambda value: value[:, None]))
+    count = avatar.gaussians.means.shape[1]
+    used = avatar.loose.gaussians.opacities[0] > 0
+    means, quats = posed.means[0, 0, count:][used].numpy(), posed.quats[0, 0, count:][used].numpy()
+    camera = photo.world_to_camera[0].numpy()
+    inside = means @ camera[:3, :3].T + camera[:3, 3]
+    pixels = inside @ photo.intrinsics[0].numpy().T
+    x, y = (pixels[:, :2] / pixels[:, 2:]).T
+    assert block[np.floor(y).astype(int), np.floor(x).astype(int)].float().mean() > 0.95
+    torch.testing.assert_close(
+        avatar.loose.gaussians.colors[0, used].median(dim=0).values, torch.tensor(RED), atol=0.02, rtol=0
+    )
+    axes = Rotation.from_quat(quats[:, [1, 2, 3, 0]]).as_matrix()[..., 2] @ camera[:3, :3].T
+    assert np.abs(axes[:, 2]).min() > 0.999  # the thin axis is the camera's
