@@ -32,7 +32,8 @@ from networks.rasterizer import rasterize
 
 GRID = 64  # candidates along each side of the photo
 NUM_LOOSE = 1536  # M: the cells of that grid that the template covers least; those that it covers are transparent
-LEAST = 0.3  # a cell uncovered by less gets opacity 0, one by more than 1 - LEAST is opaque: rims stay the template's
+LEAST = 0.2  # a cell uncovered by less gets opacity 0, one by more than 1 - LEAST is opaque: rims stay the template's
+HIDDEN = 0.5  # how far what the photo does not show covers: the back of the head, drawn out sideways, is half a cover
 CARRIERS = 4  # every so many Gaussians of the template one may carry loose ones
 NEAREST = 8  # carriers of a loose Gaussian
 REACH = 0.02  # share of the photo's side by which a farther carrier counts 1/e
@@ -123,7 +124,7 @@ def lift_loose(seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, worl
 
 
 def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor) -> Tensor:
-    """`[B,GRID,GRID]`: share of each cell that is foreground and covered by no Gaussian that the photo shows."""
+    """`[B,GRID,GRID]`: share of each cell that is foreground and that the template does not cover."""
     posed = seen.posed
     maps = rasterize(
         posed.means,
@@ -136,7 +137,8 @@ def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Te
         width=mask.shape[-1],
         height=mask.shape[-2],
     )
-    covered = covered_by_photo(maps.image.permute(0, 3, 1, 2), maps.alpha.permute(0, 3, 1, 2))
+    alpha = maps.alpha.permute(0, 3, 1, 2)
+    covered = torch.lerp(covered_by_photo(maps.image.permute(0, 3, 1, 2), alpha), alpha, HIDDEN)
     inside = (5 * mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
     return F.adaptive_avg_pool2d(inside * (1 - covered), GRID)[:, 0]
 
