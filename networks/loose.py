@@ -31,8 +31,8 @@ from networks.rasterizer import rasterize
 # B photos, N Gaussians of the template, M loose ones, S of the template's as carriers.
 
 GRID = 64  # candidates along each side of the photo
-NUM_LOOSE = 1536  # M: the cells of that grid that the template covers least; those that it covers are transparent
-LEAST = 0.2  # a cell uncovered by less gets opacity 0, one by more than 1 - LEAST is opaque: rims stay the template's
+NUM_LOOSE = 1536  # M: at most so many of the grid's cells, those that the template covers least
+LEAST = 0.2  # a cell uncovered by less gets none, one by more than 1 - LEAST is opaque: rims stay the template's
 HIDDEN = 0.5  # how far what the photo does not show covers: the back of the head, drawn out sideways, is half a cover
 CARRIERS = 4  # every so many Gaussians of the template one may carry loose ones
 NEAREST = 8  # carriers of a loose Gaussian
@@ -90,7 +90,9 @@ def lift_loose(seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, worl
         world_to_camera: `[B,4,4]`.
     """
     free = _uncovered(seen, mask, intrinsics, world_to_camera)
-    opacity, cells = free.flatten(1).topk(min(NUM_LOOSE, free[0].numel()), dim=1)
+    free = ((free.flatten(1) - LEAST) / (1 - 2 * LEAST)).clamp(0, 1)
+    most = min(NUM_LOOSE, int((free > 0).sum(dim=1).max()))  # of the batch; who has fewer gets transparent ones
+    opacity, cells = free.topk(most, dim=1)
     places = torch.stack([(cells % GRID + 0.5) / GRID, (cells // GRID + 0.5) / GRID], dim=-1) * 2 - 1
     index, weight = _carriers(seen, places)
 
@@ -113,7 +115,7 @@ def lift_loose(seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, worl
         means=means,
         quats=facing,
         scales=torch.cat([side, side, 0.5 * side], dim=-1),
-        opacities=0.95 * ((opacity - LEAST) / (1 - 2 * LEAST)).clamp(0, 1),
+        opacities=0.95 * opacity,
         colors=colors,
         features=carried(seen.posed.features[:, ::CARRIERS]),
     )
