@@ -46,6 +46,7 @@ ARMS: dict[str, list[str]] = {
     "no F_sem": [f"{SWITCH}use_semantic=false"],
     "no F_vis": [f"{SWITCH}use_visual=false"],
     "no F_prior": [f"{SWITCH}use_prior=false"],
+    "no loose Gaussians": [f"{SWITCH}use_loose=false"],
     "neck kept": ["--model.init_args.remove_neck=false"],
 }
 CONFIGS = ["configs/reconstruction.yaml"]

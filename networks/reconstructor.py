@@ -85,6 +85,7 @@ class ReconstructorOptions:
         semantic: encoder of `F_sem`; None for the small one.
         visual: encoder of `F_vis`; None for the small one.
         use_semantic, use_visual, use_prior: switch a feature family off, to measure what it earns.
+        use_loose: lift what the photo shows beside the template (`networks.loose`); False for the same reason.
         gaussians_per_anchor: Gaussians of each vertex of face and hands; 1 gives them as many as the rest.
     """
 
@@ -98,6 +99,7 @@ class ReconstructorOptions:
     use_semantic: bool = True
     use_visual: bool = True
     use_prior: bool = True
+    use_loose: bool = True
     gaussians_per_anchor: int = 1
 
 
@@ -135,6 +137,7 @@ class GaussianReconstructor(nn.Module):
         prior_channels: channels of `F_prior`.
         semantic, visual: encoders of `F_sem` and `F_vis`; None for the small ones.
         use_semantic, use_visual, use_prior: switch a feature family off, to measure what it earns.
+        use_loose: lift what the photo shows beside the template (`networks.loose`); False for the same reason.
         gaussians_per_anchor: Gaussians of each vertex of face and hands, spread over the triangles around it; 1 gives
             them as many as the rest. Another number changes the size of the table of `F_prior`: train anew.
         max_offset: largest move of a Gaussian from its anchor, metres.
@@ -155,6 +158,7 @@ class GaussianReconstructor(nn.Module):
         use_semantic: bool = True,
         use_visual: bool = True,
         use_prior: bool = True,
+        use_loose: bool = True,
         gaussians_per_anchor: int = 1,
         max_offset: float = 0.12,
     ) -> None:
@@ -163,7 +167,8 @@ class GaussianReconstructor(nn.Module):
         if gaussians_per_anchor != 1:
             template = refine_template(template, body, gaussians_per_anchor)
         self.template, self.feature_channels, self.max_offset = template, feature_channels, max_offset
-        self.use_semantic, self.use_visual, self.use_prior = use_semantic, use_visual, use_prior
+        self.use_semantic, self.use_visual = use_semantic, use_visual
+        self.use_prior, self.use_loose = use_prior, use_loose
         self.semantic = SemanticEncoder(width=width) if semantic is None else semantic
         self.visual = VisualEncoder() if visual is None else visual
         self._build_geometry(num_clusters)
@@ -321,7 +326,7 @@ class GaussianReconstructor(nn.Module):
         raw = self.heads(self.anchor(torch.cat([local, prior, spread], dim=-1)))
         if not use_heads:
             raw = torch.zeros_like(raw)
-        return self._avatar(photo, raw, filled, projection.visible, lift=use_heads), tokens_sem
+        return self._avatar(photo, raw, filled, projection.visible, lift=use_heads and self.use_loose), tokens_sem
 
     def _cluster_tokens(self, local: Tensor, semantic: Tensor) -> Tensor:
         """`[B,K,D]`: anchors' features averaged by cluster, with `F_prior`, through the transformer."""

@@ -41,11 +41,11 @@ def test_each_arm_changes_its_switch_alone(monkeypatch: pytest.MonkeyPatch) -> N
         stage, _ = reconstruction.build(arm, 3, 20, [], "assets/captures/test")
         network = stage.reconstructor
         neck = len(network.template.neck_ids) > 0
-        found[arm] = (network.use_semantic, network.use_visual, network.use_prior, neck)
+        found[arm] = (network.use_semantic, network.use_visual, network.use_prior, network.use_loose, neck)
         assert (stage.seed, stage.num_steps) == (3, 20)
-    for number, arm in enumerate(("no F_sem", "no F_vis", "no F_prior", "neck kept")):
-        assert found[arm] == tuple(k != number for k in range(4))
-    assert found[OURS] == (True, True, True, True)
+    for number, arm in enumerate(("no F_sem", "no F_vis", "no F_prior", "no loose Gaussians", "neck kept")):
+        assert found[arm] == tuple(k != number for k in range(5))
+    assert found[OURS] == (True,) * 5
 
 
 def test_a_finished_training_is_kept_and_a_broken_one_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
