@@ -36,6 +36,9 @@ LEAST = 0.2  # a cell uncovered by less gets none, one by more than 1 - LEAST is
 HIDDEN = 0.5  # how far what the photo does not show covers: the back of the head, drawn out sideways, is half a cover
 CARRIERS = 4  # every so many Gaussians of the template one may carry loose ones
 NEAREST = 8  # carriers of a loose Gaussian
+BEHIND = (
+    0.03  # metres behind its carriers: they are the nearest that the photo shows, and the silhouette lies behind them
+)
 REACH = 0.02  # share of the photo's side by which a farther carrier counts 1/e
 
 
@@ -103,7 +106,7 @@ def lift_loose(seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, worl
 
     rotation, shift = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
     camera_points = seen.posed.means[:, ::CARRIERS] @ rotation.mT + shift[:, None]
-    depth = carried(camera_points[..., 2:])
+    depth = carried(camera_points[..., 2:]) + BEHIND
     size = places.new_tensor([photo.shape[-1], photo.shape[-2]])
     pixels = torch.cat([(places + 1) / 2 * size, torch.ones_like(depth)], dim=-1)
     means = (depth * (pixels @ torch.linalg.inv(intrinsics).mT) - shift[:, None]) @ rotation
