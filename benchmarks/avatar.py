@@ -66,7 +66,7 @@ def measure(image: str, size: int, frames: int, repeats: int) -> dict[str, float
         "frame": times_ms(lambda index: avatar.render(body, poses[index], *camera, size), len(poses)),
     }
     result: dict[str, float | int] = {
-        "gaussians": avatar.gaussians.means.shape[1],
+        "gaussians": avatar.canonical().means.shape[1],
         "feature_channels": avatar.gaussians.features.shape[2],
         "load_network_ms": 1e3 * (loaded - started),
         "photo_to_avatar_cold_ms": 1e3 * cold,

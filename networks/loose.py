@@ -36,9 +36,7 @@ LEAST = 0.2  # a cell uncovered by less gets none, one by more than 1 - LEAST is
 HIDDEN = 0.5  # how far what the photo does not show covers: the back of the head, drawn out sideways, is half a cover
 CARRIERS = 4  # every so many Gaussians of the template one may carry loose ones
 NEAREST = 8  # carriers of a loose Gaussian
-BEHIND = (
-    0.03  # metres behind its carriers: they are the nearest that the photo shows, and the silhouette lies behind them
-)
+BEHIND = 0.03  # m behind its carriers: they are the nearest that the photo shows, the silhouette lies behind them
 REACH = 0.02  # share of the photo's side by which a farther carrier counts 1/e
 
 
