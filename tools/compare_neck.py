@@ -33,6 +33,7 @@ from lightning_modules.stage import COMMANDS, build_reconstructor
 from networks.body import BodyModel
 from networks.conditioner import photo_of
 from networks.gaussians import Avatar, Gaussians
+from networks.reconstructor import ReconstructorOptions
 from networks.weights import load_weights
 from runtime.files import atomic_path
 from runtime.media import sheet, to_uint8
@@ -73,8 +74,11 @@ def band_region(body: BodyModel, batch: VideoBatch) -> Tensor:
 
 
 def draw(weights: str, remove_neck: bool, batch: VideoBatch, feature_channels: int) -> dict[str, Tensor]:
-    """`[T,3,H,W]` splats of the trained reconstruction and of its bare template."""
-    reconstructor = build_reconstructor(BODY, remove_neck, feature_channels)
+    """`[T,3,H,W]` splats of the trained reconstruction and of its bare template.
+
+    Without loose Gaussians, which would fill the hole with the photo's neck.
+    """
+    reconstructor = build_reconstructor(BODY, remove_neck, feature_channels, ReconstructorOptions(use_loose=False))
     load_weights(reconstructor, weights, f"{COMMANDS['reconstruction']} --model.remove_neck {str(remove_neck).lower()}")
     view = batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1]
     label = "neck removed" if remove_neck else "with neck"
