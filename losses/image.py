@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from networks.smoothing import b3_smooth
+
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
     """Absolute error, same shape as the inputs ([..., 3, H, W])."""
@@ -23,9 +25,7 @@ def detail_loss(prediction: Tensor, target: Tensor, octaves: int = 2, floor: flo
 
     Detail that cannot be foreseen to the pixel is least wrong, for errors paired pixel by pixel, where there is none at
     all. Here the root mean square of each band over windows of 8x8 px is compared, so that wherever the detail comes
-    from, it must be as strong as the truth's: 0.1 is a tenth too much or too little. Bands are those of the undecimated
-    wavelet transform with the B3 spline (Starck et al. 2007, "The undecimated wavelet decomposition and its
-    reconstruction", IEEE TIP 16).
+    from, it must be as strong as the truth's: 0.1 is a tenth too much or too little. Bands are those of `b3_smooth`.
 
     Args:
         prediction: frames of at least 16 px a side.
@@ -40,14 +40,9 @@ def detail_loss(prediction: Tensor, target: Tensor, octaves: int = 2, floor: flo
 
 def _local_contrasts(frames: Tensor, octaves: int, floor: float) -> list[Tensor]:
     """Root mean square of each band over windows of 8 px, every 4 px: `octaves` tensors [N, 3, H/4 - 1, W/4 - 1]."""
-    line = frames.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    channels, contrasts = frames.shape[1], []
+    contrasts = []
     for octave in range(octaves):
-        step = 2**octave
-        smooth = F.pad(frames, (2 * step,) * 4, mode="reflect")
-        for shape in ((1, 1, 1, 5), (1, 1, 5, 1)):
-            kernel = line.view(shape).expand(channels, -1, -1, -1)
-            smooth = F.conv2d(smooth, kernel, dilation=step, groups=channels)
+        smooth = b3_smooth(frames, 2**octave)
         energy = F.avg_pool2d((frames - smooth).square(), 8, stride=4)
         contrasts.append((energy + floor**2).sqrt())
         frames = smooth

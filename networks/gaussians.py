@@ -11,6 +11,7 @@ from torch import Tensor
 from networks.body import BodyModel, BodyParams
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
+from networks.smoothing import b3_smooth
 
 # B people, T frames, N Gaussians, C feature channels.
 
@@ -116,11 +117,15 @@ class SplatMaps:
         """Painted frames `[B,T,3,H,W]` where the avatar is and MATTE_MARGIN around it; `textured` elsewhere.
 
         A latent patch that holds the silhouette cannot leave its other pixels alone: beyond the margin stands the
-        plain background, not what the patch left there.
+        plain background, not what the patch left there. And where the photo's own pixels stand, their finest octave
+        does too: painting changes what is coarser, and where it differs from pixel to pixel it is mostly wrong
+        (docs/results.md).
         """
         reach = round(MATTE_MARGIN * painted.shape[-1])
         near = F.max_pool2d(self.alpha.flatten(0, 1), 2 * reach + 1, 1, reach).view_as(self.alpha)
-        return torch.lerp(self.textured, painted.to(self.textured.dtype), near)
+        change = painted.to(self.textured.dtype) - self.textured
+        coarse = b3_smooth(change.flatten(0, 1)).view_as(change)
+        return self.textured + near * torch.lerp(change, coarse, self.seen)
 
 
 def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:

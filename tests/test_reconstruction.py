@@ -439,7 +439,7 @@ def test_painting_reaches_two_pixels_of_128_beyond_the_silhouette(size: int) -> 
     generator = torch.Generator().manual_seed(0)
     alpha = (torch.rand(1, 2, 1, size, size, generator=generator) - 0.97).clamp_min(0) / 0.03
     textured, painted = (torch.rand(1, 2, 3, size, size, generator=generator) for _ in range(2))
-    maps = SplatMaps(textured, alpha, textured[:, :, :0], textured, alpha)
+    maps = SplatMaps(textured, alpha, textured[:, :, :0], textured, torch.zeros_like(alpha))
     painted.requires_grad_(True)
     matted = maps.matted(painted)
 
@@ -449,3 +449,18 @@ def test_painting_reaches_two_pixels_of_128_beyond_the_silhouette(size: int) -> 
     assert (near == 0).mean() > 0.1  # pixels that are the plain splat's
     matted.sum().backward()
     np.testing.assert_allclose(painted.grad.numpy(), np.broadcast_to(near, painted.shape), atol=1e-6)
+
+
+def test_where_the_photo_stands_painting_leaves_its_finest_octave_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    textured, painted = (torch.rand(1, 2, 3, 40, 40, generator=generator, dtype=torch.float64) for _ in range(2))
+    seen = torch.rand(1, 2, 1, 40, 40, generator=generator, dtype=torch.float64)
+    maps = SplatMaps(textured, torch.ones_like(seen), textured[:, :, :0], textured, seen)
+
+    change = (painted - textured).numpy()
+    coarse = change
+    for axis in (3, 4):  # scipy's "mirror" is torch's "reflect"
+        coarse = scipy.ndimage.convolve1d(coarse, np.array([1, 4, 6, 4, 1]) / 16, axis=axis, mode="mirror")
+    share = seen.numpy()
+    expected = textured.numpy() + share * coarse + (1 - share) * change
+    np.testing.assert_allclose(maps.matted(painted).numpy(), expected, atol=1e-12)
