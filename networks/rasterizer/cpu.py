@@ -115,12 +115,12 @@ class _Splatting(torch.autograd.Function):
         gradients = [torch.zeros_like(tensor) for tensor in (means, quats, scales, features[..., 0], features)]
         camera_rows = torch.zeros(num_frames, chunks, kernels.CAMERA_SIZE, dtype=torch.float64)
         results = [_flat(tensor) for tensor in (*gradients, camera_rows)]
-        row, dtype, begin = channels + kernels.SHAPE_SIZE, bins.shape.dtype, 0
+        row, dtype, begin = kernels.row_size(channels), bins.shape.dtype, 0
         while begin < num_frames:
             end, base = begin + 1, int(frame_start[begin])
             while end < num_frames and (frame_start[end + 1] - base) * row * dtype.itemsize <= _PAIR_BUFFER_BYTES:
                 end += 1
-            pairs, frames = np.empty((int(frame_start[end]) - base) * row, dtype), (begin, end, base)
+            pairs, frames = _flat(means.new_empty((int(frame_start[end]) - base) * row)), (begin, end, base)
             _run(
                 kernels.splat_tiles_gradient, (end - begin) * tiles, frames, bins, _flat(features), width, height, out,
                 *wanted, pairs,

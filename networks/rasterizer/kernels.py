@@ -14,6 +14,7 @@ channel, the last.
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import register_jitable
 
 from networks.rasterizer.compiler import inline, kernel
 from networks.rasterizer.constants import ALPHA_CAP, ALPHA_THRESHOLD, MIN_ALPHA, STOP_TRANSMITTANCE
@@ -29,7 +30,7 @@ from networks.rasterizer.simd import (
     select,
     store,
     take_ticket,
-    total,
+    totals,
     without,
 )
 
@@ -42,10 +43,12 @@ TILE_BLOCKS = 4  # blocks along a tile's side: 16 px beats 8 px by a tenth
 TILE = SIDE * TILE_BLOCKS
 TILE_PIXELS = TILE * TILE
 CHUNK = 256  # Gaussians a task
-SHAPE_SIZE = 8  # x, y, conic a, b, c, opacity, depth, 1 unused
+SHAPE_SIZE = 8  # x, y, conic a, b, c, opacity, depth, exponent at which it ends
+MOMENTS = 7  # backward, after the channels: sums of -dL/dsigma times dx, dy, dx^2, dx dy, dy^2; dL/dopacity, dL/ddepth
 BOX_SIZE = 4  # first and one past the last pixel column, then row
 CAMERA_SIZE = 16  # fx, fy, cx, cy, translation (3), rotation (9)
 RADIX_BITS = 11
+CACHE_LINE = 64  # bytes
 
 
 class Bins(NamedTuple):
@@ -76,7 +79,7 @@ class Scratch(NamedTuple):
     transmittance: Array  # [blocks, BLOCK]
     behind: Array  # [blocks, BLOCK], backward: what the Gaussians behind contribute to the loss
     stop: Array  # [blocks, BLOCK]
-    sums: Array  # [C, BLOCK], backward: a Gaussian's channel gradients, pixel by pixel
+    sums: Array  # [C + MOMENTS up to a multiple of BLOCK, BLOCK], backward: a Gaussian's sums, pixel by pixel
     column: Array  # [BLOCK], pixel centres within a block
     row: Array  # [BLOCK]
 
@@ -152,6 +155,7 @@ def project_chunks(
             s, o = g * SHAPE_SIZE, g * BOX_SIZE
             shape[s], shape[s + 1], shape[s + 5], shape[s + 6] = x, y, opacities[g], z
             shape[s + 2], shape[s + 3], shape[s + 4] = conic_a, conic_b, conic_c
+            shape[s + 7] = np.log(opacities[g] / ALPHA_THRESHOLD) + 1e-3  # a hair more, for rounding
             box[o], box[o + 1], box[o + 2], box[o + 3] = left, right, top, bottom
             num_tiles[g] = (_tiles_end(right) - left // TILE) * (_tiles_end(bottom) - top // TILE)
 
@@ -218,16 +222,34 @@ def bin_frames(
                     cursor[tile] += 1
 
 
+@register_jitable
+def row_size(channels: int) -> int:
+    """Length of a (Gaussian, tile) pair's row in the backward pass: channels and moments, in whole vectors."""
+    return (channels + MOMENTS + BLOCK - 1) // BLOCK * BLOCK
+
+
+@inline
+def _lines(size: int, like: Array) -> Array:
+    """Array of `size` that starts on a cache line: a block's vector is one (float32), and would else straddle two."""
+    line = CACHE_LINE // like.itemsize
+    array = np.empty(size + line, like.dtype)
+    start = (-array.ctypes.data // like.itemsize) % line
+    return array[start : start + size]
+
+
 @inline
 def _make_scratch(like: Array, channels: int) -> Scratch:
     column, row = np.empty(BLOCK, like.dtype), np.empty(BLOCK, like.dtype)
     for lane in range(BLOCK):
         column[lane], row[lane] = lane % SIDE + 0.5, lane // SIDE + 0.5
-    return Scratch(
-        np.zeros(TILE_PIXELS * (channels + 1), like.dtype), np.empty(TILE_PIXELS, like.dtype),
-        np.zeros(TILE_PIXELS, like.dtype), np.empty(TILE_PIXELS, np.int32), np.empty(channels * BLOCK, like.dtype),
-        column, row,
+    scratch = Scratch(
+        _lines(TILE_PIXELS * (channels + 1), like), _lines(TILE_PIXELS, like), _lines(TILE_PIXELS, like),
+        _lines(TILE_PIXELS, column.view(np.int32)), _lines(row_size(channels) * BLOCK, like), column, row,
     )  # fmt: skip
+    scratch.planes[:] = 0.0
+    scratch.behind[:] = 0.0
+    scratch.sums[:] = 0.0
+    return scratch
 
 
 @inline
@@ -264,7 +286,8 @@ def _splat_tile(region: Region, bins: Bins, features: Array, channels: int, live
         g = bins.tile_list[position]
         s, o = g * SHAPE_SIZE, g * BOX_SIZE
         x, y = shape[s] - region.left, shape[s + 1] - region.top
-        half_a, conic_b, half_c, opacity = shape[s + 2] * 0.5, shape[s + 3], shape[s + 4] * 0.5, shape[s + 5]
+        half_a, conic_b, half_c = shape[s + 2] * 0.5, shape[s + 3], shape[s + 4] * 0.5
+        opacity, reach = shape[s + 5], shape[s + 7]
         across = _blocks(box[o], box[o + 1], region.left)
         down = _blocks(box[o + 2], box[o + 3], region.top)
         for block_row in range(down[0], down[1]):
@@ -274,11 +297,12 @@ def _splat_tile(region: Region, bins: Bins, features: Array, channels: int, live
                 place = (block_row * TILE_BLOCKS + block_column) * BLOCK
                 dx = (x - SIDE * block_column) - columns
                 sigma = dx * (dx * half_a + shear) + fall
-                alpha = minimum(exp_negative(sigma) * opacity, ALPHA_CAP)
                 stop = load(scratch.stop, place, PIXELS)
-                hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (stop > position)
-                if not is_any(hit):
+                hit = (sigma <= reach) & (sigma >= 0.0) & (stop > position)
+                if not is_any(hit):  # half of the blocks: asked before the exponential, for which the branch would wait
                     continue
+                alpha = minimum(exp_negative(sigma) * opacity, ALPHA_CAP)
+                hit = hit & (alpha >= ALPHA_THRESHOLD)
                 before = load(scratch.transmittance, place, PIXELS)
                 after = before - before * alpha
                 done = hit & (after <= STOP_TRANSMITTANCE)
@@ -370,11 +394,11 @@ def _load_tile_gradient(
 def _splat_tile_gradient(
     region: Region, end: int, bins: Bins, features: Array, channels: int, base: int, scratch: Scratch, pairs: Array
 ) -> None:
-    """Walk a tile back to front; each (Gaussian, tile) pair's gradient goes to its row of `pairs`: channels, shape."""
+    """Walk a tile back to front; each (Gaussian, tile) pair's sums go to its row of `pairs`: channels, moments."""
     shape, box, planes, sums = bins.shape, bins.box, scratch.planes, scratch.sums
     columns, rows = load(scratch.column, 0, PIXELS), load(scratch.row, 0, PIXELS)
     zero = fill(0.0, columns)
-    stride = channels + SHAPE_SIZE
+    stride = row_size(channels)
     for position in range(region.last - 1, region.first - 1, -1):
         g = bins.tile_list[position]
         s, o = g * SHAPE_SIZE, g * BOX_SIZE
@@ -382,13 +406,15 @@ def _splat_tile_gradient(
         pair = bins.first_pair[g] - base + tile_row * (_tiles_end(box[o + 1]) - box[o] // TILE) + tile_column
         pair *= stride
         if position >= end:
-            pairs[pair : pair + stride] = 0.0
+            for i in range(0, stride, BLOCK):
+                store(pairs, pair + i, zero)
             continue
-        sums[:] = 0.0
         x, y = shape[s] - region.left, shape[s + 1] - region.top
-        half_a, conic_b, half_c, opacity = shape[s + 2] * 0.5, shape[s + 3], shape[s + 4] * 0.5, shape[s + 5]
+        half_a, conic_b, half_c = shape[s + 2] * 0.5, shape[s + 3], shape[s + 4] * 0.5
+        opacity, reach = shape[s + 5], shape[s + 7]
         across = _blocks(box[o], box[o + 1], region.left)
         down = _blocks(box[o + 2], box[o + 3], region.top)
+        is_hit = False
         sum_x = sum_y = sum_xx = sum_xy = sum_yy = sum_opacity = sum_depth = zero
         for block_row in range(down[0], down[1]):
             dy = (y - SIDE * block_row) - rows
@@ -397,26 +423,35 @@ def _splat_tile_gradient(
                 place = (block_row * TILE_BLOCKS + block_column) * BLOCK
                 dx = (x - SIDE * block_column) - columns
                 sigma = dx * (dx * half_a + shear) + fall
+                hit = (sigma <= reach) & (sigma >= 0.0) & (load(scratch.stop, place, PIXELS) > position)
+                if not is_any(hit):
+                    continue
+                is_hit = True
                 falloff = exp_negative(sigma)
                 raw = falloff * opacity
                 alpha = minimum(raw, ALPHA_CAP)
-                hit = (alpha >= ALPHA_THRESHOLD) & (sigma >= 0.0) & (load(scratch.stop, place, PIXELS) > position)
-                if not is_any(hit):
-                    continue
+                hit = hit & (alpha >= ALPHA_THRESHOLD)
                 inverse = 1.0 / (1.0 - alpha)
                 after = load(scratch.transmittance, place, PIXELS)
                 before = select(hit, after * inverse, after)
                 store(scratch.transmittance, place, before)
                 weight = select(hit, alpha * before, 0.0)
                 plane = place * (channels + 1)
-                dot = zero
-                for c in range(channels):
-                    g_pixels = load(planes, plane + c * BLOCK, PIXELS)
-                    dot = dot + g_pixels * features[g * channels + c]
-                    store(sums, c * BLOCK, load(sums, c * BLOCK, PIXELS) + g_pixels * weight)
                 g_pixels = load(planes, plane + channels * BLOCK, PIXELS)
-                dot = dot + g_pixels * shape[s + 6]
                 sum_depth = sum_depth + g_pixels * weight
+                dot, other = g_pixels * shape[s + 6], zero  # two sums, as one would wait for itself
+                for c in range(0, channels - 1, 2):
+                    feature, spot = g * channels + c, c * BLOCK
+                    g_pixels, g_next = load(planes, plane + spot, PIXELS), load(planes, plane + spot + BLOCK, PIXELS)
+                    dot, other = dot + g_pixels * features[feature], other + g_next * features[feature + 1]
+                    store(sums, spot, load(sums, spot, PIXELS) + g_pixels * weight)
+                    store(sums, spot + BLOCK, load(sums, spot + BLOCK, PIXELS) + g_next * weight)
+                if channels % 2:
+                    spot = (channels - 1) * BLOCK
+                    g_pixels = load(planes, plane + spot, PIXELS)
+                    dot = dot + g_pixels * features[g * channels + channels - 1]
+                    store(sums, spot, load(sums, spot, PIXELS) + g_pixels * weight)
+                dot = dot + other
                 behind = load(scratch.behind, place, PIXELS)
                 store(scratch.behind, place, behind + weight * dot)
                 # dL/dalpha = T (c . g) - (what lies behind) / (1 - alpha)
@@ -425,13 +460,17 @@ def _splat_tile_gradient(
                 fading = raw * g_alpha  # -dL/dsigma
                 sum_x, sum_y = sum_x + fading * dx, sum_y + fading * dy
                 sum_xx, sum_xy, sum_yy = sum_xx + fading * dx * dx, sum_xy + fading * dx * dy, sum_yy + fading * dy * dy
-        for c in range(channels):
-            pairs[pair + c] = total(load(sums, c * BLOCK, PIXELS))
-        moment_x, moment_y, pair = total(sum_x), total(sum_y), pair + channels
-        pairs[pair] = -2.0 * half_a * moment_x - conic_b * moment_y
-        pairs[pair + 1] = -conic_b * moment_x - 2.0 * half_c * moment_y
-        pairs[pair + 2], pairs[pair + 3], pairs[pair + 4] = -0.5 * total(sum_xx), -total(sum_xy), -0.5 * total(sum_yy)
-        pairs[pair + 5], pairs[pair + 6], pairs[pair + 7] = total(sum_opacity), total(sum_depth), 0.0
+        if not is_hit:
+            for i in range(0, stride, BLOCK):
+                store(pairs, pair + i, zero)
+            continue
+        moments = (sum_x, sum_y, sum_xx, sum_xy, sum_yy, sum_opacity, sum_depth)
+        for i in range(MOMENTS):
+            store(sums, (channels + i) * BLOCK, moments[i])
+        for i in range(0, stride, BLOCK):
+            store(pairs, pair + i, totals(sums, i * BLOCK, PIXELS))
+            for k in range(BLOCK):
+                store(sums, (i + k) * BLOCK, zero)
 
 
 @kernel
@@ -465,7 +504,7 @@ def project_chunks_gradient(
 ) -> None:  # fmt: skip
     """Sum each Gaussian's pairs and pull them back through the projection; camera gradients are one row a chunk."""
     channels = g_features.size // max(g_opacities.size, 1)
-    stride = channels + SHAPE_SIZE
+    stride = row_size(channels)
     chunks = (count + CHUNK - 1) // CHUNK
     sums = np.empty(stride, pairs.dtype)
     while True:
@@ -478,17 +517,21 @@ def project_chunks_gradient(
         for g in range(b * count + chunk * CHUNK, b * count + min(count, (chunk + 1) * CHUNK)):
             if bins.num_tiles[g] == 0:
                 continue
-            sums[:] = 0.0
             start = (bins.first_pair[g] - frames[2]) * stride
-            for pair in range(start, start + bins.num_tiles[g] * stride, stride):
-                for i in range(stride):
-                    sums[i] += pairs[pair + i]
+            for i in range(0, stride, BLOCK):
+                vector = load(pairs, start + i, PIXELS)
+                for pair in range(start + stride, start + bins.num_tiles[g] * stride, stride):
+                    vector = vector + load(pairs, pair + i, PIXELS)
+                store(sums, i, vector)
             g_features[g * channels : (g + 1) * channels] = sums[:channels]
-            g_opacities[g] = sums[channels + 5]
+            moment_x, moment_y, moment_xx = _triple(sums, channels)
+            moment_xy, moment_yy, g_opacity = _triple(sums, channels + 3)
+            g_opacities[g] = g_opacity
+            conic_a, conic_b, conic_c = _triple(bins.shape, g * SHAPE_SIZE + 2)
+            g_centre = -conic_a * moment_x - conic_b * moment_y, -conic_b * moment_x - conic_c * moment_y
             g_mean, g_quat, g_scale, g_rotation, g_translation, g_pinhole = project_gradient(
                 _triple(means, 3 * g), _quaternion(quats, g), _triple(scales, 3 * g), rotation, translation, pinhole,
-                width, height, (float(sums[channels]), float(sums[channels + 1])), _triple(sums, channels + 2),
-                float(sums[channels + 6]),
+                width, height, g_centre, (-0.5 * moment_xx, -moment_xy, -0.5 * moment_yy), float(sums[channels + 6]),
             )  # fmt: skip
             for i in range(3):
                 g_means[3 * g + i] = g_mean[i]
