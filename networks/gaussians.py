@@ -124,7 +124,7 @@ class SplatMaps:
         reach = round(MATTE_MARGIN * painted.shape[-1])
         near = F.max_pool2d(self.alpha.flatten(0, 1), 2 * reach + 1, 1, reach).view_as(self.alpha)
         change = painted.to(self.textured.dtype) - self.textured
-        coarse = b3_smooth(change.flatten(0, 1)).view_as(change)
+        coarse = full_precision(b3_smooth)(change.flatten(0, 1)).view_as(change)
         return self.textured + near * torch.lerp(change, coarse, self.seen)
 
 
