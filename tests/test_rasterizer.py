@@ -171,7 +171,7 @@ def test_projection_matches_gsplat() -> None:
     pinhole = tuple(intrinsics[0][[0, 1, 0, 1], [0, 1, 2, 2]].tolist())
     for i in range(0, 500, 5):
         row = [tuple(tensor[0, i].tolist()) for tensor in (means, quats, scales)]
-        seen, x, y, a, b, c, z, half_width, half_height = project(
+        seen, x, y, a, b, c, z, half_width, half_height, _ = project(
             *row, 1.0, rotation, translation, pinhole, WIDTH, HEIGHT, NEAR
         )
         assert seen

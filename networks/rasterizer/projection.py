@@ -2,7 +2,8 @@
 
 After "EWA volume splatting" (Zwicker et al., 2001) with gsplat's conventions: OpenCV cameras, pixel centres at +0.5,
 the Jacobian held at 1.3 times the field of view. All is computed in float64, whatever the inputs: the cost is the same
-in scalar code, and the determinant of a needle seen from near does not cancel. Matrices are row-major tuples of 9.
+in scalar code, and the determinant of a needle seen from near does not cancel. A Gaussian's divisions are few: each
+holds up the divider, so a reciprocal is taken once and multiplied. Matrices are row-major tuples of 9.
 """
 
 import math
@@ -89,40 +90,44 @@ def _camera_space(mean: tuple, rotation: Matrix, translation: tuple) -> tuple[fl
 
 @inline
 def _unit_quaternion(quat: tuple) -> tuple[float, float, float, float, float]:
-    """Normalised quaternion and the norm (floored, as torch's `normalize` does)."""
-    norm = max(math.sqrt(quat[0] ** 2 + quat[1] ** 2 + quat[2] ** 2 + quat[3] ** 2), 1e-12)
-    return quat[0] / norm, quat[1] / norm, quat[2] / norm, quat[3] / norm, norm
+    """Normalised quaternion and 1 / norm (the norm floored, as torch's `normalize` does)."""
+    inverse = 1.0 / max(math.sqrt(quat[0] ** 2 + quat[1] ** 2 + quat[2] ** 2 + quat[3] ** 2), 1e-12)
+    return quat[0] * inverse, quat[1] * inverse, quat[2] * inverse, quat[3] * inverse, inverse
 
 
 @inline
 def project(
     mean: tuple, quat: tuple, scale: tuple, opacity: float, rotation: Matrix, translation: tuple, pinhole: tuple,
     width: int, height: int, near: float,
-) -> tuple[bool, float, float, float, float, float, float, float, float]:  # fmt: skip
-    """Project one Gaussian: (seen, x, y, conic a, b, c, depth, half width, half height of its box).
+) -> tuple[bool, float, float, float, float, float, float, float, float, float]:  # fmt: skip
+    """Project one Gaussian: (seen, x, y, conic a, b, c, depth, half width, half height of its box, reach).
 
-    In px, 1/px^2 and m. `pinhole` is (fx, fy, cx, cy). The conic is the inverse covariance [[a, b], [b, c]]. The box
-    holds every pixel centre whose alpha reaches the threshold ("StopThePop", Radl et al. 2024, section B.2).
+    In px, 1/px^2 and m; `reach` is the exponent at which alpha falls to the threshold. `pinhole` is (fx, fy, cx, cy).
+    The conic is the inverse covariance [[a, b], [b, c]]. The box holds every pixel centre whose alpha reaches the
+    threshold ("StopThePop", Radl et al. 2024, section B.2).
     """
     x, y, z = _camera_space(mean, rotation, translation)
     if z <= near or opacity < ALPHA_THRESHOLD:
-        return False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        return False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     qw, qx, qy, qz, _ = _unit_quaternion(quat)
     axes = _product(rotation, _scaled_columns(_rotation(qw, qx, qy, qz), scale))
     fx, fy, cx, cy = pinhole
-    u, _ = _held_slope(x / z, fx, cx, width)
-    v, _ = _held_slope(y / z, fy, cy, height)
+    inverse_z = 1.0 / z
+    kx, ky = fx * inverse_z, fy * inverse_z
+    u, _ = _held_slope(x * inverse_z, fx, cx, width)
+    v, _ = _held_slope(y * inverse_z, fy, cy, height)
     # rows of J @ axes, J = [[fx/z, 0, -fx u/z], [0, fy/z, -fy v/z]]
-    p0, p1, p2 = (axes[0] - u * axes[6]) * fx / z, (axes[1] - u * axes[7]) * fx / z, (axes[2] - u * axes[8]) * fx / z
-    q0, q1, q2 = (axes[3] - v * axes[6]) * fy / z, (axes[4] - v * axes[7]) * fy / z, (axes[5] - v * axes[8]) * fy / z
+    p0, p1, p2 = (axes[0] - u * axes[6]) * kx, (axes[1] - u * axes[7]) * kx, (axes[2] - u * axes[8]) * kx
+    q0, q1, q2 = (axes[3] - v * axes[6]) * ky, (axes[4] - v * axes[7]) * ky, (axes[5] - v * axes[8]) * ky
     xx, xy, yy = p0 * p0 + p1 * p1 + p2 * p2 + EPS_2D, p0 * q0 + p1 * q1 + p2 * q2, q0 * q0 + q1 * q1 + q2 * q2 + EPS_2D
     determinant = xx * yy - xy * xy
     if determinant <= 0.0:
-        return False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    extent = math.sqrt(2.0 * math.log(opacity / ALPHA_THRESHOLD))
+        return False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    inverse = 1.0 / determinant
+    reach = math.log(opacity * (1.0 / ALPHA_THRESHOLD))
     return (
-        True, fx * x / z + cx, fy * y / z + cy, yy / determinant, -xy / determinant, xx / determinant, z,
-        extent * math.sqrt(xx), extent * math.sqrt(yy),
+        True, kx * x + cx, ky * y + cy, yy * inverse, -xy * inverse, xx * inverse, z, math.sqrt(2.0 * reach * xx),
+        math.sqrt(2.0 * reach * yy), reach,
     )  # fmt: skip
 
 
@@ -137,21 +142,23 @@ def project_gradient(
     """
     (g_x, g_y), (g_a, g_b, g_c) = g_centre, g_conic
     x, y, z = _camera_space(mean, rotation, translation)
-    qw, qx, qy, qz, norm = _unit_quaternion(quat)
+    qw, qx, qy, qz, inverse_norm = _unit_quaternion(quat)
     turn = _rotation(qw, qx, qy, qz)
     local = _scaled_columns(turn, scale)
     axes = _product(rotation, local)
     fx, fy, cx, cy = pinhole
-    u, free_u = _held_slope(x / z, fx, cx, width)
-    v, free_v = _held_slope(y / z, fy, cy, height)
+    inverse_z = 1.0 / z
+    slope_x, slope_y = x * inverse_z, y * inverse_z
+    u, free_u = _held_slope(slope_x, fx, cx, width)
+    v, free_v = _held_slope(slope_y, fy, cy, height)
     d0, d1, d2 = axes[0] - u * axes[6], axes[1] - u * axes[7], axes[2] - u * axes[8]
     e0, e1, e2 = axes[3] - v * axes[6], axes[4] - v * axes[7], axes[5] - v * axes[8]
-    kx, ky = fx / z, fy / z
+    kx, ky = fx * inverse_z, fy * inverse_z
     xx = kx * kx * (d0 * d0 + d1 * d1 + d2 * d2) + EPS_2D
     xy = kx * ky * (d0 * e0 + d1 * e1 + d2 * e2)
     yy = ky * ky * (e0 * e0 + e1 * e1 + e2 * e2) + EPS_2D
-    determinant = xx * yy - xy * xy
-    a, b, c = yy / determinant, -xy / determinant, xx / determinant
+    inverse = 1.0 / (xx * yy - xy * xy)
+    a, b, c = yy * inverse, -xy * inverse, xx * inverse
     # covariance: -Q G Q, with the off-diagonal gradient shared by both entries
     h_xx = -(a * a * g_a + a * b * g_b + b * b * g_c)
     h_xy = -(2 * a * b * g_a + (a * c + b * b) * g_b + 2 * b * c * g_c)
@@ -170,14 +177,14 @@ def project_gradient(
     g_v = -ky * (n0 * axes[6] + n1 * axes[7] + n2 * axes[8])
     # centre (fx x/z + cx, fy y/z + cy), depth, and k = f/z
     t_x, t_y = g_x * kx, g_y * ky
-    t_z = g_depth - (g_x * kx * x + g_y * ky * y + g_kx * kx + g_ky * ky) / z
-    g_fx, g_fy, g_cx, g_cy = g_x * x / z + g_kx / z, g_y * y / z + g_ky / z, g_x, g_y
+    t_z = g_depth - (g_x * kx * x + g_y * ky * y + g_kx * kx + g_ky * ky) * inverse_z
+    g_fx, g_fy, g_cx, g_cy = g_x * slope_x + g_kx * inverse_z, g_y * slope_y + g_ky * inverse_z, g_x, g_y
     if free_u:
-        t_x, t_z = t_x + g_u / z, t_z - g_u * x / (z * z)
+        t_x, t_z = t_x + g_u * inverse_z, t_z - g_u * slope_x * inverse_z
     else:  # the limit is a function of the intrinsics alone
         g_fx, g_cx = g_fx - g_u * u / fx, g_cx - g_u / fx
     if free_v:
-        t_y, t_z = t_y + g_v / z, t_z - g_v * y / (z * z)
+        t_y, t_z = t_y + g_v * inverse_z, t_z - g_v * slope_y * inverse_z
     else:
         g_fy, g_cy = g_fy - g_v * v / fy, g_cy - g_v / fy
     back = _transpose(rotation)
@@ -200,5 +207,8 @@ def project_gradient(
     )
     r0, r1, r2, r3 = _quaternion_gradient(qw, qx, qy, qz, _scaled_columns(g_local, scale))
     along = r0 * qw + r1 * qx + r2 * qy + r3 * qz
-    g_quat = ((r0 - along * qw) / norm, (r1 - along * qx) / norm, (r2 - along * qy) / norm, (r3 - along * qz) / norm)
+    g_quat = (
+        (r0 - along * qw) * inverse_norm, (r1 - along * qx) * inverse_norm,
+        (r2 - along * qy) * inverse_norm, (r3 - along * qz) * inverse_norm,
+    )  # fmt: skip
     return g_mean, g_quat, g_scale, g_rotation, (t_x, t_y, t_z), (g_fx, g_fy, g_cx, g_cy)
