@@ -66,7 +66,7 @@ class Window:
 
 
 def schedule(steps: int) -> str:
-    """The sizes of the shipped schedule in the same shares of `steps` training batches."""
+    """The sizes of the shipped schedule; 96 px from 2/9 and 128 px from 4/9 of `steps` training batches on."""
     phases = {0: 64, round(steps * 2 / 9): 96, round(steps * 4 / 9): 128}
     return json.dumps(
         [{"start": start, "resolution": side, "num_frames": 1, "batch_size": 4} for start, side in phases.items()]
