@@ -1,4 +1,4 @@
-"""What a table must beat: the frozen last training frame, and the nearest training frame by pose."""
+"""What a table must beat: a frozen frame, and the nearest of the clip's other frames by pose."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from networks.body import BodyModel, BodyParams
 
 
 def frozen_frame(clip: Clip, frames: np.ndarray) -> np.ndarray:
-    """`[T]` the last frame outside of validation and test before the block, for every frame."""
+    """`[T]` one frame for every frame: the last one before the block that training may read.
+
+    Of a person who never trains only the photo is known: there it is the reference frame.
+    """
+    if not clip.splits.train:
+        return np.full(len(frames), clip.reference_frame())
     training = clip.free_frames()
     before = training[training < frames[0]]
     return np.full(len(frames), before[-1] if len(before) else training[0])

@@ -20,6 +20,7 @@ from lightning_modules.stage import COMMANDS
 from losses.distillation import distribution_matching_loss, ode_regression_loss
 from losses.flow import add_noise, sample_levels, velocity_loss
 from networks.codec import BlockCodec, WanCodec
+from networks.fit import FitOptions
 from networks.reconstructor import ReconstructorOptions
 from networks.rollout import CausalRollout
 from networks.sampler import integrate, shifted_levels
@@ -40,6 +41,8 @@ class Distillation(ShadingStage):
         student_weights: where the student starts, None likewise; the critic starts from the teacher.
         body_model, remove_neck, feature_channels, reconstruction_weights, reconstructor_options: as the reconstruction
             was trained.
+        fit: how avatars are fitted to their photo in validation, test and predict; training takes them as the network
+            gives them.
         noise_levels: the student's denoising steps, from 1 downwards.
         learning_rate, critic_learning_rate: of AdamW.
         critic_updates: critic updates for each generator update, on the generator's rollout.
@@ -78,6 +81,7 @@ class Distillation(ShadingStage):
         feature_channels: int = 16,
         reconstruction_weights: str = "assets/weights/reconstruction.safetensors",
         reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
+        fit: FitOptions = FitOptions(),  # noqa: B008
         noise_levels: list[float] = [1.0, 0.9, 0.75, 0.5],  # noqa: B006
         learning_rate: float = 2e-5,
         critic_learning_rate: float = 4e-5,
@@ -98,7 +102,7 @@ class Distillation(ShadingStage):
     ) -> None:
         super().__init__(
             num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed,
-            reconstructor_options,
+            reconstructor_options, fit,
         )  # fmt: skip
         self.automatic_optimization = False
         if objective == "ode":

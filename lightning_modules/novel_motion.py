@@ -75,13 +75,16 @@ def add_cross_motion(stage: Reconstruction, module: VideoDataModule, report: Tes
         write_image(report.directory / "cross_motion.png", sheet(rows, ["photo", *[""] * columns]))
 
 
-def orbit(camera: Tensor, centre: Tensor, angle: float) -> Tensor:
+def orbit(camera: Tensor, centre: Tensor, angle: float, pitch: float = 0.0) -> Tensor:
     """The camera `[4,4]` (world to camera) moved about the vertical axis of its picture through `centre [3]`, radians.
 
-    The person seems to turn by `angle`, to the left side of the picture where it is positive.
+    The person seems to turn by `angle`, to the left side of the picture where it is positive, and then to nod by
+    `pitch`, about the picture's horizontal axis.
     """
     turn = torch.eye(4, dtype=camera.dtype, device=camera.device)
-    turn[:3, :3] = rotation_matrices(camera.new_tensor([0.0, angle, 0.0]))
+    turn[:3, :3] = rotation_matrices(camera.new_tensor([pitch, 0.0, 0.0])) @ rotation_matrices(
+        camera.new_tensor([0.0, angle, 0.0])
+    )
     seen = camera[:3, :3] @ centre + camera[:3, 3]
     turn[:3, 3] = seen - turn[:3, :3] @ seen
     return turn @ camera

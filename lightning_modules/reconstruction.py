@@ -14,12 +14,15 @@ from datamodules.video import VideoDataModule
 from lightning_modules.novel_motion import add_cross_motion, photo_sheet
 from lightning_modules.report import TestReport
 from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
+from lightning_modules.turned import turned_figures
 from losses.image import l1, mask_loss, ssim_loss, weighted_mean
 from losses.perceptual import PerceptualDistance, enlarged
+from metrics.evaluation import Prediction
 from metrics.image import psnr
 from networks.conditioner import photo_of
+from networks.fit import FitOptions, fit_avatar
 from networks.gaussians import Avatar, Gaussians, SplatMaps, splat
-from networks.reconstructor import FeatureDecoder, ReconstructorOptions
+from networks.reconstructor import FeatureDecoder, Photo, ReconstructorOptions
 from networks.regions import DetailRegions
 from networks.weights import load_weights
 from runtime.media import sheet, side_by_side, write_image
@@ -41,6 +44,7 @@ class Reconstruction(Stage):
             in the projected boxes of face and hands) and `ssim` (1 - SSIM of the splat).
         perceptual_frames: frames a batch that the perceptual loss looks at (it costs more than the splatting).
         weights: start from this file; None starts from nothing.
+        fit: how `test` fits avatars to their photo.
         test_photo: `test` shows the avatar of this tracked photo turned and with an open mouth; None shows none.
         seed: of the noise.
     """
@@ -72,6 +76,7 @@ class Reconstruction(Stage):
         },
         perceptual_frames: int = 1,
         weights: str | None = None,
+        fit: FitOptions = FitOptions(),  # noqa: B008
         test_photo: str | None = "assets/photos/astronaut.png",
         seed: int = 0,
     ) -> None:
@@ -85,7 +90,7 @@ class Reconstruction(Stage):
         self.decoder = FeatureDecoder(feature_channels)
         self.perceptual = PerceptualDistance("alex")
         self.regions = DetailRegions(self.reconstructor.body)
-        self.weights, self.test_photo = weights, test_photo
+        self.weights, self.fit, self.test_photo = weights, fit, test_photo
         if weights is not None:
             load_weights(self.reconstructor, weights, COMMANDS[self.stage])
         self.report: TestReport | None = None
@@ -190,17 +195,35 @@ class Reconstruction(Stage):
         self.report = TestReport(self, "each test block from the reference photo alone")
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Rows: freeze, nearest, projected colours only (no learning), splat, splat with the photo as texture."""
+        """Rows: freeze, nearest, projected colours only (no learning), the feed-forward avatar and the one fitted to
+        its photo, both with the photo as texture and without.
+        """
         assert self.report is not None
-        for name, use_heads, use_texture in (
-            ("splat", True, False),
-            ("textured", True, True),
-            ("projected", False, False),
-        ):
-            with self.report.timed(name, batch, num_steps=0) as row:
-                _, maps = self.render(batch, use_heads, use_texture)
-                row.frames, row.coverage = maps.textured[0], maps.alpha[0]
+        photo = photo_of(batch)
+        with self.report.timed("projected", batch, num_steps=0) as row:
+            projected, _ = self.reconstructor(photo, use_heads=False)
+            self._draw(row, replace(projected, texture=None), batch)
+        avatar, _ = self.reconstructor(photo)
+        fitted = fit_avatar(self.reconstructor, avatar, photo, self.fit)
+        for name, one in (("feed-forward ", avatar), ("", fitted)):
+            for what, shown in (("splat", replace(one, texture=None)), ("textured", one)):
+                with self.report.timed(name + what, batch, num_steps=0) as row:
+                    self._draw(row, shown, batch)
         self.report.close_block(batch)
+
+    def _draw(self, row: Prediction, avatar: Avatar, batch: VideoBatch) -> None:
+        """Fill a row: the block's frames, the photo's own pose, and what turned views show."""
+        body = self.reconstructor.body
+        maps = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+        row.frames, row.coverage = maps.textured[0], maps.coverage[0]
+        row.own_pose = self.own_pose(avatar, photo_of(batch))[0]
+        row.figures |= turned_figures(self.reconstructor, avatar, photo_of(batch))
+
+    def own_pose(self, avatar: Avatar, photo: Photo) -> Tensor:
+        """`[B,3,H,W]` the avatar as the photo shows it: with its pose and camera."""
+        params = photo.body.map(lambda value: value[:, None])
+        camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
+        return avatar.render(self.reconstructor.body, params, *camera, photo.image.shape[-1]).textured[:, 0]
 
     def on_test_epoch_end(self) -> None:
         """What has no truth: each clip that never trains driven by the next one, and the photo from other sides."""

@@ -16,7 +16,7 @@ from datamodules.baselines import frozen_frame, nearest_frames
 from datamodules.batch import VideoBatch
 from datamodules.video import VideoDataModule
 from metrics.evaluation import Prediction, evaluate_rows
-from metrics.table import COLUMNS, DETAILS, report_metrics
+from metrics.table import AVATAR, COLUMNS, DETAILS, format_people, report_metrics
 from networks.body import BodyModel
 from runtime.media import sheet, side_by_side, write_image, write_video
 from runtime.provenance import peak_memory_mb
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TestReport:
-    """Rows of a test over its blocks. Rows of another clip than the first get that clip's name in brackets.
+    """Rows of a test over its blocks. Rows of a clip that never trains, or is not the first, get its name in brackets.
 
     Use: `with report.timed("row", batch) as row: row.frames = ...` for each row, outside the block `add_sample` with
     another painting where the row has noise, then `close_block(batch)`; `write` at the end. The blocks of a clip come
@@ -72,6 +72,8 @@ class TestReport:
         row.frames = self._kept(row.frames, batch)
         if row.coverage is not None:
             row.coverage = self._kept(row.coverage, batch)
+        if row.own_pose is not None:
+            row.own_pose = row.own_pose.detach().cpu()
         self.rows.setdefault(batch.names[0], {}).setdefault(name, []).append(row)
 
     def add_sample(self, row: Prediction, batch: VideoBatch, frames: Tensor) -> None:
@@ -126,7 +128,8 @@ class TestReport:
         joined = {name: self._joined(rows.pop(name)) for name in names}
         truth, photo = torch.cat(self.truth.pop(clip_name)), self.photo.pop(clip_name)
         measured = evaluate_rows(truth, joined, lengths, photo, torch.cat(self.masks.pop(clip_name)))
-        suffix = f" ({clip_name})" if self.figures else ""
+        is_extra = any(clip.name == clip_name for clip in module.extra_clips)
+        suffix = f" ({clip_name})" if self.figures or is_extra else ""
         self.figures.update({f"{name}{suffix}": measured[name] for name in names})
         shown = {name: joined[name].frames for name in names if name not in order}
         columns = {"photo": photo, **shown, "truth": truth}
@@ -146,7 +149,11 @@ class TestReport:
         for clip_name in list(self.truth):
             self._measure(clip_name)
         folders = [(str(Path(*clip.path.parts[-3:-1])), clip.name) for clip in module.extra_clips]
-        figures.update(folder_means(figures, folders))
+        means = folder_means(figures, folders)
+        people = [name for _, name in folders]
+        if len(people) > 1:
+            print(format_people(figures, people) + "\n")
+        figures.update(means)
         figures.update(self.further)
         frames = "every frame" if module.test_stride == 1 else f"every {module.test_stride}th frame"
         report_metrics(
@@ -180,6 +187,8 @@ class TestReport:
             num_steps=blocks[0].num_steps,
             fps=fps,
             latency_ms=max(latencies) if latencies else None,
+            own_pose=blocks[0].own_pose,
+            figures=blocks[0].figures,
             samples=tuple(torch.cat(side) for side in zip(*samples, strict=True)) if samples else None,
             reasons=blocks[0].reasons,
         )
@@ -205,7 +214,7 @@ def folder_means(
             if len(found) < 2:
                 continue
             mean: dict[str, Any] = {}
-            for column in (*COLUMNS, *DETAILS):
+            for column in (*COLUMNS, *DETAILS, *AVATAR):
                 values = [each.get(column) for each in found]
                 if all(isinstance(value, int | float) for value in values):
                     mean[column] = type(values[0])(sum(values) / len(values))

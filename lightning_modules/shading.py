@@ -17,6 +17,7 @@ from losses.perceptual import PerceptualDistance, enlarged
 from metrics.image import psnr
 from networks.codec import BlockCodec, WanCodec
 from networks.conditioner import Conditioner
+from networks.fit import FitOptions
 from networks.gaussians import SplatMaps
 from networks.reconstructor import ReconstructorOptions
 from networks.rollout import CausalRollout
@@ -41,6 +42,7 @@ class ShadingStage(Stage):
         feature_channels: as the reconstruction was trained.
         seed: of the noise.
         reconstructor_options: as the reconstruction was trained; None for the embedded size.
+        fit: how avatars are fitted to their photo in validation, test and predict.
     """
 
     frozen = ("conditioner.", "perceptual.")
@@ -56,11 +58,12 @@ class ShadingStage(Stage):
         feature_channels: int,
         seed: int,
         reconstructor_options: ReconstructorOptions | None = None,
+        fit: FitOptions | None = None,
     ) -> None:
         super().__init__(num_steps, seed)
         reconstructor = build_reconstructor(body_model, remove_neck, feature_channels, reconstructor_options)
         load_weights(reconstructor, reconstruction_weights, COMMANDS["reconstruction"])
-        self.conditioner = Conditioner(reconstructor, codec)
+        self.conditioner = Conditioner(reconstructor, codec, fit)
         self.perceptual = PerceptualDistance("alex")
         self.report: TestReport | None = None
 

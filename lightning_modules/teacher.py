@@ -12,6 +12,7 @@ from lightning_modules.shading import ShadingStage
 from lightning_modules.stage import COMMANDS
 from losses.flow import add_noise, sample_levels, velocity_loss
 from networks.codec import BlockCodec, WanCodec
+from networks.fit import FitOptions
 from networks.reconstructor import ReconstructorOptions
 from networks.shader import VideoShader
 from networks.weights import load_weights
@@ -30,6 +31,8 @@ class Teacher(ShadingStage):
         weights: start from this file; None starts from the network's own initialisation.
         wan_checkpoint: or start from this local folder of Wan 2.1 text-to-video in diffusers' format.
         reconstructor_options: as the reconstruction was trained.
+        fit: how avatars are fitted to their photo in validation and test; training takes them as the network gives
+            them.
         learning_rate: of AdamW.
         shift: timestep shift of training and sampling.
         loss_floor: noise level below which the loss stops growing (`losses.flow.velocity_loss`); 0 for pretrained
@@ -60,6 +63,7 @@ class Teacher(ShadingStage):
         weights: str | None = None,
         wan_checkpoint: str | None = None,
         reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
+        fit: FitOptions = FitOptions(),  # noqa: B008
         learning_rate: float = 4e-4,
         shift: float = 3.0,
         loss_floor: float = 0.5,
@@ -73,7 +77,7 @@ class Teacher(ShadingStage):
     ) -> None:
         super().__init__(
             num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed,
-            reconstructor_options,
+            reconstructor_options, fit,
         )  # fmt: skip
         if weights is not None and wan_checkpoint is not None:
             raise ValueError("teacher: give either `weights` or `wan_checkpoint`, not both")

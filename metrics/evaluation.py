@@ -27,7 +27,9 @@ class Prediction:
     frames: [T, 3, H, W] in [0, 1] of any float type, clamped here. num_steps: denoising steps a frame. fps: frames a
     second. latency_ms: from the motion of a
     chunk (a window) to its painted frames, median. samples: two paintings [S, 3, H, W] of some frames from different
-    noise. coverage: [T, 1, H, W] in [0, 1], where the row paints the person, for silhouette. reasons: why a figure that
+    noise. coverage: [T, 1, H, W] in [0, 1], where the row paints the person, for silhouette. own_pose: [3, H, W] the
+    avatar with the photo's own pose and camera, compared with the photo. figures: columns that the caller has measured.
+    reasons: why a figure that
     the caller should have given is missing, by column.
     """
 
@@ -37,6 +39,8 @@ class Prediction:
     latency_ms: float | None = None
     samples: tuple[Tensor, Tensor] | None = None
     coverage: Tensor | None = None
+    own_pose: Tensor | None = None
+    figures: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -69,7 +73,8 @@ def evaluate_rows(
             frames (about 45 ms a frame of 128x128 on two CPU cores).
         identity_every: faces are compared in every n-th frame (about 0.1 s a face on a CPU).
 
-    Returns {row: figures}: psnr (dB), ssim, colour_mean (mean absolute), colour_contrast (mean), colour_saturation and
+    Returns {row: figures}: psnr (dB), ssim, psnr_person (dB, under the masks), own_psnr and own_perceptual (of rows
+    that give their own pose), colour_mean (mean absolute), colour_contrast (mean), colour_saturation and
     their channels (lists); silhouette (of rows that give their coverage); temporal, flicker; warping, warping_truth;
     sharpness (mean absolute dB over bands), power_db and coherence (lists, one value a band), bands; perceptual, tlp,
     frechet, kernel_distance, diversity; identity (to the truth's frame), identity_photo, detection_rate; fid, fvd;
@@ -101,6 +106,7 @@ def evaluate_rows(
         if "perceptual" in measures:
             _add_perceptual_figures(results, videos, truth, blocks, backend, perceptual_every)
             _add_diversity(results, rows, metric_network(backend, truth.device), perceptual_every)
+            _add_own_pose(results, rows, photo, metric_network(backend, truth.device))
         if "identity" in measures:
             _add_identity_figures(results, videos, truth, photo, identity_every)
         if "inception" in measures:
@@ -108,6 +114,7 @@ def evaluate_rows(
                 for name, figures in results.items():
                     _set(figures, measure, found.get(name), reason)
     for name, row in rows.items():
+        results[name].update(row.figures)
         for column in ("num_steps", "fps", "latency_ms"):
             value = getattr(row, column)
             results[name][column] = value
@@ -146,6 +153,9 @@ def _image_figures(video: Tensor, truth: Tensor, masks: Tensor | None) -> dict[s
     figures: dict[str, Any] = {}
     _set(figures, "psnr", float(image.psnr(video, truth).mean()), "a frame is equal to the truth")
     figures["ssim"] = float(image.ssim(video, truth).mean())
+    if masks is not None:
+        masked = image.masked_psnr(video, truth, masks.to(video))
+        _set(figures, "psnr_person", float(masked.mean()), "a frame is equal to the truth where the person is")
     colour = image.colour_error(video, truth, masks)
     figures["colour_mean"], figures["colour_contrast"] = float(colour.mean.abs().mean()), float(colour.contrast.mean())
     figures["colour_saturation"] = colour.saturation
@@ -241,6 +251,21 @@ def _add_diversity(
     for name, row in rows.items():
         value = None if row.samples is None else perceptual_difference(network, *row.samples, every)
         _set(results[name], "diversity", value, row.reasons.get("diversity", "painted from one seed only"))
+
+
+def _add_own_pose(
+    results: dict[str, dict[str, Any]],
+    rows: Mapping[str, Prediction],
+    photo: Tensor | None,
+    network: PerceptualDistance,
+) -> None:
+    """PSNR and perceptual distance of each row's picture of the photo's own pose and the photo."""
+    for name, row in rows.items():
+        if row.own_pose is None or photo is None:
+            continue
+        drawn, true = _widened(row.own_pose)[None], _widened(photo).to(row.own_pose.device)[None]
+        _set(results[name], "own_psnr", float(image.psnr(drawn, true)), "it is equal to the photo")
+        results[name]["own_perceptual"] = float(network(drawn, true))
 
 
 def _add_identity_figures(

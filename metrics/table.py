@@ -38,10 +38,19 @@ DETAILS: dict[str, tuple[str, str]] = {
     "diversity": ("diversity", ".4f"),
     "latency_ms": ("delay ms v", ".0f"),
 }
+# Columns of the third table: the person alone, the photo's own pose, and views from where the photo did not look.
+AVATAR: dict[str, tuple[str, str]] = {
+    "psnr_person": ("person dB ^", ".2f"),
+    "own_psnr": ("own pose dB ^", ".2f"),
+    "own_perceptual": ("own pose v", ".4f"),
+    "turned_outside": ("spikes v", ".4f"),
+    "turned_holes": ("holes v", ".4f"),
+    "turned_roughness": ("rough =1", ".2f"),
+}
 WHERE_MEASURED = ("silhouette",)  # columns of the first table that only rows with a coverage have
 # Further columns of the second table where their weights are on the machine.
 OPTIONAL: dict[str, tuple[str, str]] = {"fid": ("FID v", ".1f"), "fvd": ("FVD v", ".1f")}
-_HEADINGS = {**COLUMNS, **DETAILS, **OPTIONAL}
+_HEADINGS = {**COLUMNS, **DETAILS, **AVATAR, **OPTIONAL}
 
 
 def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) -> str:
@@ -55,6 +64,29 @@ def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] =
             if reason and (note := f"{column}: {reason}") not in notes:
                 notes.append(note)
     return "\n".join([_aligned(lines), *(f"- {note}" for note in notes)])
+
+
+def format_people(rows: Mapping[str, Mapping[str, Any]], people: Sequence[str], baseline: str = "freeze") -> str:
+    """One line a person, one column a row: PSNR dB / perceptual distance; then in how many a row beats `baseline`.
+
+    Args:
+        rows: figures of rows `NAME (PERSON)`.
+        people: their names; people without a row are left out.
+        baseline: row that the others are compared with.
+    """
+    names = [key.removesuffix(f" ({people[0]})") for key in rows if key.endswith(f" ({people[0]})")]
+    lines = [["PSNR dB / perceptual", *names]]
+    better = {name: [0, 0] for name in names}
+    for person in people:
+        found = [rows.get(f"{name} ({person})", {}) for name in names]
+        lines.append([person, *(f"{_cell(f.get('psnr'), '.2f')}/{_cell(f.get('perceptual'), '.3f')}" for f in found)])
+        start = rows.get(f"{baseline} ({person})", {})
+        for name, figures in zip(names, found, strict=True):
+            for k, (column, sign) in enumerate((("psnr", 1), ("perceptual", -1))):
+                if figures.get(column) is not None and start.get(column) is not None:
+                    better[name][k] += sign * (figures[column] - start[column]) > 0
+    lines.append([f"better than {baseline}", *(f"{psnr}/{distance}" for psnr, distance in better.values())])
+    return _aligned(lines)
 
 
 def format_bands(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -143,6 +175,9 @@ def report_metrics(path: str | Path, rows: Mapping[str, Mapping[str, Any]], **me
     further += [c for c in OPTIONAL if any(figures.get(c) is not None for figures in rows.values())]
     if further:
         print("\n" + format_table(rows, further))
+    avatar = [c for c in AVATAR if any(figures.get(c) is not None for figures in rows.values())]
+    if avatar:
+        print("\n" + format_table(rows, avatar))
     if bands := format_bands(rows):
         print("\n" + bands)
     print(write_metrics(path, rows, **metadata))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from datamodules.batch import VideoBatch
 from networks.body import BodyModel
 from networks.codec import BlockCodec, WanCodec
+from networks.fit import FitOptions, fit_avatar
 from networks.gaussians import Avatar, SplatMaps
 from networks.reconstructor import GaussianReconstructor, Photo
 from networks.shader import ShaderCondition
@@ -24,23 +26,44 @@ def photo_of(batch: VideoBatch) -> Photo:
     )
 
 
+def _is_same(first: Photo, second: Photo) -> bool:
+    """Whether two photos are one, by their pixels and tracks."""
+    pairs = [(first.image, second.image), (first.mask, second.mask), (first.intrinsics, second.intrinsics)]
+    pairs += [(first.world_to_camera, second.world_to_camera), (first.background, second.background)]
+    pairs += zip(first.body.tensors(), second.body.tensors(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 class Conditioner(nn.Module):
     """Frozen reconstruction + codec: what every shading stage shares, in training, test and streaming.
 
     Args:
         reconstructor: photo -> avatar.
         codec: frames <-> latents.
+        fit: how avatars are fitted to their photo; in training mode they are not.
     """
 
-    def __init__(self, reconstructor: GaussianReconstructor, codec: BlockCodec | WanCodec) -> None:
+    def __init__(
+        self, reconstructor: GaussianReconstructor, codec: BlockCodec | WanCodec, fit: FitOptions | None = None
+    ) -> None:
         super().__init__()
-        self.reconstructor, self.codec = reconstructor, codec
+        self.reconstructor, self.codec, self.fit = reconstructor, codec, fit or FitOptions()
+        self._fitted: tuple[Photo, Avatar, Tensor] | None = None
         self.requires_grad_(False)
 
     @property
     def body(self) -> BodyModel:
         """The body model that poses the avatar."""
         return self.reconstructor.body
+
+    def reconstruct(self, photo: Photo) -> tuple[Avatar, Tensor]:
+        """Avatar `[B,...]` and semantic tokens `[B,L,D]`; fitted to the photo, once for one photo after the other."""
+        if self.training or self.fit.steps == 0:
+            return self.reconstructor(photo)
+        if self._fitted is None or not _is_same(self._fitted[0], photo):
+            avatar, semantic = self.reconstructor(photo)
+            self._fitted = photo, fit_avatar(self.reconstructor, avatar, photo, self.fit), semantic
+        return self._fitted[1:]
 
     def avatar(self, batch: VideoBatch) -> tuple[Avatar, ShaderCondition]:
         """Reconstruct the photo's person.
@@ -50,7 +73,7 @@ class Conditioner(nn.Module):
             and its semantic tokens. Its `guide` and `maps` are those of the photo.
         """
         photo = photo_of(batch)
-        avatar, semantic = self.reconstructor(photo)
+        avatar, semantic = self.reconstruct(photo)
         size = batch.reference.shape[-1]
         own = avatar.render(
             self.body,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,15 @@ from networks.smoothing import b3_smooth
 
 # B people, T frames, N Gaussians, C feature channels.
 
+Record = TypeVar("Record")
+
 # Share of the frame's side that painting may reach beyond the silhouette, for loose hair and cloth; 2 px at 128.
 MATTE_MARGIN = 1 / 64
 # A photo's pixel is one of the surface asked for where their part codes (`networks.regions.part_code`) differ by less
 # than the first, is none from the second on; chosen on validation windows.
 SAME_PART, OTHER_PART = 0.1, 0.25
+# The photo's matte ends a person, not the Gaussians' soft rim: from this alpha on the photo stands as a whole.
+FULL_ALPHA = 0.2
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class SplatMaps:
         textured: `[B,T,3,H,W]` `rgb` with the photo's own pixels where the photo shows the surface; `rgb` itself for an
             avatar without texture.
         seen: `[B,T,1,H,W]` share of the photo's pixels in `textured`.
+        coverage: `[B,T,1,H,W]` alpha of `textured`: the photo's matte where its pixels stand, else `alpha`.
     """
 
     rgb: Tensor
@@ -104,6 +110,7 @@ class SplatMaps:
     features: Tensor
     textured: Tensor
     seen: Tensor
+    coverage: Tensor
 
     def gaussian_maps(self) -> Tensor:
         """`[B,T,C+4,H,W]`: features, RGB in [-1,1] and alpha: what the Gaussians alone say."""
@@ -122,7 +129,7 @@ class SplatMaps:
         (docs/results.md).
         """
         reach = round(MATTE_MARGIN * painted.shape[-1])
-        near = F.max_pool2d(self.alpha.flatten(0, 1), 2 * reach + 1, 1, reach).view_as(self.alpha)
+        near = F.max_pool2d(self.coverage.flatten(0, 1), 2 * reach + 1, 1, reach).view_as(self.coverage)
         change = painted.to(self.textured.dtype) - self.textured
         coarse = full_precision(b3_smooth)(change.flatten(0, 1)).view_as(change)
         return self.textured + near * torch.lerp(change, coarse, self.seen)
@@ -232,6 +239,29 @@ class Avatar:
         """All Gaussians in the T-pose, `[B,N+M,...]`: the template's, then the loose ones."""
         return self.gaussians if self.loose is None else concatenated([self.gaussians, self.loose.gaussians])
 
+    def with_canonical(self, gaussians: Gaussians) -> Avatar:
+        """The avatar with other Gaussians in the T-pose, `[B,N+M,...]` as `canonical` gives them."""
+        count = self.gaussians.means.shape[1]
+        axes = {name: -1 if name == "opacities" else -2 for name in vars(gaussians)}
+        parts = [
+            Gaussians(**{name: value.narrow(axes[name], *span) for name, value in vars(gaussians).items()})
+            for span in ((0, count), (count, gaussians.means.shape[1] - count))
+        ]
+        loose = None if self.loose is None else replace(self.loose, gaussians=parts[1])
+        return replace(self, gaussians=parts[0], loose=loose)
+
+    def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
+        """`[B,T,N+M,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
+        batch, frames = params.expression.shape[:2]
+        carrier = self._carrier(body)
+        transforms = carrier.joint_transforms(replace(params, betas=self.betas[:, None].expand(batch, frames, -1)))
+        transforms = transforms[..., :3, :]
+        linear = blended_transforms(carrier.lbs_weights, transforms)[..., :3]
+        if self.loose is None:
+            return linear
+        loose = blended_transforms(self.loose.skin_weights[:, None], transforms)[..., :3]
+        return torch.cat([linear, loose], dim=-3)
+
     @full_precision
     def pose(self, body: BodyModel, params: BodyParams) -> Gaussians:
         """Move the Gaussians by expression and skinning.
@@ -277,6 +307,22 @@ class Avatar:
         return splat(posed, intrinsics, world_to_camera, size, self.background, self.texture)
 
 
+def copied(record: Record) -> Record:
+    """A record with copies of its tensors, and of those of records in it, without history.
+
+    Gradients may flow to a copy made outside of inference mode, wherever the original was made.
+    """
+    values = {f.name: getattr(record, f.name) for f in fields(record) if f.init}
+    return replace(
+        record,
+        **{
+            name: value.detach().clone() if isinstance(value, Tensor) else copied(value)
+            for name, value in values.items()
+            if value is not None
+        },
+    )
+
+
 @full_precision
 def splat(
     gaussians: Gaussians,
@@ -294,7 +340,7 @@ def splat(
         seen = texture.seen[:, None, :, None].expand(-1, frames, -1, -1)
         trust, part = (value[:, None, :, None] for value in (texture.trust, texture.part))
         moved = (texture.places[:, None] - now) * seen
-        channels = torch.cat([channels, moved, seen, seen * part, seen * trust], dim=-1)
+        channels = torch.cat([channels, moved, seen, part.expand_as(seen), seen * trust], dim=-1)
     result = rasterize(
         gaussians.means.flatten(0, 1),
         gaussians.quats.flatten(0, 1),
@@ -310,24 +356,26 @@ def splat(
     alpha = result.alpha.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
     rgb = image[:, :, :3] + background[:, None, :, None, None] * (1 - alpha)
     if texture is None:
-        return SplatMaps(rgb, alpha, features=image[:, :, 3:], textured=rgb, seen=torch.zeros_like(alpha))
+        return SplatMaps(rgb, alpha, image[:, :, 3:], textured=rgb, seen=torch.zeros_like(alpha), coverage=alpha)
     features, flow, shown, part, trusted = image[:, :, 3:].split([gaussians.features.shape[-1], 2, 1, 1, 1], dim=2)
     flow = flow.detach() / shown.detach().clamp_min(1e-4)
     # Between pixel centres bilinear weights blur: of the finest octave 3 to 4 dB are lost, with cubic ones 2 to 3.
     pixels = _read_photo(texture.photo, flow, "bicubic").clamp(0, 1)
     where = _read_photo(torch.cat([texture.mask, texture.photo_part], dim=1), flow, "bilinear")
     inside, read_part = where.split(1, dim=2)
-    # From 0.8 on: edges of the photo's foreground are mixed with what lies behind.
-    seen = _share_of_photo(shown, trusted, alpha) * (5 * inside - 4).clamp(0, 1)
+    seen = _share_of_photo(shown, trusted, alpha)
     # The flow leads past a part's end there (a lip's, a lid's, the chin's), to what lay beside it in the photo only:
     # the teeth of a mouth that has closed since.
-    between = (read_part - _mean_part(part.detach(), shown.detach())).abs()
+    # All Gaussians count for the part in front, seen or not: teeth that no photo showed are no lips.
+    between = (read_part - _mean_part(part.detach(), alpha.detach())).abs()
     seen = seen * ((OTHER_PART - between) / (OTHER_PART - SAME_PART)).clamp(0, 1)
-    return SplatMaps(rgb, alpha, features, textured=rgb + seen * (pixels - rgb), seen=seen)
+    # The photo was matted over the same background: where the flow leads out of the person, the background stands.
+    coverage = torch.lerp(alpha, inside, seen)
+    return SplatMaps(rgb, alpha, features, textured=torch.lerp(rgb, pixels, seen), seen=seen, coverage=coverage)
 
 
 def _mean_part(part: Tensor, shown: Tensor) -> Tensor:
-    """Part code of what is seen, from the splats of `Texture.seen` times `Texture.part` and of `Texture.seen`."""
+    """Part code of some Gaussians, from the splats of their codes `part` and of ones, `shown`."""
     return part / shown.clamp_min(1e-3)
 
 
@@ -359,6 +407,14 @@ def shown_part(
     return _mean_part(maps[:, :1], maps[:, 1:])
 
 
+def with_places(texture: Texture, posed: Gaussians, intrinsics: Tensor, world_to_camera: Tensor) -> Texture:
+    """The texture of Gaussians that have moved: where they, `posed [B,N,...]` as in the photo, now lie in it."""
+    size = (texture.photo.shape[-2], texture.photo.shape[-1])
+    places = image_places(posed.means, intrinsics, world_to_camera, size)
+    part = shown_part(posed, texture.seen, texture.part, intrinsics, world_to_camera, size)
+    return replace(texture, places=places, photo_part=part)
+
+
 def _share_of_photo(shown: Tensor, trusted: Tensor, alpha: Tensor) -> Tensor:
     """How far the photo stands for each pixel `[B,T,1,H,W]`: whether it shows the front surface, times its trust there.
 
@@ -368,11 +424,12 @@ def _share_of_photo(shown: Tensor, trusted: Tensor, alpha: Tensor) -> Tensor:
         alpha: splat of ones.
     """
     near_shown, near_trusted = (_near(value.flatten(0, 1)).view_as(value) for value in (shown, trusted))
-    return covered_by_photo(shown, alpha) * near_trusted / near_shown.clamp_min(1e-4)
+    is_there = (alpha / FULL_ALPHA).clamp(0, 1)
+    return is_there * covered_by_photo(shown, alpha) * near_trusted / near_shown.clamp_min(1e-4)
 
 
 def covered_by_photo(shown: Tensor, alpha: Tensor) -> Tensor:
-    """How far each pixel `[...,1,H,W]` is covered by a surface that the photo shows.
+    """Share of what each pixel `[...,1,H,W]` shows that the photo shows too.
 
     What lies behind shimmers through between the front Gaussians, which are pixels apart, and is mostly not in the
     photo. The share of shown Gaussians is therefore taken over a neighbourhood, and from a half on it counts as whole.
@@ -382,7 +439,7 @@ def covered_by_photo(shown: Tensor, alpha: Tensor) -> Tensor:
         alpha: splat of ones.
     """
     near_shown, near_alpha = (_near(value.detach().flatten(0, -4)).view_as(value) for value in (shown, alpha))
-    return alpha * ((near_shown / near_alpha.clamp_min(1e-4) - 0.2) / 0.3).clamp(0, 1)
+    return ((near_shown / near_alpha.clamp_min(1e-4) - 0.2) / 0.3).clamp(0, 1)
 
 
 def _near(maps: Tensor) -> Tensor:

@@ -141,7 +141,8 @@ def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Te
         height=mask.shape[-2],
     )
     alpha = maps.alpha.permute(0, 3, 1, 2)
-    covered = torch.lerp(covered_by_photo(maps.image.permute(0, 3, 1, 2), alpha), alpha, HIDDEN)
+    shown = covered_by_photo(maps.image.permute(0, 3, 1, 2), alpha)
+    covered = alpha * torch.lerp(shown, torch.ones_like(shown), HIDDEN)
     inside = (5 * mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
     return F.adaptive_avg_pool2d(inside * (1 - covered), GRID)[:, 0]
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.template import Template, refine_template
+from networks.anatomy import Kind, read_anatomy
 from networks.body import BodyModel, BodyParams
 from networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
 from networks.gaussians import (
@@ -30,8 +31,14 @@ from networks.gaussians import (
 )
 from networks.loose import Seen, lift_loose
 from networks.precision import full_precision
-from networks.rasterizer import rasterize
+from networks.rasterizer.mesh import view_mesh
 from networks.regions import part_code
+
+VISIBLE_WITHIN = 0.003  # m
+LEAST_FACING = 0.15  # cosine between an anchor's normal and the view
+MESH_OVERSAMPLING = 4  # z-buffer's pixels along one of the photo's
+DIFFUSION_STEPS = 100  # of Jacobi's iteration
+INNER_CHANGE = 0.1  # most that the network changes the colour of eyeballs and the mouth's inside
 
 # B photos, N anchors, K clusters of anchors, D channels.
 
@@ -85,6 +92,7 @@ class ReconstructorOptions:
         semantic: encoder of `F_sem`; None for the small one.
         visual: encoder of `F_vis`; None for the small one.
         use_semantic, use_visual, use_prior: switch a feature family off, to measure what it earns.
+        use_hull: what projects outside of the photo's matte is transparent; False for the same reason.
         use_loose: lift what the photo shows beside the template (`networks.loose`); False for the same reason.
         gaussians_per_anchor: Gaussians of each vertex of face and hands; 1 gives them as many as the rest.
     """
@@ -99,6 +107,7 @@ class ReconstructorOptions:
     use_semantic: bool = True
     use_visual: bool = True
     use_prior: bool = True
+    use_hull: bool = True
     use_loose: bool = True
     gaussians_per_anchor: int = 1
 
@@ -137,9 +146,10 @@ class GaussianReconstructor(nn.Module):
         prior_channels: channels of `F_prior`.
         semantic, visual: encoders of `F_sem` and `F_vis`; None for the small ones.
         use_semantic, use_visual, use_prior: switch a feature family off, to measure what it earns.
+        use_hull: what projects outside of the photo's matte is transparent; False for the same reason.
         use_loose: lift what the photo shows beside the template (`networks.loose`); False for the same reason.
         gaussians_per_anchor: Gaussians of each vertex of face and hands, spread over the triangles around it; 1 gives
-            them as many as the rest. Another number changes the size of the table of `F_prior`: train anew.
+            them as many as the rest. They share the vertex's row of `F_prior`: weights fit any number.
         max_offset: largest move of a Gaussian from its anchor, metres.
     """
 
@@ -158,22 +168,26 @@ class GaussianReconstructor(nn.Module):
         use_semantic: bool = True,
         use_visual: bool = True,
         use_prior: bool = True,
+        use_hull: bool = True,
         use_loose: bool = True,
         gaussians_per_anchor: int = 1,
         max_offset: float = 0.12,
     ) -> None:
         super().__init__()
         self._body = [body]  # in a list: a submodule's buffers would enter every checkpoint
+        vertices = template.vertex_ids
         if gaussians_per_anchor != 1:
             template = refine_template(template, body, gaussians_per_anchor)
+        row = torch.zeros(len(body.v_template), dtype=torch.long).index_put_((vertices,), torch.arange(len(vertices)))
+        self.register_buffer("prior_row", row[template.vertex_ids], persistent=False)
         self.template, self.feature_channels, self.max_offset = template, feature_channels, max_offset
         self.use_semantic, self.use_visual = use_semantic, use_visual
-        self.use_prior, self.use_loose = use_prior, use_loose
+        self.use_prior, self.use_hull, self.use_loose = use_prior, use_hull, use_loose
         self.semantic = SemanticEncoder(width=width) if semantic is None else semantic
         self.visual = VisualEncoder() if visual is None else visual
-        self._build_geometry(num_clusters)
-        num_anchors, num_clusters = len(template.vertex_ids), len(self.centres)
-        self.prior = nn.Parameter(torch.randn(num_anchors, prior_channels) * 0.02)
+        self._build_geometry(num_clusters, vertices)
+        num_clusters = len(self.cluster_points)
+        self.prior = nn.Parameter(torch.randn(len(vertices), prior_channels) * 0.02)
         self.cluster_prior = nn.Parameter(torch.randn(num_clusters, width) * 0.02)
         sampled = self.visual.width + 3 + 1  # F_vis, filled colour, visibility
         self.token_in = nn.Linear(sampled + 3, width)
@@ -195,8 +209,11 @@ class GaussianReconstructor(nn.Module):
             self._body[0] = self._body[0].to(self.prior.device)
         return self._body[0]
 
-    def _build_geometry(self, num_clusters: int) -> None:
-        """Constants of the template: frames and sizes of the Gaussians, clusters, and how colour spreads among them."""
+    def _build_geometry(self, num_clusters: int, vertices: Tensor) -> None:
+        """Constants of the template: frames and sizes of the Gaussians, clusters, and how colour spreads among them.
+
+        Clusters are made of the anchors' `vertices` alone: they are the same however many Gaussians a vertex has.
+        """
         body, ids = self._body[0], self.template.vertex_ids
         points = self.template.points(body.v_template)
         normals = _vertex_normals(body.v_template, body.faces)[ids]
@@ -207,20 +224,33 @@ class GaussianReconstructor(nn.Module):
         self.register_buffer("normals", normals, persistent=False)
         flat = spacing[:, None] * points.new_tensor([0.5, 0.5, 0.2])
         self.register_buffer("log_scale", flat.clamp(1e-3, 3e-2).log(), persistent=False)
-        centres = _farthest_points(points, num_clusters)
-        distance = torch.cdist(points, points[centres])
+        centres = body.v_template[vertices[_farthest_points(body.v_template[vertices], num_clusters)]]
+        distance = torch.cdist(points, centres)
         nearest = distance.topk(4, largest=False)
         weights = torch.softmax(-nearest.values / nearest.values.mean(dim=1, keepdim=True).clamp_min(1e-4) * 2, dim=1)
-        self.register_buffer("centres", centres, persistent=False)
         self.register_buffer("cluster_of", nearest.indices[:, 0], persistent=False)
         self.register_buffer("blend_index", nearest.indices, persistent=False)
         self.register_buffer("blend_weight", weights, persistent=False)
-        self.register_buffer("cluster_points", points[centres], persistent=False)
-        between = torch.cdist(points[centres], points[centres])
+        self.register_buffer("cluster_points", centres, persistent=False)
+        between = torch.cdist(centres, centres)
         spread = torch.stack([torch.exp(-((between / sigma) ** 2)) for sigma in (0.02, 0.06, 0.2, 0.8)])
         self.register_buffer("spread", spread, persistent=False)
         self.register_buffer("mirror", self.template.mirror, persistent=False)
         self.register_buffer("part", part_code(body)[ids], persistent=False)
+        self._build_anatomy(points)
+
+    def _build_anatomy(self, points: Tensor) -> None:
+        """Constants of what each anchor is part of: bounds, colours of what is hidden, and its neighbours."""
+        body, ids = self._body[0], self.template.vertex_ids
+        anatomy = read_anatomy(body)
+        self.register_buffer("label", body.part[ids], persistent=False)
+        self.register_buffer("face_label", body.part[body.faces[:, 0]], persistent=False)
+        self.register_buffer("kind", anatomy.kind[ids], persistent=False)
+        self.register_buffer("is_inner", anatomy.is_inner[ids], persistent=False)
+        self.register_buffer("prior_color", anatomy.prior_color[ids], persistent=False)
+        self.register_buffer("offset_bound", anatomy.offset_bound[ids].clamp(max=self.max_offset), persistent=False)
+        self.register_buffer("least_opacity", anatomy.least_opacity[ids], persistent=False)
+        self.register_buffer("neighbours", _neighbours(points, self.label), persistent=False)
 
     def anchors(self, betas: Tensor) -> Tensor:
         """Anchors `[B,N,3]` of people of shape `betas [B,10]` in the T-pose, metres."""
@@ -230,36 +260,42 @@ class GaussianReconstructor(nn.Module):
         return self.template.points(self.body.rest_vertices(betas, neutral))
 
     def project(self, photo: Photo) -> Projection:
-        """Project the anchors and test their visibility against the splatted depth of the bare template."""
+        """Project the anchors and test their visibility against a z-buffer of the posed mesh.
+
+        An anchor is seen where nothing lies more than VISIBLE_WITHIN before it, where the front triangle is of its own
+        part (a tooth does not take the lip's pixel), where it faces the camera and the photo's matte holds it.
+        """
         with torch.no_grad():
-            rest = self._bare(photo)
-            posed = rest.pose(self.body, photo.body.map(lambda value: value[:, None]))
-            means, quats = posed.means[:, 0], posed.quats[:, 0]
+            vertices, _ = self.body(photo.body)
+            means = self.template.points(vertices)
             camera = photo.world_to_camera
             height, width = photo.image.shape[-2:]
+            fine = photo.intrinsics.clone()
+            fine[:, :2] *= MESH_OVERSAMPLING
+            view = view_mesh(
+                vertices, self.body.faces, fine, camera, MESH_OVERSAMPLING * width, MESH_OVERSAMPLING * height
+            )
             inside = (camera[:, None, :3, :3] @ means[..., None])[..., 0] + camera[:, None, :3, 3]
             grid = image_places(means, photo.intrinsics, camera, (height, width))
-            # The third axis of each Gaussian is its normal.
-            normals = camera[:, None, :3, :3] @ _third_axis(quats)[..., None]
-            normals = normals[..., 0]
-            depth = rasterize(
-                means,
-                quats,
-                posed.scales[:, 0],
-                posed.opacities[:, 0],
-                posed.colors[:, 0],
-                photo.intrinsics,
-                camera,
-                width,
-                height,
-            ).depth.permute(0, 3, 1, 2)
-            there = F.grid_sample(depth, grid[:, :, None], mode="nearest", align_corners=False)[:, 0, :, 0]
+            ids = self.template.vertex_ids
+            normals = _vertex_normals(vertices, self.body.faces)[:, ids] @ camera[:, :3, :3].mT
+
+            def read(values: Tensor) -> Tensor:
+                return F.grid_sample(
+                    values[:, None], grid[:, :, None], mode="nearest", padding_mode="zeros", align_corners=False
+                )[:, 0, :, 0]
+
+            # The farthest of 3 x 3 pixels: at a grazing angle the surface falls by millimetres within one.
+            depth = F.max_pool2d(torch.where(view.face < 0, 0.0, view.depth)[:, None], 3, 1, 1)[:, 0]
+            is_uncovered, there = read((view.face < 0).float()) > 0.5, read(depth)
+            label = read(torch.where(view.face < 0, -1, self.face_label[view.face.clamp_min(0)]).float())
             covered = F.grid_sample(photo.mask, grid[:, :, None], mode="bilinear", align_corners=False)[:, 0, :, 0]
             facing = -(normals * F.normalize(inside, dim=-1)).sum(-1)
-            visible = (inside[..., 2] < there + 0.02) & (facing > 0.1) & (covered > 0.8) & (grid.abs() < 1).all(-1)
+            in_front = is_uncovered | ((inside[..., 2] < there + VISIBLE_WITHIN) & (label == self.label))
+            visible = in_front & (facing > LEAST_FACING) & (covered > 0.8) & (grid.abs() < 1).all(-1)
         return Projection(grid=grid, visible=visible.float(), normals=normals)
 
-    def _bare(self, photo: Photo) -> Avatar:
+    def bare(self, photo: Photo) -> Avatar:
         """The template in the person's shape, opaque and without colour."""
         rest = self.anchors(photo.body.betas)
         batch, num = rest.shape[:2]
@@ -285,18 +321,42 @@ class GaussianReconstructor(nn.Module):
             colors: `[B,N,3]` sampled from the photo.
             visible: `[B,N]`.
         """
+        spread = self.diffuse(colors, visible)
+        return torch.where(
+            self.is_inner[:, None] & (visible[..., None] == 0), self._inner_colors(colors, visible), spread
+        )
+
+    def _blend_seen(self, colors: Tensor, visible: Tensor) -> Tensor:
+        """`[B,N,D]`: means of what is seen, weighted by the distance between clusters of anchors."""
         index = self.cluster_of[None, :, None]
-        batch, num_clusters = colors.shape[0], len(self.centres)
+        batch, num_clusters = colors.shape[0], len(self.cluster_points)
         weighted = torch.cat([colors * visible[..., None], visible[..., None]], dim=-1)
         sums = weighted.new_zeros(batch, num_clusters, 4).scatter_add_(1, index.expand(batch, -1, 4), weighted)
         total = sums.new_zeros(batch, num_clusters, 4)
         for kernel, share in zip(self.spread, (1.0, 1e-2, 1e-4, 1e-6), strict=True):
             total = total + share * (kernel @ sums)  # a wider kernel counts only where the narrower ones found nothing
         smooth = total[..., :3] / total[..., 3:].clamp_min(1e-9)
-        blended = (smooth[:, self.blend_index] * self.blend_weight[..., None]).sum(dim=2)
-        mirrored, seen = colors[:, self.mirror], visible[:, self.mirror]
-        hidden = torch.where(seen[..., None] > 0, mirrored, blended)
-        return torch.where(visible[..., None] > 0, colors, hidden)
+        return (smooth[:, self.blend_index] * self.blend_weight[..., None]).sum(dim=2)
+
+    def diffuse(self, values: Tensor, visible: Tensor) -> Tensor:
+        """Values `[B,N,D]` of what the photo shows, spread over what it does not: harmonic on the template's surface.
+
+        An anchor whose mirrored counterpart is seen takes that one's; eyeballs and the mouth's inside take none.
+        """
+        seen = visible[..., None] > 0
+        mirrored = visible[:, self.mirror][..., None] > 0
+        start = self._blend_seen(values, visible)
+        known = seen | mirrored
+        values = torch.where(seen, values, torch.where(mirrored, values[:, self.mirror], start))
+        for _ in range(DIFFUSION_STEPS):
+            values = torch.where(known, values, values[:, self.neighbours].mean(dim=2))
+        return torch.where(self.is_inner[:, None] & ~seen, torch.zeros_like(values), values)
+
+    def _inner_colors(self, colors: Tensor, visible: Tensor) -> Tensor:
+        """Colour `[B,N,3]` of eyeballs and the mouth's inside that nothing shows: anybody's, as bright as the face."""
+        weight = visible * (self.kind == int(Kind.FACE))
+        luminance = (colors.mean(dim=-1) * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
+        return (self.prior_color * (2 * luminance[:, None, None]).clamp(0.3, 1.3)).clamp(0, 1)
 
     @full_precision
     def forward(self, photo: Photo, use_heads: bool = True) -> tuple[Avatar, Tensor]:
@@ -321,7 +381,7 @@ class GaussianReconstructor(nn.Module):
         sampled = sampled * visible * float(self.use_visual)
         local = torch.cat([sampled, filled * 2 - 1, visible, projection.normals], dim=-1)
         tokens = self._cluster_tokens(local, tokens_sem)
-        prior = (self.prior * float(self.use_prior)).expand(local.shape[0], -1, -1)
+        prior = (self.prior[self.prior_row] * float(self.use_prior)).expand(local.shape[0], -1, -1)
         spread = (self.token_out(tokens)[:, self.blend_index] * self.blend_weight[..., None]).sum(dim=2)
         raw = self.heads(self.anchor(torch.cat([local, prior, spread], dim=-1)))
         if not use_heads:
@@ -332,8 +392,8 @@ class GaussianReconstructor(nn.Module):
         """`[B,K,D]`: anchors' features averaged by cluster, with `F_prior`, through the transformer."""
         batch, _, channels = local.shape
         index = self.cluster_of[None, :, None].expand(batch, -1, channels)
-        sums = local.new_zeros(batch, len(self.centres), channels).scatter_add_(1, index, local)
-        counts = torch.bincount(self.cluster_of, minlength=len(self.centres)).clamp_min(1).to(local.dtype)
+        sums = local.new_zeros(batch, len(self.cluster_points), channels).scatter_add_(1, index, local)
+        counts = torch.bincount(self.cluster_of, minlength=len(self.cluster_points)).clamp_min(1).to(local.dtype)
         tokens = self.token_in(sums / counts[None, :, None]) + self.cluster_prior * float(self.use_prior)
         context = semantic if self.use_semantic else torch.zeros_like(semantic)
         for block in self.blocks:
@@ -342,17 +402,19 @@ class GaussianReconstructor(nn.Module):
 
     def _avatar(self, photo: Photo, raw: Tensor, filled: Tensor, visible: Tensor, lift: bool) -> Avatar:
         """Read the heads' output `[B,N,14+C]` as changes of the coloured template; the photo becomes its texture."""
-        bare = self._bare(photo)
+        bare = self.bare(photo)
         offset, scale, turn, opacity, colour, features, trust = raw.split(
             [3, 3, 3, 1, 3, self.feature_channels, 1], dim=-1
         )
         quaternion = F.normalize(torch.cat([torch.ones_like(opacity), 0.5 * turn], dim=-1), dim=-1)
+        bounded = torch.where(self.is_inner[:, None], INNER_CHANGE * torch.tanh(colour), colour)
+        opacity = torch.sigmoid(opacity[..., 0] + math.log(0.9 / 0.1))
         gaussians = Gaussians(
-            means=bare.gaussians.means + self.max_offset * torch.tanh(offset),
+            means=bare.gaussians.means + self.offset_bound[:, None] * torch.tanh(offset),
             quats=quaternion_multiply(bare.gaussians.quats, quaternion),
             scales=(self.log_scale + 1.5 * torch.tanh(scale)).exp(),
-            opacities=torch.sigmoid(opacity[..., 0] + math.log(0.9 / 0.1)),
-            colors=filled + colour,
+            opacities=self.least_opacity + (1 - self.least_opacity) * opacity,
+            colors=filled + bounded,
             features=features,
         )
         avatar = replace(bare, gaussians=gaussians)
@@ -361,7 +423,7 @@ class GaussianReconstructor(nn.Module):
     def _with_photo(self, avatar: Avatar, photo: Photo, visible: Tensor, trust: Tensor, lift: bool) -> Avatar:
         """The avatar with the photo as its texture, and with loose Gaussians where `lift` says so.
 
-        Gradients flow to `trust [B,N]` alone.
+        Opacities are cut to the photo's hull. Gradients flow to the avatar's Gaussians and to `trust [B,N]`.
         """
         with torch.no_grad():
             carried = avatar.pose(self.body, photo.body.map(lambda value: value[:, None]))
@@ -369,18 +431,21 @@ class GaussianReconstructor(nn.Module):
             camera, size = (photo.intrinsics, photo.world_to_camera), (photo.image.shape[-2], photo.image.shape[-1])
             places = image_places(posed.means, *camera, size)
             shown, part, loose = visible * (places.abs() < 1).all(-1), self.part.expand_as(visible), None
-            if lift:
+            inside = _in_hull(places, photo.mask) if self.use_hull else torch.ones_like(shown)
+            if lift:  # by the template as it was before the hull cut its rim, which is no hole to be filled
                 transforms = self.body.joint_transforms(photo.body)[..., :3, :]
                 seen = Seen(posed, places, shown, self.body.lbs_weights[avatar.vertex_ids], self.part, transforms)
                 lifted = lift_loose(seen, photo.image, photo.mask, *camera)
-                loose, posed, whole = lifted.loose, concatenated([posed, lifted.posed]), torch.ones_like(lifted.part)
+                loose, whole = lifted.loose, torch.ones_like(lifted.part)
+                posed = concatenated([replace(posed, opacities=posed.opacities * inside), lifted.posed])
                 places, part = torch.cat([places, lifted.places], dim=1), torch.cat([part, lifted.part], dim=1)
                 shown = torch.cat([shown, whole], dim=1)
             photo_part = shown_part(posed, shown, part, *camera, size)
         if lift:
             trust = torch.cat([trust, whole], dim=1)
         texture = Texture(photo.image, photo.mask, places, shown, trust, part, photo_part)
-        return replace(avatar, texture=texture, loose=loose)
+        cut = replace(avatar.gaussians, opacities=avatar.gaussians.opacities * inside)
+        return replace(avatar, gaussians=cut, texture=texture, loose=loose)
 
 
 class FeatureDecoder(nn.Module):
@@ -406,13 +471,23 @@ class FeatureDecoder(nn.Module):
         return rgb + self.layers(maps)
 
 
+def _in_hull(places: Tensor, matte: Tensor) -> Tensor:
+    """`[B,N]` share by which Gaussians at `places [B,N,2]` of a photo with `matte [B,1,H,W]` belong to the person.
+
+    The visual hull of one silhouette (Laurentini, 1994): what projects outside of the matte is not the person, behind
+    a raised hand as well as before it. Of what lies outside of the picture the photo says nothing.
+    """
+    there = F.grid_sample(matte, places[:, :, None], padding_mode="border", align_corners=False)[:, 0, :, 0]
+    return torch.where((places.abs() <= 1).all(dim=-1), there, 1.0)
+
+
 def _vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """`[V,3]` area-weighted unit normals."""
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    """`[...,V,3]` area-weighted unit normals."""
+    a, b, c = (vertices[..., faces[:, k], :] for k in range(3))
     face_normals = torch.cross(b - a, c - a, dim=-1)
     total = torch.zeros_like(vertices)
     for k in range(3):
-        total.index_add_(0, faces[:, k], face_normals)
+        total.index_add_(-2, faces[:, k], face_normals)
     return F.normalize(total, dim=-1)
 
 
@@ -426,6 +501,16 @@ def _vertex_spacing(vertices: Tensor, faces: Tensor) -> Tensor:
             total.index_add_(0, end, length)
             count.index_add_(0, end, torch.ones_like(length))
     return total / count.clamp_min(1)
+
+
+def _neighbours(points: Tensor, label: Tensor, count: int = 6) -> Tensor:
+    """`[N,count]` the nearest other anchors of the same part of the body."""
+    found = []
+    for first in range(0, len(points), 2048):
+        distance = torch.cdist(points[first : first + 2048], points)
+        distance = distance + 10.0 * (label[first : first + 2048, None] != label[None])
+        found.append(distance.topk(count + 1, largest=False).indices[:, 1:])
+    return torch.cat(found)
 
 
 def _tangent_frames(normals: Tensor) -> Tensor:

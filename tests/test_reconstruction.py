@@ -160,9 +160,8 @@ def test_the_photo_covers_what_shimmers_through_the_front() -> None:
     weight = splat(only_shown, intrinsics, camera, size, torch.zeros(1, 3)).features
     middle = slice(8, size - 8)
     assert (weight / maps.alpha)[..., middle, middle].min() < 0.9  # the back does shimmer through
-    share = maps.seen / maps.alpha
-    assert share[..., middle, 8:24].sub(1).abs().max() < 1e-4
-    assert share[..., middle, 40:56].sub(0.25).abs().max() < 1e-4
+    assert maps.seen[..., middle, 8:24].sub(1).abs().max() < 1e-4
+    assert maps.seen[..., middle, 40:56].sub(0.25).abs().max() < 1e-4
     texture = replace(texture, seen=1 - shown)
     hidden = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
     assert hidden.seen[..., middle, middle].max() == 0  # what shimmers through is not what the pixel shows
@@ -440,7 +439,7 @@ def test_painting_reaches_two_pixels_of_128_beyond_the_silhouette(size: int) -> 
     generator = torch.Generator().manual_seed(0)
     alpha = (torch.rand(1, 2, 1, size, size, generator=generator) - 0.97).clamp_min(0) / 0.03
     textured, painted = (torch.rand(1, 2, 3, size, size, generator=generator) for _ in range(2))
-    maps = SplatMaps(textured, alpha, textured[:, :, :0], textured, torch.zeros_like(alpha))
+    maps = SplatMaps(textured, alpha, textured[:, :, :0], textured, torch.zeros_like(alpha), alpha)
     painted.requires_grad_(True)
     matted = maps.matted(painted)
 
@@ -456,7 +455,7 @@ def test_where_the_photo_stands_painting_leaves_its_finest_octave_alone() -> Non
     generator = torch.Generator().manual_seed(0)
     textured, painted = (torch.rand(1, 2, 3, 40, 40, generator=generator, dtype=torch.float64) for _ in range(2))
     seen = torch.rand(1, 2, 1, 40, 40, generator=generator, dtype=torch.float64)
-    maps = SplatMaps(textured, torch.ones_like(seen), textured[:, :, :0], textured, seen)
+    maps = SplatMaps(textured, torch.ones_like(seen), textured[:, :, :0], textured, seen, torch.ones_like(seen))
 
     change = (painted - textured).numpy()
     coarse = change

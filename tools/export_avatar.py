@@ -19,6 +19,7 @@ from datamodules.video import WindowReader
 from lightning_modules.stage import COMMANDS, build_reconstructor
 from networks.body import BodyModel
 from networks.conditioner import photo_of
+from networks.fit import FitOptions, fit_avatar
 from networks.gaussians import Avatar, Gaussians
 from networks.reconstructor import GaussianReconstructor, Photo
 from networks.weights import load_weights
@@ -68,6 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--weights", default=WEIGHTS, help="reconstruction weights (default: %(default)s)")
     parser.add_argument("--body", default=BODY, help="SMPL-X npz file (default: %(default)s)")
+    parser.add_argument(
+        "--fit_steps",
+        type=int,
+        default=FitOptions.steps,
+        help="of the fit to the photo; 0 for none (default: %(default)s)",
+    )
     parser.add_argument("--resolution", type=int, default=128, help="px at which the photo is read")
     given = parser.parse_args(arguments)
     try:
@@ -79,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         photo = read_photo(given.image, given.body, given.resolution)
         with torch.no_grad():
             avatar, _ = reconstructor(photo)
+        options = FitOptions(steps=given.fit_steps)
+        avatar = fit_avatar(reconstructor, avatar, photo, options, show_progress=sys.stderr.isatty())
         export(avatar, reconstructor.body, photo, given.out, given.pose, Path(given.body).name)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,62 @@
+"""What an avatar shows from where its photo did not look: spikes outside of the body, holes within, roughness.
+
+There is no truth for such a view. But the person cannot reach far beyond the template, has no holes, and is about as
+rough as in the photo.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datamodules.retarget import HEAD_JOINT
+from lightning_modules.novel_motion import orbit
+from networks.gaussians import Avatar
+from networks.reconstructor import GaussianReconstructor, Photo
+
+YAW, PITCH = math.radians(40), math.radians(20)
+VIEWS = ((YAW, 0.0), (-YAW, 0.0), (0.0, PITCH), (0.0, -PITCH))
+REACH = 1 / 16  # of the picture's side: how far hair and cloth may stand off the template
+MARGIN = 1 / 32  # of the picture's side: so far within the silhouette alpha should be whole
+
+
+@torch.no_grad()
+def turned_figures(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo) -> dict[str, float]:
+    """Columns `turned_outside`, `turned_holes` and `turned_roughness` of one person's avatar, over `VIEWS`.
+
+    turned_outside: alpha beyond REACH of the bare template's silhouette, as a share of the silhouette's area.
+    turned_holes: what alpha lacks to one within the silhouette, MARGIN from its border, as a share of that area.
+    turned_roughness: mean difference of a pixel from the mean of its 3 x 3 neighbours, within the avatar, over that of
+    the photo; well above one where colours run away.
+    """
+    body, size = reconstructor.body, photo.image.shape[-1]
+    params = photo.body.map(lambda value: value[:, None])
+    centre = body(photo.body)[1][0, HEAD_JOINT]
+    bare, intrinsics = reconstructor.bare(photo), photo.intrinsics[:, None]
+    reach, margin = round(REACH * size), max(round(MARGIN * size), 1)
+    outside, holes, rough = [], [], []
+    for yaw, pitch in VIEWS:
+        camera = orbit(photo.world_to_camera[0], centre, yaw, pitch)[None, None]
+        maps = avatar.render(body, params, intrinsics, camera, size)
+        alpha, template = maps.alpha[0], bare.render(body, params, intrinsics, camera, size).alpha[0]
+        far = F.max_pool2d(template, 2 * reach + 1, 1, reach) < 0.5
+        within = -F.max_pool2d(-template, 2 * margin + 1, 1, margin) > 0.9
+        outside.append((alpha * far).sum() / (template > 0.5).sum().clamp_min(1))
+        holes.append(((1 - alpha) * within).sum() / within.sum().clamp_min(1))
+        rough.append(_roughness(maps.textured[0], alpha))
+    own = _roughness(photo.image, photo.mask)
+    return {
+        "turned_outside": float(torch.stack(outside).mean()),
+        "turned_holes": float(torch.stack(holes).mean()),
+        "turned_roughness": float(torch.stack(rough).mean() / own.clamp_min(1e-6)),
+    }
+
+
+def _roughness(frame: Tensor, alpha: Tensor) -> Tensor:
+    """Of `[1,3,H,W]` where `alpha [1,1,H,W]` is whole."""
+    inside = alpha > 0.9
+    off = (frame - F.avg_pool2d(frame, 3, 1, 1)).abs().mean(dim=1, keepdim=True)
+    return (off * inside).sum() / inside.sum().clamp_min(1)

@@ -1,0 +1,131 @@
+"""What the template's vertices are (lids, lips, teeth, scalp, ...), and what that forbids a Gaussian and lends it.
+
+A photo rarely shows teeth, tongue or the back of an eyeball, and a closed mouth or eye shows none of them: they take
+the colour that such a part has on anybody, as bright as the person's skin. And anatomy bounds how far a Gaussian may
+leave its anchor: hair stands centimetres off the scalp, an eyeball does not leave its socket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from networks.body import NUM_BETAS, BodyModel
+
+
+class Kind(IntEnum):
+    """What a vertex belongs to."""
+
+    BODY = 0  # scalp, neck, torso, limbs
+    FACE = 1  # skin that expressions move
+    RIM = 2  # lids and lips
+    EYEBALL = 3
+    TEETH = 4
+    TONGUE = 5
+    CAVITY = 6  # of the mouth, and the sockets behind the eyeballs
+
+
+# Kind -> how far a Gaussian may lie from its anchor, m; least opacity of what is not hidden by the photo's matte.
+OFFSET_BOUNDS = {
+    Kind.BODY: 0.12, Kind.FACE: 0.008, Kind.RIM: 0.002, Kind.EYEBALL: 0.001, Kind.TEETH: 0.001, Kind.TONGUE: 0.001,
+    Kind.CAVITY: 0.002,
+}  # fmt: skip
+LEAST_OPACITY = {kind: 0.0 if kind is Kind.BODY else 0.95 for kind in Kind}
+# Colour of what the photo does not show, for skin of luminance 1/2; it is scaled by the person's own.
+PRIOR_COLORS = {
+    Kind.EYEBALL: (0.78, 0.75, 0.72), Kind.TEETH: (0.78, 0.73, 0.64), Kind.TONGUE: (0.55, 0.27, 0.26),
+    Kind.CAVITY: (0.22, 0.08, 0.08),
+}  # fmt: skip
+IRIS_COLOR = (0.22, 0.15, 0.11)
+IRIS_ANGLE = 0.5  # radians from an eyeball's axis of sight
+INNER = tuple(PRIOR_COLORS)  # what lids and lips hide
+RIM_REACH = 0.012  # m from the mouth's inside: skin that mouth shapes move and that lies so near is lips
+MOVED = 0.0005  # m at a full expression: skin that moves so far is face
+_MOUTH_SHAPES = ("mouthRollLower", "mouthRollUpper", "mouthPucker", "mouthShrugLower", "mouthShrugUpper")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What each vertex of a body model is.
+
+    Attributes:
+        kind: `[V]` int64, a `Kind`.
+        iris: `[V]` bool, the vertices of an eyeball that its iris covers.
+    """
+
+    kind: Tensor
+    iris: Tensor
+
+    @property
+    def offset_bound(self) -> Tensor:
+        """`[V]` metres."""
+        return _table(OFFSET_BOUNDS, self.kind)
+
+    @property
+    def least_opacity(self) -> Tensor:
+        """`[V]` in [0,1]."""
+        return _table(LEAST_OPACITY, self.kind)
+
+    @property
+    def is_inner(self) -> Tensor:
+        """`[V]` bool: eyeballs and the mouth's inside."""
+        return self.kind >= int(INNER[0])
+
+    @property
+    def prior_color(self) -> Tensor:
+        """`[V,3]` for skin of luminance 1/2; zeros for skin."""
+        colors = torch.zeros(len(self.kind), 3, device=self.kind.device)
+        for kind, color in PRIOR_COLORS.items():
+            colors[self.kind == kind] = colors.new_tensor(color)
+        colors[self.iris] = colors.new_tensor(IRIS_COLOR)
+        return colors
+
+
+def _table(values: dict[Kind, float], kind: Tensor) -> Tensor:
+    return torch.tensor([values[k] for k in Kind], device=kind.device)[kind]
+
+
+def read_anatomy(body: BodyModel) -> Anatomy:
+    """Find the kinds of a body model's vertices, by its labels of parts and by what its expressions move.
+
+    A licensed file labels its eyeballs alone and does not name its expressions: its lids and lips are face.
+    """
+    directions = body.blendshapes[..., NUM_BETAS:].norm(dim=1)  # [V,E] m
+    is_skin = body.part == body.part_names.index("skin")
+    kind = torch.where(directions.amax(dim=1) > MOVED, int(Kind.FACE), int(Kind.BODY))
+    names = body.expression_names
+    blinks = [i for i, name in enumerate(names) if name.startswith("eyeBlink")]
+    shapes = [i for i, name in enumerate(names) if name in _MOUTH_SHAPES]
+    if blinks:
+        kind[directions[:, blinks].amax(dim=1) > 2 * MOVED] = int(Kind.RIM)
+    inside = torch.zeros_like(is_skin)
+    for index, name in enumerate(body.part_names):
+        of_part = body.part == index
+        if name.startswith("eyeball"):
+            kind[of_part] = int(Kind.EYEBALL)
+        elif name.startswith("teeth"):
+            kind[of_part] = int(Kind.TEETH)
+        elif name == "tongue":
+            kind[of_part] = int(Kind.TONGUE)
+        elif name in ("mouth_cavity", "eye_socket"):
+            kind[of_part] = int(Kind.CAVITY)
+            inside |= of_part & (name == "mouth_cavity")
+    if shapes and bool(inside.any()):
+        near = torch.cdist(body.v_template, body.v_template[inside]).amin(dim=1) < RIM_REACH
+        kind[is_skin & near & (directions[:, shapes].amax(dim=1) > 4 * MOVED)] = int(Kind.RIM)
+    return Anatomy(kind=kind, iris=_iris(body, kind == int(Kind.EYEBALL)))
+
+
+def _iris(body: BodyModel, is_eyeball: Tensor) -> Tensor:
+    """`[V]` bool: within IRIS_ANGLE of the axis that an eyeball looks along in the T-pose, +z."""
+    iris = torch.zeros_like(is_eyeball)
+    for is_side in (body.v_template[:, 0] > 0, body.v_template[:, 0] <= 0):
+        chosen = is_eyeball & is_side
+        if bool(chosen.any()):
+            points = body.v_template[chosen]
+            beside = points - (points.amin(dim=0) + points.amax(dim=0)) / 2
+            iris[chosen] = torch.atan2(beside[:, :2].norm(dim=1), beside[:, 2]) < IRIS_ANGLE
+    return iris
