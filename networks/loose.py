@@ -37,6 +37,9 @@ HIDDEN = 0.5  # how far what the photo does not show covers: the back of the hea
 CARRIERS = 4  # every so many Gaussians of the template one may carry loose ones
 NEAREST = 8  # carriers of a loose Gaussian
 BEHIND = 0.03  # m behind its carriers: they are the nearest that the photo shows, the silhouette lies behind them
+# Forearms and hands carry what they hold, not the chair, lap or cloth that they pass before: they count as farther.
+LIMBS = (18, 19, 20, 21, *range(25, 55))  # joints
+FARTHER = 0.05  # shares of the photo's side
 REACH = 0.02  # share of the photo's side by which a farther carrier counts 1/e
 
 
@@ -151,6 +154,7 @@ def _carriers(seen: Seen, places: Tensor) -> tuple[Tensor, Tensor]:
     """The template's Gaussians nearest in the photo to `places [B,M,2]`: indices and weights `[B,M,NEAREST]`."""
     distance = torch.cdist(places, seen.places[:, ::CARRIERS]) / 2  # shares of the photo's side
     distance = distance + 10.0 * (1 - seen.shown[:, None, ::CARRIERS])  # what it does not show lies behind
+    distance = distance + FARTHER * seen.skin_weights[::CARRIERS, LIMBS].sum(dim=-1)
     near = distance.topk(NEAREST, dim=-1, largest=False)
     return near.indices, torch.softmax((near.values[..., :1] - near.values) / REACH, dim=-1)
 
