@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning
 import numpy as np
@@ -12,13 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirrored_expressions, plain
 from datamodules.batch import VideoBatch
 from datamodules.clip import Clip
 from datamodules.decode import BrokenVideo
 from datamodules.retarget import retarget
 from datamodules.schedule import Phase, StepSampler, check_phases, describe, phase_at, start_of_rank, step_generator
 from datamodules.sources import ClipSource, Opened, clip_files, name_apart, open_sources
-from networks.body import BodyParams
+from networks.body import BodyModel, BodyParams
 
 MOST_DAMAGED_WINDOWS = 20  # a batch; more is no accident
 
@@ -42,35 +43,21 @@ SAMPLE_CLIPS = (ClipSource(), ClipSource(path="assets/captures"))
 SAMPLE_TEST_CLIPS = (TestClip("assets/captures/test"), TestClip("../shared/real/studio_woman.mp4", "assets/clips"))
 
 
-@dataclass
-class Augment:
-    """Changes that keep track and camera true; one draw for a window and its reference photo.
-
-    Attributes:
-        zoom: smallest crop window as a share of the clip's square (1 turns it off).
-        colour: standard deviation of the random colour mixing (0 turns it off). It keeps networks that see few people
-            from learning their colours by heart.
-    """
-
-    zoom: float = 0.8
-    colour: float = 0.15
-
-
 def _matte(frames: Tensor, masks: Tensor, background: Tensor) -> Tensor:
     return frames * masks + background.view(1, 3, 1, 1) * (1 - masks)
 
 
-def _colour_matrix(rng: np.random.Generator, strength: float) -> Tensor:
-    """`[3,3]` random mixing of channels near the identity, with a common gain."""
-    mix = np.eye(3) * np.exp(rng.normal(0, strength)) + rng.normal(0, strength, (3, 3))
-    return torch.from_numpy(mix.astype(np.float32))
-
-
 class WindowReader:
-    """Turns (clip, frames, reference) into a `VideoBatch` of one window."""
+    """Turns (clip, frames, reference) into a `VideoBatch` of one window.
 
-    def __init__(self, background: tuple[float, float, float]) -> None:
+    Args:
+        background: colour behind the matted person.
+        expressions: `mirrored_expressions` of the tracks' body model; needed where augmentation mirrors.
+    """
+
+    def __init__(self, background: tuple[float, float, float], expressions: Tensor | None = None) -> None:
         self.background = torch.tensor(background, dtype=torch.float32)
+        self.expressions = expressions
 
     def read(
         self,
@@ -83,22 +70,21 @@ class WindowReader:
         augment: Augment | None = None,
     ) -> VideoBatch:
         """Read one window `[1,T,...]`; `rng` and `augment` together turn augmentation on."""
-        zoom, shift, colour = 1.0, (0.0, 0.0), torch.eye(3)
-        if augment is not None and rng is not None:
-            zoom = float(rng.uniform(augment.zoom, 1.0))
-            shift = tuple(float(value) for value in rng.uniform(-1, 1, 2))
-            colour = _colour_matrix(rng, augment.colour)
+        is_plain = augment is None or rng is None
+        change = plain(self.background) if is_plain else draw(augment, self.background, rng)
         source = reference_clip or clip
         frame_numbers = np.asarray(frames, dtype=np.int64)
         reference_numbers = np.asarray([reference], dtype=np.int64)
-        pictures, masks, intrinsics = clip.window(frame_numbers, resolution, zoom, shift)
-        photo, photo_mask, photo_intrinsics = source.window(reference_numbers, resolution, zoom, shift)
+        pictures, masks, intrinsics = clip.window(frame_numbers, resolution, change.zoom, change.shift)
+        photo, photo_mask, photo_intrinsics = source.window(
+            reference_numbers, resolution, change.photo_zoom, change.photo_shift
+        )
 
         def finish(images: Tensor, mask: Tensor) -> Tensor:
-            mixed = torch.einsum("dc,nchw->ndhw", colour, images - 0.5) + 0.5
-            return _matte(mixed.clamp(0, 1), mask, self.background)
+            mixed = torch.einsum("dc,nchw->ndhw", change.colour, images - 0.5) + 0.5
+            return _matte(mixed.clamp(0, 1), mask, change.background)
 
-        return VideoBatch(
+        batch = VideoBatch(
             frames=finish(pictures, masks)[None],
             masks=masks[None],
             body=BodyParams.from_track(clip.track, frame_numbers).map(lambda value: value[None]),
@@ -110,10 +96,33 @@ class WindowReader:
             reference_body=BodyParams.from_track(source.track, reference_numbers),
             reference_intrinsics=photo_intrinsics,
             reference_world_to_camera=torch.from_numpy(source.track["world_to_camera"][reference_numbers]),
-            background=self.background[None],
+            background=change.background[None],
             names=[clip.name],
             frame_numbers=torch.from_numpy(frame_numbers)[None],
             reference_numbers=torch.from_numpy(reference_numbers),
+        )
+        return self._mirrored(batch) if change.is_mirrored else batch
+
+    def _mirrored(self, batch: VideoBatch) -> VideoBatch:
+        """Frames, photo, tracks and cameras as in a mirror."""
+        assert self.expressions is not None
+        width = batch.frames.shape[-1]
+        intrinsics, camera = mirror_camera(batch.intrinsics, batch.world_to_camera, width)
+        photo_intrinsics, photo_camera = mirror_camera(
+            batch.reference_intrinsics, batch.reference_world_to_camera, width
+        )
+        return replace(
+            batch,
+            frames=batch.frames.flip(-1),
+            masks=batch.masks.flip(-1),
+            body=mirror_body(batch.body, self.expressions),
+            intrinsics=intrinsics,
+            world_to_camera=camera,
+            reference=batch.reference.flip(-1),
+            reference_mask=batch.reference_mask.flip(-1),
+            reference_body=mirror_body(batch.reference_body, self.expressions),
+            reference_intrinsics=photo_intrinsics,
+            reference_world_to_camera=photo_camera,
         )
 
 
@@ -304,7 +313,8 @@ class VideoDataModule(lightning.LightningDataModule):
         self.num_workers, self.seed, self.predict_input = num_workers, seed, predict
         self.cache_gb, self.cross_clip = cache_gb, cross_clip
         self.body_model = body_model
-        self.reader = WindowReader(background)
+        mirror = mirrored_expressions(BodyModel.from_file(body_model).expression_names) if augment.flip > 0 else None
+        self.reader = WindowReader(background, mirror)
         self.opened: list[Opened] = []
         self.extra_clips: list[Clip] = []
         self.num_skipped = 0

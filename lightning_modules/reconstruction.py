@@ -19,6 +19,7 @@ from losses.image import l1, mask_loss, ssim_loss, weighted_mean
 from losses.perceptual import PerceptualDistance, enlarged
 from metrics.evaluation import Prediction
 from metrics.image import psnr
+from networks.body import BodyParams
 from networks.conditioner import photo_of
 from networks.fit import FitOptions, fit_avatar
 from networks.gaussians import Avatar, Gaussians, SplatMaps, splat
@@ -26,6 +27,25 @@ from networks.reconstructor import FeatureDecoder, Photo, ReconstructorOptions
 from networks.regions import DetailRegions
 from networks.weights import load_weights
 from runtime.media import sheet, side_by_side, write_image
+
+
+def with_photo(batch: VideoBatch) -> VideoBatch:
+    """The windows with the photo as one more frame: what an avatar must show before all else."""
+
+    def added(frames: Tensor, photo: Tensor) -> Tensor:
+        return torch.cat([frames, photo[:, None]], dim=1)
+
+    photo_body = batch.reference_body.map(lambda value: value[:, None])
+    return replace(
+        batch,
+        frames=added(batch.frames, batch.reference),
+        masks=added(batch.masks, batch.reference_mask),
+        body=BodyParams.cat([batch.body, photo_body], dim=1),
+        intrinsics=added(batch.intrinsics, batch.reference_intrinsics),
+        world_to_camera=added(batch.world_to_camera, batch.reference_world_to_camera),
+        valid=added(batch.valid, torch.ones_like(batch.valid[:, 0])),
+        frame_numbers=added(batch.frame_numbers, batch.reference_numbers),
+    )
 
 
 class Reconstruction(Stage):
@@ -119,7 +139,8 @@ class Reconstruction(Stage):
         return decoded.unflatten(0, maps.rgb.shape[:2])
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
-        """Losses on the splat and on the features' light decoding."""
+        """Losses on the splat and on the features' light decoding, in other frames and in the photo itself."""
+        batch = with_photo(batch)
         avatar, maps = self.render(batch)
         weight = 1 - self.neck_hole(avatar, batch, maps.alpha)
         refined = self.decode(maps)
