@@ -14,32 +14,42 @@ from datamodules.retarget import HEAD_JOINT, open_photo, put_motion_on
 from datamodules.video import VideoDataModule
 from metrics.identity import FaceIdentity, detection_rate, mean_distance
 from networks.body import BodyModel, rotation_matrices
+from networks.conditioner import photo_of
 from runtime.media import sheet, write_image
 
 if TYPE_CHECKING:
     from lightning_modules.reconstruction import Reconstruction
     from lightning_modules.report import TestReport
 
+CROSS_PEOPLE, CROSS_DRIVERS = 4, 3  # people who are driven, and by how many others each
 IDENTITY_EVERY = 8  # frames, as in the rows that have a truth
 NO_TRUTH = "another person's motion: there is no true frame"
 TURN, HEAD_TURN, JAW = 0.6, 0.5, 0.35  # radians
 
 
-def cross_motion_batches(module: VideoDataModule, body: BodyModel) -> list[VideoBatch]:
-    """Each clip that never trains, from its photo, with the motion of the next one's test blocks; none for one clip."""
+def cross_motion_batches(
+    module: VideoDataModule, body: BodyModel, most_people: int | None = None, num_drivers: int = 1
+) -> list[VideoBatch]:
+    """Clips that never train, each from its photo with the motion of the next ones' test blocks; none for one clip.
+
+    Args:
+        module: its `extra_clips` are the people.
+        body: the body model of the tracks.
+        most_people: the first so many are driven; None drives all.
+        num_drivers: so many of the clips after each drive it.
+    """
     clips = [clip for clip in module.extra_clips if clip.splits.test]
     batches = []
-    for person, driver in zip(clips, [*clips[1:], *clips[:1]], strict=True):
-        if person is driver:
-            continue
-        blocks = [np.arange(first, last + 1, module.test_stride) for first, last in driver.splits.test]
-        numbers = np.concatenate(blocks)
-        numbers = numbers[driver.track["frame_valid"][numbers]]
-        name = f"{person.name} moved by {driver.name}"
-        reference = person.reference_frame()
-        batches.append(
-            put_motion_on(person, reference, driver.track, numbers, module.reader, module.resolution, body, name)
-        )
+    for k, person in enumerate(clips[:most_people]):
+        for driver in (clips[(k + step) % len(clips)] for step in range(1, min(num_drivers, len(clips) - 1) + 1)):
+            blocks = [np.arange(first, last + 1, module.test_stride) for first, last in driver.splits.test]
+            numbers = np.concatenate(blocks)
+            numbers = numbers[driver.track["frame_valid"][numbers]]
+            name = f"{person.name} moved by {driver.name}"
+            reference = person.reference_frame()
+            batches.append(
+                put_motion_on(person, reference, driver.track, numbers, module.reader, module.resolution, body, name)
+            )
     return batches
 
 
@@ -60,17 +70,18 @@ def identity_to_photo(frames: Tensor, photo: Tensor) -> dict[str, float | str | 
 
 @torch.no_grad()
 def add_cross_motion(stage: Reconstruction, module: VideoDataModule, report: TestReport) -> None:
-    """A row for each pair, and `cross_motion.png`: the photo, then frames of the driven avatar."""
+    """A row for each pair of person and driver, and `cross_motion.png`: the photo, then frames of the driven avatar."""
     rows, columns = {}, 7
-    for batch in cross_motion_batches(module, stage.reconstructor.body):
+    body = stage.reconstructor.body
+    for batch in cross_motion_batches(module, body, CROSS_PEOPLE, CROSS_DRIVERS):
         batch = stage.transfer_batch_to_device(batch, stage.device, 0)
-        for name, use_heads in (("splat", True), ("projected", False)):
-            frames = stage.render(batch, use_heads, use_texture=False)[1].rgb[0].clamp(0, 1).cpu()
-            figures = identity_to_photo(frames, batch.reference[0].cpu())
-            report.add_measured(f"{name} ({batch.names[0]})", figures, NO_TRUTH)
-            if use_heads:
-                chosen = torch.linspace(0, len(frames) - 1, columns).round().long()
-                rows[batch.names[0]] = torch.cat([batch.reference.cpu(), frames[chosen]])
+        avatar = stage.fitted(photo_of(batch))
+        maps = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+        frames = maps.textured[0].clamp(0, 1).cpu()
+        figures = identity_to_photo(frames, batch.reference[0].cpu())
+        report.add_measured(f"textured ({batch.names[0]})", figures, NO_TRUTH)
+        chosen = torch.linspace(0, len(frames) - 1, columns).round().long()
+        rows[batch.names[0]] = torch.cat([batch.reference.cpu(), frames[chosen]])
     if rows:
         write_image(report.directory / "cross_motion.png", sheet(rows, ["photo", *[""] * columns]))
 
@@ -109,15 +120,17 @@ def photo_sheet(stage: Reconstruction, path: str, module: VideoDataModule) -> Te
         "mouth open": (replace(own, jaw_pose=jaw), camera),
         "both": (replace(own, jaw_pose=jaw), orbit(camera, head, TURN)),
     }
+    photo = photo_of(batch)
+    fitted, projected = stage.fitted(photo), stage.reconstructor(photo, use_heads=False)[0]
     rows = {}
-    for label, use_heads, use_texture in (
-        ("splat", True, False),
-        ("textured", True, True),
-        ("projected", False, False),
+    for label, avatar in (
+        ("splat", replace(fitted, texture=None)),
+        ("textured", fitted),
+        ("projected", replace(projected, texture=None)),
     ):
         pictures = [batch.reference]
         for params, view in views.values():
-            seen = replace(batch, body=params, world_to_camera=view[None, None])
-            pictures.append(stage.render(seen, use_heads, use_texture)[1].textured[0])
+            maps = avatar.render(body, params, batch.intrinsics, view[None, None], batch.frames.shape[-1])
+            pictures.append(maps.textured[0])
         rows[label] = torch.cat(pictures)
     return sheet(rows, ["photo", *views])

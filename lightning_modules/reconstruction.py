@@ -232,6 +232,11 @@ class Reconstruction(Stage):
                     self._draw(row, shown, batch)
         self.report.close_block(batch)
 
+    def fitted(self, photo: Photo) -> Avatar:
+        """The avatar of a photo, fitted to it."""
+        avatar, _ = self.reconstructor(photo)
+        return fit_avatar(self.reconstructor, avatar, photo, self.fit)
+
     def _draw(self, row: Prediction, avatar: Avatar, batch: VideoBatch) -> None:
         """Fill a row: the block's frames, the photo's own pose, and what turned views show."""
         body = self.reconstructor.body
