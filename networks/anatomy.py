@@ -13,6 +13,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from datamodules.template import HAND_JOINTS, HEAD_JOINTS
 from networks.body import NUM_BETAS, BodyModel
 
 
@@ -26,6 +27,18 @@ class Kind(IntEnum):
     TEETH = 4
     TONGUE = 5
     CAVITY = 6  # of the mouth, and the sockets behind the eyeballs
+
+
+class Region(IntEnum):
+    """Where colour spreads: what the photo does not show of a region takes its colour from what it shows of it.
+
+    So that a chest takes the collar's cloth and not the neck's skin, and the back of a head takes hair.
+    """
+
+    FACE = 0  # with ears, throat and all that lids and lips hide
+    SCALP = 1
+    TORSO = 2  # with the arms
+    HANDS = 3
 
 
 # Kind -> how far a Gaussian may lie from its anchor, m; least opacity of what is not hidden by the photo's matte.
@@ -44,6 +57,8 @@ IRIS_ANGLE = 0.5  # radians from an eyeball's axis of sight
 INNER = tuple(PRIOR_COLORS)  # what lids and lips hide
 RIM_REACH = 0.012  # m from the mouth's inside: skin that mouth shapes move and that lies so near is lips
 MOVED = 0.0005  # m at a full expression: skin that moves so far is face
+EAR = (0.058, 0.02, 0.05, -0.005, 0.04)  # m from the head's joint: beyond x; y and its reach; z and its reach
+CROWN = 0.08  # m above the head's joint: no face so high
 _MOUTH_SHAPES = ("mouthRollLower", "mouthRollUpper", "mouthPucker", "mouthShrugLower", "mouthShrugUpper")
 
 
@@ -53,10 +68,12 @@ class Anatomy:
 
     Attributes:
         kind: `[V]` int64, a `Kind`.
+        region: `[V]` int64, a `Region`.
         iris: `[V]` bool, the vertices of an eyeball that its iris covers.
     """
 
     kind: Tensor
+    region: Tensor
     iris: Tensor
 
     @property
@@ -116,7 +133,21 @@ def read_anatomy(body: BodyModel) -> Anatomy:
     if shapes and bool(inside.any()):
         near = torch.cdist(body.v_template, body.v_template[inside]).amin(dim=1) < RIM_REACH
         kind[is_skin & near & (directions[:, shapes].amax(dim=1) > 4 * MOVED)] = int(Kind.RIM)
-    return Anatomy(kind=kind, iris=_iris(body, kind == int(Kind.EYEBALL)))
+    return Anatomy(kind=kind, region=_regions(body, kind), iris=_iris(body, kind == int(Kind.EYEBALL)))
+
+
+def _regions(body: BodyModel, kind: Tensor) -> Tensor:
+    """`[V]` `Region`s. Scalp is what lies behind the head's joint in the T-pose, or far above it, without the ears."""
+    weights = body.lbs_weights
+    is_head = weights[:, list(HEAD_JOINTS)].sum(dim=1) > 0.5
+    is_hand = torch.stack([weights[:, list(joints)].sum(dim=1) > 0.5 for joints in HAND_JOINTS.values()]).any(dim=0)
+    x, y, z = (body.v_template - body.joint_template[HEAD_JOINTS[0]]).unbind(dim=1)
+    is_ear = (x.abs() > EAR[0]) & ((y - EAR[1]).abs() < EAR[2]) & ((z - EAR[3]).abs() < EAR[4])
+    is_scalp = is_head & (kind == int(Kind.BODY)) & ~is_ear & ((z < 0) | (y > CROWN))
+    region = torch.where(is_head, int(Region.FACE), int(Region.TORSO))
+    region[is_scalp] = int(Region.SCALP)
+    region[is_hand] = int(Region.HANDS)
+    return region
 
 
 def _iris(body: BodyModel, is_eyeball: Tensor) -> Tensor:

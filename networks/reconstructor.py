@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.template import Template, refine_template
-from networks.anatomy import Kind, read_anatomy
+from networks.anatomy import Kind, Region, read_anatomy
 from networks.body import BodyModel, BodyParams
 from networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
 from networks.gaussians import (
@@ -250,7 +250,9 @@ class GaussianReconstructor(nn.Module):
         self.register_buffer("prior_color", anatomy.prior_color[ids], persistent=False)
         self.register_buffer("offset_bound", anatomy.offset_bound[ids].clamp(max=self.max_offset), persistent=False)
         self.register_buffer("least_opacity", anatomy.least_opacity[ids], persistent=False)
-        self.register_buffer("neighbours", _neighbours(points, self.label), persistent=False)
+        self.register_buffer("region", anatomy.region[ids], persistent=False)
+        apart = self.label * len(Region) + self.region
+        self.register_buffer("neighbours", _neighbours(points, apart), persistent=False)
 
     def anchors(self, betas: Tensor) -> Tensor:
         """Anchors `[B,N,3]` of people of shape `betas [B,10]` in the T-pose, metres."""
@@ -326,11 +328,27 @@ class GaussianReconstructor(nn.Module):
             self.is_inner[:, None] & (visible[..., None] == 0), self._inner_colors(colors, visible), spread
         )
 
-    def _blend_seen(self, colors: Tensor, visible: Tensor) -> Tensor:
-        """`[B,N,D]`: means of what is seen, weighted by the distance between clusters of anchors."""
+    def _blend_seen(self, values: Tensor, visible: Tensor) -> Tensor:
+        """`[B,N,3]`: means of what is seen of an anchor's region, weighted by the distance between clusters of anchors.
+
+        A region of which nothing is seen takes the face's mean, as hands do under sleeves; or that of all.
+        """
+        everywhere = _mean_where(values, visible)
+        is_face = visible * (self.kind == int(Kind.FACE))
+        fallback = torch.where(is_face.sum(dim=1)[:, None] > 0, _mean_where(values, is_face), everywhere)
+        blended = fallback[:, None].expand_as(values)
+        for region in Region:
+            mine = self.region == int(region)
+            seen = visible * mine
+            has_any = (seen.sum(dim=1) > 0)[:, None, None]
+            blended = torch.where(mine[:, None] & has_any, self._blend(values, seen), blended)
+        return blended
+
+    def _blend(self, values: Tensor, seen: Tensor) -> Tensor:
+        """`[B,N,3]`: means of `values` where `seen [B,N]`, weighted by the distance between clusters of anchors."""
         index = self.cluster_of[None, :, None]
-        batch, num_clusters = colors.shape[0], len(self.cluster_points)
-        weighted = torch.cat([colors * visible[..., None], visible[..., None]], dim=-1)
+        batch, num_clusters = values.shape[0], len(self.cluster_points)
+        weighted = torch.cat([values * seen[..., None], seen[..., None]], dim=-1)
         sums = weighted.new_zeros(batch, num_clusters, 4).scatter_add_(1, index.expand(batch, -1, 4), weighted)
         total = sums.new_zeros(batch, num_clusters, 4)
         for kernel, share in zip(self.spread, (1.0, 1e-2, 1e-4, 1e-6), strict=True):
@@ -469,6 +487,11 @@ class FeatureDecoder(nn.Module):
     def forward(self, maps: Tensor, rgb: Tensor) -> Tensor:
         """`maps [M,C+4,H,W]` and splatted `rgb [M,3,H,W]` -> refined RGB `[M,3,H,W]`."""
         return rgb + self.layers(maps)
+
+
+def _mean_where(values: Tensor, seen: Tensor) -> Tensor:
+    """`[B,D]` mean of `values [B,N,D]` where `seen [B,N]`; zeros where nothing is."""
+    return (values * seen[..., None]).sum(dim=1) / seen.sum(dim=1)[:, None].clamp_min(1.0)
 
 
 def _in_hull(places: Tensor, matte: Tensor) -> Tensor:
