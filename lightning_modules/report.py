@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,15 +15,32 @@ from torch import Tensor
 
 from datamodules.baselines import frozen_frame, nearest_frames
 from datamodules.batch import VideoBatch
+from datamodules.retarget import HEAD_JOINT
 from datamodules.video import VideoDataModule
 from metrics.evaluation import Prediction, evaluate_rows
 from metrics.table import AVATAR, COLUMNS, DETAILS, format_people, report_metrics
-from networks.body import BodyModel
+from networks.body import BodyModel, BodyParams
 from runtime.media import sheet, side_by_side, write_image, write_video
 from runtime.provenance import peak_memory_mb
 
 if TYPE_CHECKING:
     from lightning_modules.stage import Stage
+
+
+TURNED = math.radians(20)
+
+
+def head_turn(body: BodyModel, batch: VideoBatch) -> Tensor:
+    """`[B,T]` angle in radians by which each frame's head is turned from the photo's, as their cameras see them."""
+
+    def head(params: BodyParams, camera: Tensor) -> Tensor:
+        return camera[..., :3, :3] @ body.joint_transforms(params)[..., HEAD_JOINT, :3, :3]
+
+    params = [p.map(lambda value: value.cpu()) for p in (batch.body, batch.reference_body)]
+    frames = head(params[0], batch.world_to_camera.cpu())
+    photo = head(params[1], batch.reference_world_to_camera.cpu())[:, None]
+    trace = (frames * photo).sum(dim=(-2, -1))  # of one rotation times the other's inverse
+    return torch.acos(((trace - 1) / 2).clamp(-1, 1))
 
 
 class TestReport:
@@ -45,6 +63,7 @@ class TestReport:
         self.truth: dict[str, list[Tensor]] = {}
         self.masks: dict[str, list[Tensor]] = {}
         self.photo: dict[str, Tensor] = {}
+        self.turned: dict[str, list[Tensor]] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         self.further: dict[str, dict[str, Any]] = {}
 
@@ -113,6 +132,7 @@ class TestReport:
         self.truth.setdefault(clip_name, []).append(self._kept(batch.frames[0], batch))
         self.masks.setdefault(clip_name, []).append(batch.masks[0].cpu()[valid].half())
         self.photo.setdefault(clip_name, batch.reference[0].cpu())
+        self.turned.setdefault(clip_name, []).append(head_turn(self._body, batch)[0, valid] > TURNED)
 
     @staticmethod
     def _kept(frames: Tensor, batch: VideoBatch) -> Tensor:
@@ -127,7 +147,8 @@ class TestReport:
         lengths = [len(block) for block in self.truth[clip_name]]
         joined = {name: self._joined(rows.pop(name)) for name in names}
         truth, photo = torch.cat(self.truth.pop(clip_name)), self.photo.pop(clip_name)
-        measured = evaluate_rows(truth, joined, lengths, photo, torch.cat(self.masks.pop(clip_name)))
+        masks, turned = torch.cat(self.masks.pop(clip_name)), torch.cat(self.turned.pop(clip_name))
+        measured = evaluate_rows(truth, joined, lengths, photo, masks, turned=turned)
         is_extra = any(clip.name == clip_name for clip in module.extra_clips)
         suffix = f" ({clip_name})" if self.figures or is_extra else ""
         self.figures.update({f"{name}{suffix}": measured[name] for name in names})

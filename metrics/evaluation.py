@@ -54,6 +54,7 @@ def evaluate_rows(
     backend: Literal["stlpips", "lpips"] = "stlpips",
     perceptual_every: int = 1,
     identity_every: int = 8,
+    turned: Tensor | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measures every row against the truth with the same code and on the same frames.
 
@@ -72,8 +73,10 @@ def evaluate_rows(
         perceptual_every: perceptual, tlp, frechet and diversity read every n-th frame of a block, tlp over steps of n
             frames (about 45 ms a frame of 128x128 on two CPU cores).
         identity_every: faces are compared in every n-th frame (about 0.1 s a face on a CPU).
+        turned: [T] bool, frames whose head has turned far from the photo's: for `psnr_turned`, `perceptual_turned`.
 
-    Returns {row: figures}: psnr (dB), ssim, psnr_person (dB, under the masks), own_psnr and own_perceptual (of rows
+    Returns {row: figures}: psnr (dB), ssim, psnr_person (dB, under the masks), psnr_turned
+    and perceptual_turned (over the turned frames), own_psnr and own_perceptual (of rows
     that give their own pose), colour_mean (mean absolute), colour_contrast (mean), colour_saturation and
     their channels (lists); silhouette (of rows that give their coverage); temporal, flicker; warping, warping_truth;
     sharpness (mean absolute dB over bands), power_db and coherence (lists, one value a band), bands; perceptual, tlp,
@@ -104,7 +107,8 @@ def evaluate_rows(
         if "warping" in measures:
             _add_warping_figures(results, videos, truth, blocks)
         if "perceptual" in measures:
-            _add_perceptual_figures(results, videos, truth, blocks, backend, perceptual_every)
+            distances = _add_perceptual_figures(results, videos, truth, blocks, backend, perceptual_every)
+            _add_turned(results, videos, truth, distances, _every(blocks, perceptual_every), turned)
             _add_diversity(results, rows, metric_network(backend, truth.device), perceptual_every)
             _add_own_pose(results, rows, photo, metric_network(backend, truth.device))
         if "identity" in measures:
@@ -214,7 +218,8 @@ def _add_perceptual_figures(
     blocks: list[int],
     backend: Literal["stlpips", "lpips"],
     every: int,
-) -> None:
+) -> dict[str, Tensor]:
+    """Adds the figures; returns each row's distances of the frames that were read."""
     network = metric_network(backend, truth.device)
     pieces: dict[str, list[PerceptualMeasures]] = {name: [] for name in ("truth", *videos)}
     starts = [sum(blocks[:k]) for k in range(len(blocks))]
@@ -242,6 +247,34 @@ def _add_perceptual_figures(
                 figures[column] = distance(joined[name].features, joined["truth"].features)
             except ValueError as error:
                 _set(figures, column, None, str(error))
+    return {name: joined[name].distance for name in videos}
+
+
+def _every(blocks: list[int], every: int) -> list[int]:
+    """Numbers of every n-th frame of each block."""
+    starts = [sum(blocks[:k]) for k in range(len(blocks))]
+    return [t for start, length in zip(starts, blocks, strict=True) for t in range(start, start + length, every)]
+
+
+def _add_turned(
+    results: dict[str, dict[str, Any]],
+    videos: dict[str, Tensor],
+    truth: Tensor,
+    distances: dict[str, Tensor],
+    numbers: list[int],
+    turned: Tensor | None,
+) -> None:
+    """PSNR and perceptual distance of the turned frames among those, `numbers`, whose `distances` are known."""
+    if turned is None:
+        return
+    chosen = turned[numbers]
+    frames = torch.tensor(numbers)[chosen]
+    for name, figures in results.items():
+        missing = "no frame's head is turned so far"
+        value = float(image.psnr(_widened(videos[name][frames]), truth[frames]).mean()) if len(frames) else None
+        _set(figures, "psnr_turned", value, missing)
+        value = float(distances[name][chosen].mean()) if len(frames) else None
+        _set(figures, "perceptual_turned", value, missing)
 
 
 def _add_diversity(

@@ -38,11 +38,14 @@ DETAILS: dict[str, tuple[str, str]] = {
     "diversity": ("diversity", ".4f"),
     "latency_ms": ("delay ms v", ".0f"),
 }
-# Columns of the third table: the person alone, the photo's own pose, and views from where the photo did not look.
+# Columns of the third table: the person alone, the photo's own pose, frames whose head has turned, and views from
+# where the photo did not look.
 AVATAR: dict[str, tuple[str, str]] = {
     "psnr_person": ("person dB ^", ".2f"),
     "own_psnr": ("own pose dB ^", ".2f"),
     "own_perceptual": ("own pose v", ".4f"),
+    "psnr_turned": ("turned dB ^", ".2f"),
+    "perceptual_turned": ("turned v", ".3f"),
     "turned_outside": ("spikes v", ".4f"),
     "turned_holes": ("holes v", ".4f"),
     "turned_roughness": ("rough =1", ".2f"),

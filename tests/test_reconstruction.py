@@ -420,12 +420,12 @@ def test_test_measures_people_who_never_train(
     )  # fmt: skip
     path = Path(capsys.readouterr().out.strip().splitlines()[-1])
     rows = json.loads(path.read_text())["rows"]
-    for name in ("splat", "projected", "freeze", "splat (anna)", "projected (bert)"):
+    for name in ("splat", "projected", "freeze", "feed-forward textured (anna)", "projected (bert)"):
         assert 0 <= rows[name]["silhouette"] <= 1
         assert rows[name]["psnr"] > 5
     both = rows[f"splat (mean of 2 in {Path(*tmp_path.parts[-2:])})"]
     assert both["psnr"] == pytest.approx((rows["splat (anna)"]["psnr"] + rows["splat (bert)"]["psnr"]) / 2)
-    for name in ("splat (anna moved by bert)", "projected (bert moved by anna)"):
+    for name in ("textured (anna moved by bert)", "textured (bert moved by anna)"):
         assert rows[name]["psnr"] is None
         assert "no true frame" in rows[name]["psnr_reason"]
         assert rows[name]["identity_photo"] is not None or rows[name]["identity_photo_reason"]
