@@ -103,9 +103,7 @@ def test_nothing_outside_of_the_picture_or_the_matte_is_shown(
     assert gone.visible.sum() == 0
 
 
-def test_what_projects_outside_of_the_matte_is_transparent(
-    reconstructor: GaussianReconstructor, photo: Photo
-) -> None:
+def test_what_projects_outside_of_the_matte_is_transparent(reconstructor: GaussianReconstructor, photo: Photo) -> None:
     """Opacity is that of the whole matte times the matte, read by scipy; outside of the picture nothing changes."""
     matte = torch.linspace(0, 1, SIZE).expand(1, 1, SIZE, SIZE).clone()
     matte[..., 40:, :] = 0
