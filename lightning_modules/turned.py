@@ -58,5 +58,5 @@ def turned_figures(reconstructor: GaussianReconstructor, avatar: Avatar, photo: 
 def _roughness(frame: Tensor, alpha: Tensor) -> Tensor:
     """Of `[1,3,H,W]` where `alpha [1,1,H,W]` is whole."""
     inside = alpha > 0.9
-    off = (frame - F.avg_pool2d(frame, 3, 1, 1)).abs().mean(dim=1, keepdim=True)
+    off = (frame - F.avg_pool2d(frame, 3, 1, 1, count_include_pad=False)).abs().mean(dim=1, keepdim=True)
     return (off * inside).sum() / inside.sum().clamp_min(1)

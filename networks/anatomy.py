@@ -56,6 +56,7 @@ IRIS_COLOR = (0.22, 0.15, 0.11)
 IRIS_ANGLE = 0.5  # radians from an eyeball's axis of sight
 INNER = tuple(PRIOR_COLORS)  # what lids and lips hide
 RIM_REACH = 0.012  # m from the mouth's inside: skin that mouth shapes move and that lies so near is lips
+LID_REACH = 0.004  # m from an eyeball: skin that lies so near is lids, the lower ones too, which a blink hardly moves
 MOVED = 0.0005  # m at a full expression: skin that moves so far is face
 EAR = (0.058, 0.02, 0.05, -0.005, 0.04)  # m from the head's joint: beyond x; y and its reach; z and its reach
 CROWN = 0.08  # m above the head's joint: no face so high
@@ -108,7 +109,7 @@ def _table(values: dict[Kind, float], kind: Tensor) -> Tensor:
 def read_anatomy(body: BodyModel) -> Anatomy:
     """Find the kinds of a body model's vertices, by its labels of parts and by what its expressions move.
 
-    A licensed file labels its eyeballs alone and does not name its expressions: its lids and lips are face.
+    A licensed file labels its eyeballs alone and does not name its expressions: its lips are face.
     """
     directions = body.blendshapes[..., NUM_BETAS:].norm(dim=1)  # [V,E] m
     is_skin = body.part == body.part_names.index("skin")
@@ -130,10 +131,14 @@ def read_anatomy(body: BodyModel) -> Anatomy:
         elif name in ("mouth_cavity", "eye_socket"):
             kind[of_part] = int(Kind.CAVITY)
             inside |= of_part & (name == "mouth_cavity")
+    eyeballs = kind == int(Kind.EYEBALL)
+    if bool(eyeballs.any()):
+        near = torch.cdist(body.v_template, body.v_template[eyeballs]).amin(dim=1) < LID_REACH
+        kind[is_skin & near] = int(Kind.RIM)
     if shapes and bool(inside.any()):
         near = torch.cdist(body.v_template, body.v_template[inside]).amin(dim=1) < RIM_REACH
         kind[is_skin & near & (directions[:, shapes].amax(dim=1) > 4 * MOVED)] = int(Kind.RIM)
-    return Anatomy(kind=kind, region=_regions(body, kind), iris=_iris(body, kind == int(Kind.EYEBALL)))
+    return Anatomy(kind=kind, region=_regions(body, kind), iris=_iris(body, eyeballs))
 
 
 def _regions(body: BodyModel, kind: Tensor) -> Tensor:

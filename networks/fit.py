@@ -88,6 +88,7 @@ class _Fit:
         self.rest = reconstructor.anchors(avatar.betas)
         shapes = {"opacity": self.logit, "color": self.start.colors} | dict.fromkeys(_CHANGES[2:], self.start.means)
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
+        self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
 
     def changed(self, base: Gaussians, moves: Tensor | None = None) -> Gaussians:
         """`base` (the start in the T-pose, or as posed with the `moves` of a change) with the changes so far."""
@@ -131,6 +132,14 @@ class _Fit:
         change["offset"][:, :count] += away * (within - 1)
         change["opacity"][:, :count].clamp_(min=self.lowest)
 
+    @torch.no_grad()
+    def drop_diverged(self) -> None:
+        """Take people whose Gaussians are no numbers any more back to the start: the rest of the batch goes on."""
+        values = vars(self.changed(self.start)).values()
+        self.is_finite &= torch.stack([torch.isfinite(value).flatten(1).all(dim=1) for value in values]).all(dim=0)
+        for change in self.changes.values():
+            change[~self.is_finite] = 0.0
+
     def run(self, show_progress: bool) -> Avatar:
         """Fit, and put the result together."""
         options = self.options
@@ -152,6 +161,7 @@ class _Fit:
             grad *= self.seen[..., None]  # what the photo does not show takes its colour from its neighbours
             optimizer.step()
             self.bound()
+            self.drop_diverged()
         return self._result(first, last.detach())
 
     @torch.no_grad()
@@ -160,8 +170,7 @@ class _Fit:
         color = self.changes["color"]
         color[:, :count] = self.reconstructor.diffuse(color[:, :count], self.seen[:, :count])
         fitted = self.changed(self.start)
-        finite = torch.stack([torch.isfinite(value).flatten(1).all(dim=1) for value in vars(fitted).values()]).all(0)
-        is_better = finite & torch.isfinite(last) & (last <= first)
+        is_better = self.is_finite & (last <= first)
         if not bool(is_better.all()):
             warnings.warn(
                 f"the fit to the photo diverged for {int((~is_better).sum())} of {len(is_better)} avatars, which stay "

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.baselines import frozen_frame
 from datamodules.clip import Clip, Splits, load_track
 from datamodules.schedule import Phase, check_phases, phase_at
 from datamodules.template import build_template
@@ -23,6 +24,16 @@ def module(path: Path, **options: object) -> VideoDataModule:
 def test_splits_keep_test_validation_and_gaps_out_of_training(clip_path: Path) -> None:
     training = Clip(clip_path).training_frames()
     assert set(training) == set(range(18)) | set(range(27, 32))
+
+
+def test_the_frozen_frame_of_a_person_who_never_trains_is_the_photo(tmp_path: Path) -> None:
+    path = write_clip(tmp_path, "anna")
+    splits = path.with_name("anna.splits.yaml")
+    frames = np.arange(20, 25)
+    splits.write_text("test: [[20, 24]]\ngap: 2\nreference: 3\n")
+    assert frozen_frame(Clip(path), frames).tolist() == [17] * 5  # the last before the gap
+    splits.write_text("test: [[20, 24]]\ngap: 2\nreference: 3\ntrain: false\n")
+    assert frozen_frame(Clip(path), frames).tolist() == [3] * 5
 
 
 def test_crop_and_zoom_keep_projected_points_on_their_pixels(clip_path: Path) -> None:

@@ -14,6 +14,7 @@ from lightning_modules.stage import build_reconstructor
 from networks.conditioner import photo_of
 from networks.gaussians import Avatar, Gaussians
 from networks.loose import LEAST
+from networks.rasterizer.mesh import view_mesh
 from networks.reconstructor import GaussianReconstructor, Photo
 from tests.conftest import ROOT
 
@@ -29,14 +30,13 @@ def reconstructor() -> GaussianReconstructor:
 
 @pytest.fixture(scope="module")
 def bare(reconstructor: GaussianReconstructor, clip_path: Path) -> Photo:
-    """The test clip's photo at 64 px, its mask cut down to what the template covers."""
+    """The test clip's photo at 64 px with the posed mesh's own silhouette as its matte: the template covers it."""
     photo = photo_of(WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.asarray([3]), 3, 64))
-    for _ in range(4):  # at a mask's corners fewer anchors are seen: those pixels are left out as well
-        with torch.no_grad():
-            avatar, _ = reconstructor(photo, use_heads=False)
-            maps = as_in(photo, avatar, reconstructor, photo)
-        photo = replace(photo, mask=((maps.seen * maps.alpha)[0] > 0.85).float())
-    return photo
+    fine = photo.intrinsics.clone()
+    fine[:, :2] *= 8
+    vertices, _ = reconstructor.body(photo.body)
+    view = view_mesh(vertices, reconstructor.body.faces, fine, photo.world_to_camera, 512, 512)
+    return replace(photo, mask=torch.nn.functional.avg_pool2d((view.face >= 0).float()[:, None], 8))
 
 
 def as_in(photo: Photo, avatar: Avatar, reconstructor: GaussianReconstructor, pose: Photo) -> object:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
@@ -17,11 +18,11 @@ from losses.perceptual import PerceptualDistance
 from metrics import identity, inception
 from metrics.evaluation import MEASURES, Prediction, evaluate_rows
 from metrics.frechet import FRECHET_DIMENSIONS, frechet_distance, frechet_features, frechet_of_samples, kernel_distance
-from metrics.image import colour_error, psnr, ssim
+from metrics.image import colour_error, masked_psnr, psnr, ssim
 from metrics.inception import fid_distances, inception_distances
 from metrics.perceptual import metric_network, perceptual_measures
 from metrics.sharpness import bands_of, sharpness, spectrum, with_grain
-from metrics.table import format_bands, format_table, report_metrics, write_metrics
+from metrics.table import format_bands, format_people, format_table, report_metrics, write_metrics
 from metrics.temporal import flicker, temporal_error, tlp, unrest
 from metrics.warping import motion_of, optical_flow, warp, warping_error
 from tests.conftest import ROOT
@@ -46,6 +47,23 @@ def test_psnr_of_a_constant_error() -> None:
     prediction = truth + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
     np.testing.assert_allclose(psnr(prediction, truth).numpy(), [20.0, 40.0], atol=1e-3)
     assert torch.isinf(psnr(truth, truth)).all()
+
+
+def test_psnr_of_the_person_alone_is_that_of_the_cut_out_region() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth, prediction = (torch.rand(2, 3, 20, 24, generator=generator) for _ in range(2))
+    masks = torch.zeros(2, 1, 20, 24)
+    masks[0, :, 3:11, 5:9], masks[1, :, :, 12:] = 1, 1
+    cut = [(0, slice(3, 11), slice(5, 9)), (1, slice(None), slice(12, None))]
+    expected = [
+        PeakSignalNoiseRatio(data_range=1.0)(prediction[k : k + 1, :, r, c], truth[k : k + 1, :, r, c])
+        for k, r, c in cut
+    ]
+    torch.testing.assert_close(masked_psnr(prediction, truth, masks), torch.stack(expected))
+    # A soft matte weighs errors: 0.2 under a half and 0.1 under a whole count (0.5 0.04 + 0.01) / 1.5.
+    error = torch.tensor([0.2, 0.1]).expand(1, 3, 1, 2)
+    soft = masked_psnr(error, torch.zeros_like(error), torch.tensor([0.5, 1.0]).view(1, 1, 1, 2))
+    assert soft.item() == pytest.approx(-10 * math.log10(0.03 / 1.5), rel=1e-5)
 
 
 def test_ssim_of_each_frame_apart() -> None:
@@ -439,6 +457,25 @@ def test_table_shows_dashes_and_reasons() -> None:
     assert lines[3].split() == ["student", "30.00", "4"]
     assert lines[4] == "- num_steps: not a diffusion model"
     assert len({len(line) for line in lines[:4]}) == 1
+
+
+def test_people_are_lines_and_rows_are_columns() -> None:
+    rows = {
+        "freeze (anna)": {"psnr": 20.0, "perceptual": 0.3},
+        "ours (anna)": {"psnr": 21.25, "perceptual": 0.2},
+        "freeze (bert)": {"psnr": 25.0, "perceptual": 0.1},
+        "ours (bert)": {"psnr": 24.0, "perceptual": None, "perceptual_reason": "too small"},
+        "ours (carl)": {"psnr": 30.0, "perceptual": 0.05},  # nothing to compare with
+        "ours": {"psnr": 1.0},
+    }
+    lines = [line.split() for line in format_people(rows, ["anna", "bert", "carl"]).splitlines()]
+    assert lines[0][-2:] == ["freeze", "ours"]
+    assert lines[2:] == [
+        ["anna", "20.00/0.300", "21.25/0.200"],
+        ["bert", "25.00/0.100", "24.00/-"],
+        ["carl", "-/-", "30.00/0.050"],
+        ["better", "than", "freeze", "0/0", "1/1"],
+    ]
 
 
 def test_bands_are_a_small_table_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

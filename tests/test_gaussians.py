@@ -1,0 +1,128 @@
+"""The avatar's record: skinning of a small change, Gaussians put back, copies, and the matte of its texture."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from networks.body import BodyModel, BodyParams
+from networks.gaussians import Avatar, Gaussians, Loose, Texture, copied, splat
+from tests.conftest import ROOT
+from tests.test_reconstruction import walls
+
+SIZE = 64
+MIDDLE = slice(8, SIZE - 8)
+
+
+@pytest.fixture(scope="module")
+def body() -> BodyModel:
+    return BodyModel.from_file(ROOT / "assets/body/smplx_anny.npz")
+
+
+def random_gaussians(means: Tensor, generator: torch.Generator) -> Gaussians:
+    def rand(channels: int) -> Tensor:
+        return torch.rand(*means.shape[:-1], channels, generator=generator)
+
+    quats = torch.nn.functional.normalize(rand(4) - 0.5, dim=-1)
+    return Gaussians(means, quats, 0.01 * rand(3), rand(1)[..., 0], rand(3), rand(5))
+
+
+@pytest.fixture
+def avatar(body: BodyModel) -> Avatar:
+    """Two people of 200 Gaussians on the template and 30 loose ones."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randperm(len(body.v_template), generator=generator)[:200]
+    on_template = random_gaussians(body.v_template[ids].expand(2, -1, -1).contiguous(), generator)
+    beside = random_gaussians(body.v_template[ids[:30]].expand(2, -1, -1) + 0.05, generator)
+    weights = torch.softmax(3 * torch.randn(2, 30, 55, generator=generator), dim=-1)
+    betas = torch.randn(2, 10, generator=generator)
+    return Avatar(on_template, betas, ids, torch.zeros(2, 3), loose=Loose(beside, weights))
+
+
+@pytest.mark.parametrize("has_loose", [True, False])
+def test_the_linear_part_is_how_posing_moves_a_change(body: BodyModel, avatar: Avatar, has_loose: bool) -> None:
+    """Against differences of `pose`, which is linear in the means: a step of 1 m is exact but for rounding."""
+    avatar = avatar if has_loose else replace(avatar, loose=None)
+    generator = torch.Generator().manual_seed(1)
+    params = BodyParams.zeros((2, 3), body.num_expressions).map(
+        lambda value: 0.3 * torch.randn(value.shape, generator=generator)
+    )
+    linear = avatar.linear_part(body, params)
+    canonical = avatar.canonical()
+    before = avatar.pose(body, params).means
+    for axis in range(3):
+        step = torch.eye(3)[axis]
+        moved = avatar.with_canonical(replace(canonical, means=canonical.means + step)).pose(body, params).means
+        torch.testing.assert_close(linear[..., axis], moved - before, atol=1e-5, rtol=0)
+
+
+def test_gaussians_are_put_back_as_they_were_taken(avatar: Avatar) -> None:
+    canonical = avatar.canonical()
+    assert canonical.means.shape == (2, 230, 3)
+    again = avatar.with_canonical(canonical)
+    for name, value in vars(avatar.gaussians).items():
+        assert torch.equal(getattr(again.gaussians, name), value)
+        assert torch.equal(getattr(again.loose.gaussians, name), getattr(avatar.loose.gaussians, name))
+    assert again.loose.skin_weights is avatar.loose.skin_weights
+    alone = replace(avatar, loose=None)
+    assert alone.with_canonical(alone.canonical()).loose is None
+
+
+def test_a_copy_shares_nothing_and_has_no_history(avatar: Avatar) -> None:
+    tracked = replace(avatar, gaussians=replace(avatar.gaussians, means=avatar.gaussians.means.requires_grad_() * 1))
+    twin = copied(tracked)
+    assert not twin.gaussians.means.requires_grad
+    assert twin.texture is None
+    twin.gaussians.means.zero_()
+    twin.loose.skin_weights.zero_()
+    assert tracked.gaussians.means.abs().max() > 0
+    assert tracked.loose.skin_weights.sum() > 0
+    with torch.inference_mode():
+        made = replace(avatar, betas=avatar.betas + 1)
+    assert made.betas.is_inference()
+    assert not copied(made).betas.is_inference()
+
+
+def wall_before_the_camera(mask: Tensor, shift: float, opacity: float, seen: float) -> tuple[Gaussians, Texture]:
+    """A white wall 2 m away whose Gaussians lie `shift` px farther right in the photo, black where `mask` is 1."""
+    posed = walls([2.0], 0.03, opacity)
+    posed = replace(posed, colors=torch.ones_like(posed.colors))
+    means = posed.means[:, 0]
+    ones = torch.ones(means.shape[:-1])
+    places = means[..., :2] + torch.tensor([2 * shift / SIZE, 0.0])
+    photo = (1 - mask).expand(1, 3, SIZE, SIZE) * 0.4  # matted over a background of 0.4
+    return posed, Texture(photo, mask[None, None], places, seen * ones, ones, ones * 0, mask[None, None] * 0)
+
+
+def drawn(posed: Gaussians, texture: Texture) -> object:
+    intrinsics, camera = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None], torch.eye(4)[None, None]
+    return splat(posed, intrinsics, camera, SIZE, torch.full((1, 3), 0.4), texture)
+
+
+@pytest.mark.parametrize("opacity", [0.9, 0.15])
+def test_where_the_flow_leads_out_of_the_matte_the_background_stands(opacity: float) -> None:
+    """The photo's person ends at column 40; seen 6 px to the left, he ends at 34, however sheer the Gaussians are."""
+    column = torch.arange(SIZE).expand(SIZE, SIZE)
+    maps = drawn(*wall_before_the_camera((column < 40).float(), 6.0, opacity, 1.0))
+    alpha = maps.alpha[0, 0, 0, MIDDLE, MIDDLE]
+    assert alpha.min() > 0.2
+    assert alpha.max() > 0.9 if opacity == 0.9 else alpha.max() < 0.7
+    inside, outside = (slice(8, 33), slice(36, SIZE - 8))
+    assert maps.textured[..., MIDDLE, inside].abs().max() < 1e-3  # the photo's black
+    assert (maps.coverage[..., MIDDLE, inside] - 1).abs().max() < 1e-3
+    assert (maps.textured[..., MIDDLE, outside] - 0.4).abs().max() < 1e-3
+    assert maps.coverage[..., MIDDLE, outside].abs().max() < 1e-3
+
+
+def test_coverage_is_alpha_where_the_photo_shows_nothing() -> None:
+    maps = drawn(*wall_before_the_camera(torch.zeros(SIZE, SIZE), 0.0, 0.15, 0.0))
+    assert torch.equal(maps.coverage, maps.alpha)
+    assert torch.equal(maps.textured, maps.rgb)
+    assert maps.seen.max() == 0
+
+
+def test_a_soft_matte_is_a_soft_coverage() -> None:
+    ramp = torch.linspace(0, 1, SIZE).expand(SIZE, SIZE)
+    maps = drawn(*wall_before_the_camera(ramp, 0.0, 0.9, 1.0))
+    torch.testing.assert_close(maps.coverage[0, 0, 0, MIDDLE, MIDDLE], ramp[MIDDLE, MIDDLE], atol=1e-3, rtol=0)

@@ -1,0 +1,188 @@
+"""What the photo shows of the template, and what follows for what it does not show: hull, visibility, diffusion."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from torch import Tensor
+
+from datamodules.clip import Clip
+from datamodules.video import WindowReader
+from lightning_modules.stage import build_reconstructor
+from networks.anatomy import Kind
+from networks.conditioner import photo_of
+from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from tests.conftest import ROOT
+from tests.test_mesh import hits
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def reconstructor() -> GaussianReconstructor:
+    torch.manual_seed(0)
+    options = ReconstructorOptions(num_clusters=64)
+    return build_reconstructor(str(ROOT / "assets/body/smplx_anny.npz"), False, 4, options)
+
+
+@pytest.fixture(scope="module")
+def photo(clip_path: Path) -> Photo:
+    return photo_of(WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.asarray([3]), 3, SIZE))
+
+
+def close_up(reconstructor: GaussianReconstructor, photo: Photo, jaw: float, blink: float) -> Photo:
+    """The face alone, 128 px wide, all of it foreground."""
+    body = photo.body.map(torch.zeros_like)
+    body.jaw_pose[:, 0] = jaw
+    for name in ("eyeBlinkLeft", "eyeBlinkRight"):
+        body.expression[:, reconstructor.body.expression_names.index(name)] = blink
+    _, joints = reconstructor.body(body)
+    camera = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))[None]
+    camera[0, :2, 3] = joints[0, 15, :2] * torch.tensor([-1.0, 1.0])
+    camera[0, 1, 3] += 0.02
+    camera[0, 2, 3] = 0.7
+    intrinsics = torch.tensor([[[420.0, 0, 64], [0, 420, 64], [0, 0, 1]]])
+    image = torch.full((1, 3, 128, 128), 0.6)
+    return Photo(image, torch.ones_like(image[:, :1]), body, intrinsics, camera, photo.background)
+
+
+def shown(reconstructor: GaussianReconstructor, photo: Photo) -> dict[Kind, int]:
+    visible = reconstructor.project(photo).visible[0] > 0
+    return {kind: int((visible & (reconstructor.kind == int(kind))).sum()) for kind in Kind}
+
+
+def test_closed_lips_show_no_teeth_and_closed_lids_no_eyeballs(
+    reconstructor: GaussianReconstructor, photo: Photo
+) -> None:
+    closed, opened = (
+        shown(reconstructor, close_up(reconstructor, photo, jaw, blink)) for jaw, blink in ((0, 1), (0.3, 0))
+    )
+    inside = (Kind.TEETH, Kind.TONGUE, Kind.CAVITY)
+    assert [closed[kind] for kind in (*inside, Kind.EYEBALL)] == [0, 0, 0, 0]
+    assert opened[Kind.EYEBALL] > 20
+    assert sum(opened[kind] for kind in inside) > 50
+    assert min(closed[Kind.FACE], opened[Kind.FACE]) > 200
+
+
+def test_shown_is_what_a_ray_reaches_first(reconstructor: GaussianReconstructor, photo: Photo) -> None:
+    """Against all triangles, by brute force: 3 mm may lie before an anchor; a grazing pixel's slope is left alone."""
+    face = close_up(reconstructor, photo, jaw=0.3, blink=0.0)
+    projection = reconstructor.project(face)
+    vertices, _ = reconstructor.body(face.body)
+    camera = face.world_to_camera[0].double().numpy()
+    inside = vertices[0].double().numpy() @ camera[:3, :3].T + camera[:3, 3]
+    points = inside[reconstructor.template.vertex_ids.numpy()]
+    facing = -(projection.normals[0].numpy() * points).sum(-1) / np.linalg.norm(points, axis=-1)
+    in_picture = (projection.grid[0].abs() < 0.95).all(-1).numpy()
+    chosen = np.random.default_rng(0).permutation(np.flatnonzero((facing > 0.5) & in_picture))[:200]
+    pixels = (projection.grid[0, chosen].double().numpy() + 1) / 2 * 128
+    depth, _ = hits(inside[reconstructor.body.faces.numpy()], pixels, face.intrinsics[0].double().numpy())
+    before = points[chosen, 2] - depth.min(axis=1)
+    visible = projection.visible[0, chosen].numpy() > 0
+    assert visible[before < 1e-3].mean() > 0.97
+    assert (before > 0.01).sum() > 5
+    assert not visible[before > 0.01].any()
+
+
+def test_nothing_outside_of_the_picture_or_the_matte_is_shown(
+    reconstructor: GaussianReconstructor, photo: Photo
+) -> None:
+    projection = reconstructor.project(photo)
+    x, y = ((projection.grid[0] + 1) / 2 * SIZE).unbind(-1)
+    visible = projection.visible[0] > 0
+    assert visible.sum() > 500
+    assert ((x > 0) & (x < SIZE) & (y > 0) & (y < SIZE))[visible].all()
+    read = scipy.ndimage.map_coordinates(
+        photo.mask[0, 0].numpy(), [y[visible].numpy() - 0.5, x[visible].numpy() - 0.5], order=1, mode="constant"
+    )
+    assert read.min() > 0.8 - 1e-4
+    gone = reconstructor.project(replace(photo, mask=torch.zeros_like(photo.mask)))
+    assert gone.visible.sum() == 0
+
+
+def test_what_projects_outside_of_the_matte_is_transparent(reconstructor: GaussianReconstructor, photo: Photo) -> None:
+    """Opacity is that of the whole matte times the matte, read by scipy; outside of the picture nothing changes."""
+    matte = torch.linspace(0, 1, SIZE).expand(1, 1, SIZE, SIZE).clone()
+    matte[..., 40:, :] = 0
+    with torch.no_grad():
+        cut, _ = reconstructor(replace(photo, mask=matte), use_heads=False)
+        whole, _ = reconstructor(replace(photo, mask=torch.ones_like(matte)), use_heads=False)
+    count = cut.gaussians.means.shape[1]
+    x, y = cut.texture.places[0, :count].unbind(-1)
+    outside = (x.abs() > 1) | (y.abs() > 1)
+    assert outside.any()
+    pixels = [((place + 1) / 2 * SIZE - 0.5).numpy() for place in (y, x)]
+    share = scipy.ndimage.map_coordinates(matte[0, 0].numpy(), pixels, order=1, mode="nearest")
+    expected = whole.gaussians.opacities[0].numpy() * np.where(outside.numpy(), 1.0, share)
+    np.testing.assert_allclose(cut.gaussians.opacities[0].numpy(), expected, atol=1e-4)
+    assert (cut.gaussians.opacities[0][(y > 0.3) & ~outside] == 0).all()
+    assert (cut.gaussians.opacities[0][outside] > 0.8).all()
+
+
+def test_the_hull_can_be_switched_off(
+    reconstructor: GaussianReconstructor, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconstructor, "use_hull", False)
+    with torch.no_grad():
+        avatar, _ = reconstructor(replace(photo, mask=torch.zeros_like(photo.mask)), use_heads=False)
+    assert avatar.gaussians.opacities.min() > 0.8
+
+
+def some_seen(reconstructor: GaussianReconstructor, share: float) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(1, len(reconstructor.kind), generator=generator) < share).float()
+
+
+def test_diffused_values_are_harmonic(reconstructor: GaussianReconstructor) -> None:
+    """Seen ones stand; mirrored ones stand in; the rest is the mean of its neighbours, within the seen ones' range."""
+    seen = some_seen(reconstructor, 0.2)
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(1, len(reconstructor.kind), 3, generator=generator) + 1
+    spread = reconstructor.diffuse(values, seen)
+    is_seen, inner = seen[0] > 0, reconstructor.is_inner
+    assert torch.equal(spread[0, is_seen], values[0, is_seen])
+    assert (spread[0, ~is_seen & inner] == 0).all()  # they have colours of their own
+    mirrored = ~is_seen & is_seen[reconstructor.mirror] & ~inner
+    assert torch.equal(spread[0, mirrored], values[0, reconstructor.mirror][mirrored])
+    rest = ~is_seen & ~is_seen[reconstructor.mirror] & ~inner
+    assert rest.sum() > 1000
+    assert spread[0, rest].min() >= 1
+    assert spread[0, rest].max() <= 2
+    residual = spread[0, rest] - spread[0, reconstructor.neighbours[rest]].mean(dim=1)
+    assert residual.abs().max() < 1e-3  # Jacobi's iteration has come to rest
+
+
+def test_a_constant_diffuses_to_itself(reconstructor: GaussianReconstructor) -> None:
+    seen = some_seen(reconstructor, 0.01)
+    values = torch.full((1, len(reconstructor.kind), 3), 0.25)
+    spread = reconstructor.diffuse(values * seen[..., None] + 7 * (1 - seen[..., None]), seen)
+    outer = ~reconstructor.is_inner
+    torch.testing.assert_close(spread[0, outer], values[0, outer])
+
+
+def test_neighbours_are_the_nearest_of_the_same_part(reconstructor: GaussianReconstructor) -> None:
+    points = reconstructor.body.v_template[reconstructor.template.vertex_ids].double().numpy()
+    label = reconstructor.label.numpy()
+    for anchor in np.random.default_rng(0).permutation(len(points))[:50]:
+        distance = np.linalg.norm(points - points[anchor], axis=1)
+        distance[label != label[anchor]] = np.inf
+        distance[anchor] = np.inf
+        found = distance[reconstructor.neighbours[anchor].numpy()]
+        np.testing.assert_allclose(np.sort(found), np.sort(distance)[:6], atol=1e-6)
+
+
+def test_hidden_teeth_take_a_colour_of_their_own(reconstructor: GaussianReconstructor, photo: Photo) -> None:
+    """Twice as light a face has teeth twice as light; all of them are lighter than the mouth's inside."""
+    face = close_up(reconstructor, photo, jaw=0.0, blink=1.0)
+    with torch.no_grad():
+        light, dark = (
+            reconstructor(replace(face, image=face.image * 0 + grey), use_heads=False)[0].gaussians.colors[0]
+            for grey in (0.5, 0.25)
+        )
+    teeth, cavity = (reconstructor.kind == int(kind) for kind in (Kind.TEETH, Kind.CAVITY))
+    torch.testing.assert_close(light[teeth], reconstructor.prior_color[teeth], atol=1e-3, rtol=0)
+    torch.testing.assert_close(dark[teeth], light[teeth] / 2, atol=1e-3, rtol=0)
+    assert light[teeth].mean() > light[cavity].mean() + 0.3
