@@ -101,6 +101,8 @@ def put_motion_on(
         reference_body=still.reference_body,
         reference_intrinsics=still.reference_intrinsics,
         reference_world_to_camera=still.reference_world_to_camera,
+        plain_reference=still.plain_reference,
+        colour=still.colour,
         background=still.background,
         names=[name],
         frame_numbers=torch.from_numpy(numbers)[None],
