@@ -391,7 +391,8 @@ def test_the_tool_makes_what_is_missing_and_training_makes_nothing(
     assert [path.stat().st_mtime_ns for path in sorted(folder.rglob("*.safetensors"))] == times
 
 
-@pytest.mark.parametrize("stage", ["teacher", "ode", "shader", "adversarial"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["teacher", "adversarial"])
 def test_a_run_on_cached_avatars_resumes_bit_for_bit(stage: str, clip_path: Path, tmp_path: Path) -> None:
     """The unbroken run makes the avatars, the other one reads them."""
     arguments = ["fit", *STAGES[stage], *cached(clip_path, tmp_path / "avatars", num_steps=4)]
