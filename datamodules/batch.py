@@ -22,6 +22,10 @@ class VideoBatch:
         valid: `[B,T]` bool, False where the tracker found nobody.
         reference, reference_mask, reference_body, reference_intrinsics, reference_world_to_camera: the photo, without
             T.
+        plain_reference: `[B,3,H,W]` the photo before the augmentation of colours and background.
+        plain_background: `[B,3]` the colour behind it.
+        colour: `[B,3,3]` that augmentation, `clamp(colour (x - 1/2) + 1/2)` of frames and photo before matting; the
+            identity where there is none.
         background: `[B,3]` the colour behind the matte.
         names: B clip names.
         frame_numbers: `[B,T]` int64 frame numbers in the clip.
@@ -39,6 +43,9 @@ class VideoBatch:
     reference_body: BodyParams
     reference_intrinsics: Tensor
     reference_world_to_camera: Tensor
+    plain_reference: Tensor
+    plain_background: Tensor
+    colour: Tensor
     background: Tensor
     names: list[str]
     frame_numbers: Tensor

@@ -16,6 +16,7 @@ from datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirro
 from datamodules.batch import VideoBatch
 from datamodules.clip import Clip
 from datamodules.decode import BrokenVideo
+from datamodules.references import choose_references
 from datamodules.retarget import retarget
 from datamodules.schedule import Phase, StepSampler, check_phases, describe, phase_at, start_of_rank, step_generator
 from datamodules.sources import ClipSource, Opened, clip_files, name_apart, open_sources
@@ -68,34 +69,42 @@ class WindowReader:
         reference_clip: Clip | None = None,
         rng: np.random.Generator | None = None,
         augment: Augment | None = None,
+        crop_reference: bool = True,
     ) -> VideoBatch:
-        """Read one window `[1,T,...]`; `rng` and `augment` together turn augmentation on."""
+        """Read one window `[1,T,...]`; `rng` and `augment` together turn augmentation on.
+
+        With `crop_reference` False the photo is not cropped, whatever is drawn.
+        """
         is_plain = augment is None or rng is None
         change = plain(self.background) if is_plain else draw(augment, self.background, rng)
         source = reference_clip or clip
         frame_numbers = np.asarray(frames, dtype=np.int64)
         reference_numbers = np.asarray([reference], dtype=np.int64)
         pictures, masks, intrinsics = clip.window(frame_numbers, resolution, change.zoom, change.shift)
-        photo, photo_mask, photo_intrinsics = source.window(
-            reference_numbers, resolution, change.photo_zoom, change.photo_shift
-        )
+        crop = (change.photo_zoom, change.photo_shift) if crop_reference else (1.0, (0.0, 0.0))
+        photo, photo_mask, photo_intrinsics = source.window(reference_numbers, resolution, *crop)
 
-        def finish(images: Tensor, mask: Tensor) -> Tensor:
-            mixed = torch.einsum("dc,nchw->ndhw", change.colour, images - 0.5) + 0.5
-            return _matte(mixed.clamp(0, 1), mask, change.background)
+        def finish(images: Tensor, mask: Tensor, colour: Tensor, background: Tensor) -> Tensor:
+            mixed = torch.einsum("dc,nchw->ndhw", colour, images - 0.5) + 0.5
+            return _matte(mixed.clamp(0, 1), mask, background)
+
+        look = (change.colour, change.background)
 
         batch = VideoBatch(
-            frames=finish(pictures, masks)[None],
+            frames=finish(pictures, masks, *look)[None],
             masks=masks[None],
             body=BodyParams.from_track(clip.track, frame_numbers).map(lambda value: value[None]),
             intrinsics=intrinsics[None],
             world_to_camera=torch.from_numpy(clip.track["world_to_camera"][frame_numbers])[None],
             valid=torch.from_numpy(clip.track["frame_valid"][frame_numbers])[None],
-            reference=finish(photo, photo_mask),
+            reference=finish(photo, photo_mask, *look),
             reference_mask=photo_mask,
             reference_body=BodyParams.from_track(source.track, reference_numbers),
             reference_intrinsics=photo_intrinsics,
             reference_world_to_camera=torch.from_numpy(source.track["world_to_camera"][reference_numbers]),
+            plain_reference=finish(photo, photo_mask, torch.eye(3), self.background),
+            plain_background=self.background[None],
+            colour=change.colour[None],
             background=change.background[None],
             names=[clip.name],
             frame_numbers=torch.from_numpy(frame_numbers)[None],
@@ -120,6 +129,7 @@ class WindowReader:
             world_to_camera=camera,
             reference=batch.reference.flip(-1),
             reference_mask=batch.reference_mask.flip(-1),
+            plain_reference=batch.plain_reference.flip(-1),
             reference_body=mirror_body(batch.reference_body, self.expressions),
             reference_intrinsics=photo_intrinsics,
             reference_world_to_camera=photo_camera,
@@ -155,6 +165,8 @@ class TrainingWindows(Dataset[VideoBatch]):
         rank: of this process.
         world_size: number of processes.
         cross_clip: share of windows whose reference comes from another clip of the same person, where there is one.
+        references: frames of each clip that reference photos are drawn from, read whole; None draws from all training
+            frames, and crops the photo as its window.
     """
 
     def __init__(
@@ -168,11 +180,14 @@ class TrainingWindows(Dataset[VideoBatch]):
         rank: int,
         world_size: int = 1,
         cross_clip: float = 0.5,
+        references: int | None = None,
     ) -> None:
         self.clips, self.phases, self.reader, self.augment = clips, phases, reader, augment
         self.seed, self.rank, self.world_size, self.cross_clip = seed, rank, world_size, cross_clip
         self.weights = np.asarray(weights, dtype=np.float64) / sum(weights)
         self.frames = [clip.training_frames() for clip in clips]
+        self.crop_reference = references is None
+        self.photos = self.frames if references is None else [choose_references(clip, references) for clip in clips]
         people = [clip.person for clip in clips]
         self.others = [
             [j for j, other in enumerate(people) if other == person and j != i] for i, person in enumerate(people)
@@ -193,21 +208,20 @@ class TrainingWindows(Dataset[VideoBatch]):
         return long_enough[choice][first : first + num_frames]
 
     def _reference(self, clip: int, window: np.ndarray, rng: np.random.Generator) -> tuple[Clip, int]:
-        """A training frame far in time: the farther half of the clip's training frames, or any of another clip."""
+        """A photo far in time: one of the farther half of the clip's, or any of another clip's."""
         if self.others[clip] and rng.random() < self.cross_clip:
             other = int(rng.choice(self.others[clip]))
-            return self.clips[other], int(rng.choice(self.frames[other]))
-        frames = self.frames[clip]
-        order = np.argsort(np.abs(frames - int(window[len(window) // 2])), kind="stable")
-        return self.clips[clip], int(rng.choice(frames[order[len(order) // 2 :]]))
+            return self.clips[other], int(rng.choice(self.photos[other]))
+        photos = self.photos[clip]
+        order = np.argsort(np.abs(photos - int(window[len(window) // 2])), kind="stable")
+        return self.clips[clip], int(rng.choice(photos[order[len(order) // 2 :]]))
 
     def _draw(self, phase: Phase, step: int, rng: np.random.Generator) -> VideoBatch:
         clip = int(rng.choice(len(self.clips), p=self.weights))
         window = self._window(clip, phase.num_frames, step, rng)
         reference_clip, reference = self._reference(clip, window, rng)
-        return self.reader.read(
-            self.clips[clip], window, reference, phase.resolution, reference_clip, rng=rng, augment=self.augment
-        )
+        draw = reference_clip, rng, self.augment, self.crop_reference
+        return self.reader.read(self.clips[clip], window, reference, phase.resolution, *draw)
 
     def __getitem__(self, step: int) -> VideoBatch:
         phase = phase_at(self.phases, step)
@@ -267,6 +281,9 @@ class VideoDataModule(lightning.LightningDataModule):
         augment: augmentation of training windows.
         cross_clip: share of training windows whose reference photo comes from another clip of the same person, where
             there is one (key `person` of the splits).
+        references: reference photos of training windows come from so many frames of each clip, far apart in time and
+            pose (`datamodules.references`), and are not cropped with their windows: a photo that comes again needs one
+            avatar (docs/avatar_cache.md). None draws any training frame, cropped as its window.
         validation_windows: most windows read from each validation block; they do not overlap.
         validation_frames: T of each.
         resolution: side of validation, test and predict pictures.
@@ -288,6 +305,7 @@ class VideoDataModule(lightning.LightningDataModule):
         background: tuple[float, float, float] = (0.5, 0.5, 0.5),
         augment: Augment = Augment(),  # noqa: B008
         cross_clip: float = 0.5,
+        references: int | None = None,
         validation_windows: int = 4,
         validation_frames: int = 9,
         resolution: int = 128,
@@ -303,6 +321,8 @@ class VideoDataModule(lightning.LightningDataModule):
             raise ValueError("data.clips is empty: name at least one clip")
         if not 0 <= cross_clip <= 1:
             raise ValueError(f"data.cross_clip is {cross_clip}: give a share between 0 and 1")
+        if references is not None and references < 1:
+            raise ValueError(f"data.references is {references}: give 1 or more photos a clip, or null for any frame")
         self.sources = list(SAMPLE_CLIPS) if clips is None else clips
         if test_clips is None:
             test_clips = list(SAMPLE_TEST_CLIPS) if clips is None else []
@@ -311,7 +331,7 @@ class VideoDataModule(lightning.LightningDataModule):
         self.augment, self.resolution, self.test_stride = augment, resolution, test_stride
         self.validation_windows, self.validation_frames = validation_windows, validation_frames
         self.num_workers, self.seed, self.predict_input = num_workers, seed, predict
-        self.cache_gb, self.cross_clip = cache_gb, cross_clip
+        self.cache_gb, self.cross_clip, self.references = cache_gb, cross_clip, references
         self.body_model = body_model
         mirror = mirrored_expressions(BodyModel.from_file(body_model).expression_names) if augment.flip > 0 else None
         self.reader = WindowReader(background, mirror)
@@ -381,7 +401,20 @@ class VideoDataModule(lightning.LightningDataModule):
             rank,
             world_size,
             self.cross_clip,
+            self.references,
         )
+
+    def reference_photos(self) -> list[tuple[Clip, int, int]]:
+        """Every (clip, frame, resolution) whose photo `fit` reads as a reference, in training and validation."""
+        windows, sizes = self.training_windows(), sorted({phase.resolution for phase in self.phases})
+        photos = [
+            (clip, int(frame), size)
+            for clip, frames in zip(windows.clips, windows.photos, strict=True)
+            for frame in frames
+            for size in sizes
+        ]
+        validated = [entry.clip for entry in self.opened if entry.validate and entry.clip.splits.validation]
+        return list(dict.fromkeys([*photos, *((clip, clip.reference_frame(), self.resolution) for clip in validated)]))
 
     def on_after_batch_transfer(self, batch: VideoBatch, dataloader_idx: int) -> VideoBatch:  # noqa: ARG002
         """Say when the sizes of training batches change, on the console and in the logger's `data/` curves."""

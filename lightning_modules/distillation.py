@@ -42,7 +42,8 @@ class Distillation(ShadingStage):
         body_model, remove_neck, feature_channels, reconstruction_weights, reconstructor_options: as the reconstruction
             was trained.
         fit: how avatars are fitted to their photo in validation, test and predict; training takes them as the network
-            gives them.
+            gives them, or from the cache.
+        avatar_cache: as in `ShadingStage`.
         noise_levels: the student's denoising steps, from 1 downwards.
         learning_rate, critic_learning_rate: of AdamW.
         critic_updates: critic updates for each generator update, on the generator's rollout.
@@ -82,6 +83,7 @@ class Distillation(ShadingStage):
         reconstruction_weights: str = "assets/weights/reconstruction.safetensors",
         reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
         fit: FitOptions = FitOptions(),  # noqa: B008
+        avatar_cache: str | None = None,
         noise_levels: list[float] = [1.0, 0.9, 0.75, 0.5],  # noqa: B006
         learning_rate: float = 2e-5,
         critic_learning_rate: float = 4e-5,
@@ -102,7 +104,7 @@ class Distillation(ShadingStage):
     ) -> None:
         super().__init__(
             num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed,
-            reconstructor_options, fit,
+            reconstructor_options, fit, avatar_cache,
         )  # fmt: skip
         self.automatic_optimization = False
         if objective == "ode":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks.tensorboard_media import log_image, log_video
 from datamodules.batch import VideoBatch
+from datamodules.video import VideoDataModule
 from lightning_modules.report import TestReport
 from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
 from losses.image import detail_loss, l1
@@ -24,6 +27,7 @@ from networks.rollout import CausalRollout
 from networks.sampler import sample_bidirectional
 from networks.shader import ShaderCondition, VideoShader
 from networks.weights import load_weights
+from runtime.avatar_cache import AvatarCache
 from runtime.media import sheet, side_by_side
 from runtime.stream import AvatarStream
 
@@ -43,6 +47,8 @@ class ShadingStage(Stage):
         seed: of the noise.
         reconstructor_options: as the reconstruction was trained; None for the embedded size.
         fit: how avatars are fitted to their photo in validation, test and predict.
+        avatar_cache: folder of fitted avatars (`runtime.avatar_cache`), from which training takes them too; needs
+            `data.references`. None fits in validation, test and predict alone, anew each time.
     """
 
     frozen = ("conditioner.", "perceptual.")
@@ -59,13 +65,34 @@ class ShadingStage(Stage):
         seed: int,
         reconstructor_options: ReconstructorOptions | None = None,
         fit: FitOptions | None = None,
+        avatar_cache: str | None = None,
     ) -> None:
         super().__init__(num_steps, seed)
         reconstructor = build_reconstructor(body_model, remove_neck, feature_channels, reconstructor_options)
         load_weights(reconstructor, reconstruction_weights, COMMANDS["reconstruction"])
-        self.conditioner = Conditioner(reconstructor, codec, fit)
+        cache = None
+        if avatar_cache is not None:
+            options, fit = reconstructor_options or ReconstructorOptions(), fit or FitOptions()
+            cache = AvatarCache(avatar_cache, reconstructor, options, fit, Path(body_model).name)
+        self.conditioner = Conditioner(reconstructor, codec, fit, cache)
         self.perceptual = PerceptualDistance("alex")
         self.report: TestReport | None = None
+
+    def on_fit_start(self) -> None:
+        """A cache serves photos that come again."""
+        cache = self.conditioner.cache
+        if cache is None:
+            return
+        module = self.trainer.datamodule
+        assert isinstance(module, VideoDataModule)
+        if module.references is None:
+            raise ValueError(
+                "avatar_cache keeps avatars of photos that come again, but data.references is null: set it, to 4 say"
+            )
+        rank_zero_info(
+            f"fitted avatars: {cache.folder}; one that is not there is made on first use "
+            "(all ahead: python -m tools.cache_avatars -c CONFIG)"
+        )
 
     @property
     def codec(self) -> BlockCodec | WanCodec:

@@ -32,7 +32,8 @@ class Teacher(ShadingStage):
         wan_checkpoint: or start from this local folder of Wan 2.1 text-to-video in diffusers' format.
         reconstructor_options: as the reconstruction was trained.
         fit: how avatars are fitted to their photo in validation and test; training takes them as the network gives
-            them.
+            them, or from the cache.
+        avatar_cache: as in `ShadingStage`.
         learning_rate: of AdamW.
         shift: timestep shift of training and sampling.
         loss_floor: noise level below which the loss stops growing (`losses.flow.velocity_loss`); 0 for pretrained
@@ -64,6 +65,7 @@ class Teacher(ShadingStage):
         wan_checkpoint: str | None = None,
         reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
         fit: FitOptions = FitOptions(),  # noqa: B008
+        avatar_cache: str | None = None,
         learning_rate: float = 4e-4,
         shift: float = 3.0,
         loss_floor: float = 0.5,
@@ -77,7 +79,7 @@ class Teacher(ShadingStage):
     ) -> None:
         super().__init__(
             num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed,
-            reconstructor_options, fit,
+            reconstructor_options, fit, avatar_cache,
         )  # fmt: skip
         if weights is not None and wan_checkpoint is not None:
             raise ValueError("teacher: give either `weights` or `wan_checkpoint`, not both")

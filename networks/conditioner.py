@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from datamodules.batch import VideoBatch
+from networks.avatar_batch import mix_colours
 from networks.body import BodyModel
 from networks.codec import BlockCodec, WanCodec
 from networks.fit import FitOptions, fit_avatar
 from networks.gaussians import Avatar, SplatMaps
+from networks.precision import full_precision
 from networks.reconstructor import GaussianReconstructor, Photo
 from networks.shader import ShaderCondition
 
@@ -40,14 +45,20 @@ class Conditioner(nn.Module):
     Args:
         reconstructor: photo -> avatar.
         codec: frames <-> latents.
-        fit: how avatars are fitted to their photo; in training mode they are not.
+        fit: how avatars are fitted to their photo; in training mode they are not, unless there is a cache.
+        cache: gives fitted avatars `[B,...]` of photos, in training mode as well (`runtime.avatar_cache`); None has
+            none.
     """
 
     def __init__(
-        self, reconstructor: GaussianReconstructor, codec: BlockCodec | WanCodec, fit: FitOptions | None = None
+        self,
+        reconstructor: GaussianReconstructor,
+        codec: BlockCodec | WanCodec,
+        fit: FitOptions | None = None,
+        cache: Callable[[Photo], Avatar] | None = None,
     ) -> None:
         super().__init__()
-        self.reconstructor, self.codec, self.fit = reconstructor, codec, fit or FitOptions()
+        self.reconstructor, self.codec, self.fit, self.cache = reconstructor, codec, fit or FitOptions(), cache
         self._fitted: tuple[Photo, Avatar, Tensor] | None = None
         self.requires_grad_(False)
 
@@ -56,14 +67,35 @@ class Conditioner(nn.Module):
         """The body model that poses the avatar."""
         return self.reconstructor.body
 
-    def reconstruct(self, photo: Photo) -> tuple[Avatar, Tensor]:
-        """Avatar `[B,...]` and semantic tokens `[B,L,D]`; fitted to the photo, once for one photo after the other."""
-        if self.training or self.fit.steps == 0:
+    def reconstruct(self, batch: VideoBatch) -> tuple[Avatar, Tensor]:
+        """Avatar `[B,...]` and semantic tokens `[B,L,D]` of the reference.
+
+        In eval mode the avatar is fitted to the photo, once for one photo after the other; in training mode it is where
+        there is a cache.
+        """
+        photo = photo_of(batch)
+        if self.training:
+            return self.reconstructor(photo) if self.cache is None else self._cached(batch, self.cache)
+        if self.fit.steps == 0:
             return self.reconstructor(photo)
         if self._fitted is None or not _is_same(self._fitted[0], photo):
-            avatar, semantic = self.reconstructor(photo)
-            self._fitted = photo, fit_avatar(self.reconstructor, avatar, photo, self.fit), semantic
+            if self.cache is None:
+                avatar, semantic = self.reconstructor(photo)
+                avatar = fit_avatar(self.reconstructor, avatar, photo, self.fit)
+            else:
+                avatar, semantic = self._cached(batch, self.cache)
+            self._fitted = photo, avatar, semantic
         return self._fitted[1:]
+
+    def _cached(self, batch: VideoBatch, cache: Callable[[Photo], Avatar]) -> tuple[Avatar, Tensor]:
+        """The plain photo's avatar in the batch's colours and before its background, and the photo's semantic tokens.
+
+        Entries know no augmentation: the same photo is one avatar in any colours.
+        """
+        photo = photo_of(batch)
+        plain = replace(photo, image=batch.plain_reference, background=batch.plain_background)
+        avatar = mix_colours(cache(plain), batch.colour).over(batch.background)
+        return avatar, full_precision(self.reconstructor.semantic)(photo.image, photo.mask)
 
     def avatar(self, batch: VideoBatch) -> tuple[Avatar, ShaderCondition]:
         """Reconstruct the photo's person.
@@ -72,8 +104,7 @@ class Conditioner(nn.Module):
             the avatar, and the part of the condition that does not change with time: the photo's latent, its own splat
             and its semantic tokens. Its `guide` and `maps` are those of the photo.
         """
-        photo = photo_of(batch)
-        avatar, semantic = self.reconstruct(photo)
+        avatar, semantic = self.reconstruct(batch)
         size = batch.reference.shape[-1]
         own = avatar.render(
             self.body,

@@ -250,6 +250,14 @@ class Avatar:
         loose = None if self.loose is None else replace(self.loose, gaussians=parts[1])
         return replace(self, gaussians=parts[0], loose=loose)
 
+    def over(self, background: Tensor) -> Avatar:
+        """The avatar before another background `[B,3]`: its photo is matted over that one."""
+        texture = self.texture
+        if texture is not None:
+            change = (background - self.background)[:, :, None, None] * (1 - texture.mask)
+            texture = replace(texture, photo=texture.photo + change)
+        return replace(self, background=background, texture=texture)
+
     def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
         """`[B,T,N+M,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
         batch, frames = params.expression.shape[:2]

@@ -30,7 +30,7 @@ def body_fingerprint(body: BodyModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: str) -> Path:
+def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: str, key: str | None = None) -> Path:
     """Write an avatar, whole or not at all; float32, so that loading gives the same values.
 
     Args:
@@ -38,6 +38,7 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
         avatar: `[B,...]`.
         body: the model that poses it.
         body_name: the model's file name, for the message when another one is given on loading.
+        key: what it was made of, for `runtime.avatar_cache`.
     """
     path = Path(path)
     tensors = {name: getattr(avatar.gaussians, name) for name in GAUSSIANS}
@@ -47,7 +48,7 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
         tensors["loose.skin_weights"] = avatar.loose.skin_weights
     if avatar.texture is not None:
         tensors |= {f"texture.{f.name}": getattr(avatar.texture, f.name) for f in dataclasses.fields(Texture)}
-    header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body)}
+    header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body), "key": key}
     with atomic_path(path) as scratch:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         save_file(plain, str(scratch), metadata={"avatar": json.dumps(header)})
@@ -55,11 +56,17 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
     return path
 
 
-def load_avatar(path: str | Path, body: BodyModel) -> Avatar:
+def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Avatar:
     """Read an avatar for a body model, onto that model's device.
 
+    Args:
+        path: of the `.safetensors` file.
+        body: the model that poses it.
+        key: as it was saved with, which stands for the body model too; None compares body models.
+
     Raises:
-        ValueError: no such file, not an avatar, or made on another body model; one line that says what to give.
+        ValueError: no such file, not an avatar, or made on another body model or under another key; one line that says
+            what to give.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,12 +74,15 @@ def load_avatar(path: str | Path, body: BodyModel) -> Avatar:
     try:
         with safe_open(str(path), framework="pt") as archive:
             header = json.loads((archive.metadata() or {}).get("avatar", "{}"))
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
+            # Copied: the library maps the file, and one that is overwritten in place would end the process (SIGBUS).
+            tensors = {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable avatar ({error}): make it again with `{MADE_BY}`") from error
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file but no avatar of this version: make one with `{MADE_BY}`")
-    if header["body_fingerprint"] != body_fingerprint(body):
+    if key is not None and header.get("key") != key:
+        raise ValueError(f"{path} was made of something else than its name says: make it again with `{MADE_BY}`")
+    if key is None and header["body_fingerprint"] != body_fingerprint(body):
         raise ValueError(
             f"{path} was made on the body model {header['body_model']}, not on the one given: load it with that file"
         )

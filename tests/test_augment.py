@@ -10,6 +10,7 @@ from datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirro
 from datamodules.clip import Clip
 from datamodules.video import WindowReader
 from networks.body import BodyModel, BodyParams
+from networks.gaussians import Avatar, Gaussians, Texture
 from tests.conftest import ROOT
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
@@ -84,3 +85,16 @@ def test_what_is_switched_off_draws_nothing() -> None:
     assert on.is_mirrored
     assert not off.is_mirrored
     assert torch.equal(off.background, grey)
+
+
+def test_an_avatar_before_another_background_has_the_photo_matted_over_it(clip_path: Path) -> None:
+    clip = Clip(clip_path).load()
+    red, grey = (WindowReader(color).read(clip, np.arange(1), 3, 48) for color in ((0.9, 0.1, 0.1), (0.5, 0.5, 0.5)))
+    none = torch.zeros(1, 0, 3)
+    empty = Gaussians(none, torch.zeros(1, 0, 4), none, none[..., 0], none, none[..., :0])
+    places = torch.zeros(1, 0, 2)
+    texture = Texture(grey.reference, grey.reference_mask, places, *[none[..., 0]] * 3, grey.reference_mask)
+    avatar = Avatar(empty, torch.zeros(1, 10), torch.zeros(0, dtype=torch.long), grey.background, texture)
+    moved = avatar.over(red.background)
+    assert torch.equal(moved.background, red.background)
+    torch.testing.assert_close(moved.texture.photo, red.reference, rtol=0, atol=1e-6)

@@ -1,4 +1,7 @@
-"""Two processes: ranks draw different batches, run the same number of passes, and end with equal weights."""
+"""Two processes: ranks draw different batches, run the same number of passes, and end with equal weights.
+
+Once with avatars from a folder that both fill.
+"""
 
 import os
 import subprocess
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.test_avatar_cache import cached
 from tests.test_stages import STAGES, small
 
 REPORT = """
@@ -26,12 +30,13 @@ class ReportRank(lightning.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["shader", "adversarial"])
-def test_two_ranks_end_equal(stage: str, clip_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "is_cached"), [("shader", False), ("adversarial", False), ("shader", True)])
+def test_two_ranks_end_equal(stage: str, is_cached: bool, clip_path: Path, tmp_path: Path) -> None:
     (tmp_path / "report_rank.py").write_text(REPORT)
     callback = f"{{class_path: report_rank.ReportRank, init_args: {{folder: {tmp_path}}}}}"
+    sizes = cached(clip_path, tmp_path / "avatars", num_steps=3) if is_cached else small(clip_path, num_steps=3)
     command = [
-        sys.executable, "train.py", "fit", *STAGES[stage], *small(clip_path, num_steps=3),
+        sys.executable, "train.py", "fit", *STAGES[stage], *sizes,
         "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true",
         f"--trainer.callbacks+={callback}",
     ]  # fmt: skip
@@ -42,3 +47,5 @@ def test_two_ranks_end_equal(stage: str, clip_path: Path, tmp_path: Path) -> Non
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert [name for name, value in first["state"].items() if not torch.equal(value, second["state"][name])] == []
     assert not torch.equal(first["seen"], second["seen"])
+    entries = [path.name for path in (tmp_path / "avatars").rglob("*.safetensors")]
+    assert len(entries) == (2 if is_cached else 0)

@@ -1,0 +1,33 @@
+"""Which photos of a clip stand for its person in training, where they are few."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from datamodules.clip import Clip
+
+POSE_FIELDS = ("global_orient", "body_pose", "jaw_pose")
+
+
+def choose_references(clip: Clip, count: int) -> np.ndarray:
+    """At most `count` training frames of a clip, far apart in time and pose, ascending; a function of the track alone.
+
+    Greedy farthest points (Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985) from the photo
+    that validation and test take. The squared distance of two frames is that of their times plus that of their axis
+    angles, each in units of its own variance over the clip.
+    """
+    frames = clip.training_frames()
+    angles = np.concatenate([clip.track[name][frames].reshape(len(frames), -1) for name in POSE_FIELDS], axis=1)
+    points = np.concatenate([_unit_variance(frames[:, None]), _unit_variance(angles)], axis=1)
+    chosen = [int(np.flatnonzero(frames == clip.reference_frame())[0])]
+    distance = np.full(len(frames), np.inf)
+    for _ in range(min(count, len(frames)) - 1):
+        distance = np.minimum(distance, np.square(points - points[chosen[-1]]).sum(axis=1))
+        chosen.append(int(distance.argmax()))
+    return np.sort(frames[chosen])
+
+
+def _unit_variance(values: np.ndarray) -> np.ndarray:
+    """`[n,D]` with a mean squared distance of 1 from their mean; zeros where they are all the same."""
+    centred = values - values.mean(axis=0, dtype=np.float64)
+    return centred / max(float(np.sqrt(np.square(centred).sum(axis=1).mean())), 1e-9)

@@ -1,0 +1,77 @@
+"""Fit the avatars of a training run ahead: `python -m tools.cache_avatars -c configs/teacher.yaml [--OPTION=VALUE]`.
+
+Takes what `python train.py fit` takes; `model.init_args.avatar_cache` and `data.references` must be set. Makes the
+avatar of each photo that training and validation read as a reference, at each resolution; those that are there stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+import numpy as np
+import torch
+
+import train
+from datamodules.decode import BrokenVideo
+from datamodules.video import VideoDataModule
+from lightning_modules.shading import ShadingStage
+from networks.conditioner import photo_of
+
+
+def fill(model: ShadingStage, data: VideoDataModule) -> tuple[int, int]:
+    """Make what is missing, and say a line for each photo on standard error.
+
+    Returns:
+        how many avatars were made, and how many photos could not be read.
+
+    Raises:
+        ValueError: the run has no cache, or photos that do not come again.
+    """
+    cache = model.conditioner.cache
+    if cache is None or data.references is None:
+        raise ValueError(
+            "this run reads no avatars from a cache: set --model.init_args.avatar_cache=FOLDER and --data.references=4"
+        )
+    data.setup("validate")  # opens the clips without decoding them into memory
+    photos, made, left_out = data.reference_photos(), 0, 0
+    for number, (clip, frame, resolution) in enumerate(photos, start=1):
+        begin = time.perf_counter()
+        try:
+            batch = data.reader.read(clip, np.asarray([frame]), frame, resolution)
+        except BrokenVideo as error:
+            left_out += 1
+            result = f"left out: {error}"
+        else:
+            cache(photo_of(model.transfer_batch_to_device(batch, model.device, 0)))
+            is_new, made = cache.num_made > made, cache.num_made
+            result = f"fitted in {time.perf_counter() - begin:.1f} s" if is_new else "there"
+        line = f"[{number}/{len(photos)}] {clip.name}, frame {frame}, {resolution} px: {result}"
+        print(line, file=sys.stderr, flush=True)
+    return made, left_out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.cache_avatars", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-c", "--config", action="append", required=True, help="of the run; may be given several times")
+    given, options = parser.parse_known_args(arguments)
+    try:
+        configs = [word for path in given.config for word in ("-c", path)]
+        cli = train.main(["fit", *configs, *options], cli=train.BuildOnly)
+        if not isinstance(cli.model, ShadingStage):
+            raise ValueError(f"{type(cli.model).__name__} trains no shader: give the config of a later stage")
+        model = cli.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        made, left_out = fill(model, cli.datamodule)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{made} avatars made, {left_out} photos left out\n{model.conditioner.cache.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
