@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -34,13 +36,17 @@ def _is_same(first: Photo, second: Photo) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+def _are_same(first: Sequence[Photo], second: Sequence[Photo]) -> bool:
+    return len(first) == len(second) and all(_is_same(a, b) for a, b in zip(first, second, strict=True))
+
+
 class Conditioner(nn.Module):
     """Frozen reconstruction + codec: what every shading stage shares, in training, test and streaming.
 
     Args:
         reconstructor: photo -> avatar.
         codec: frames <-> latents.
-        fit: how avatars are fitted to their photo; in training mode they are not.
+        fit: how avatars are fitted to their photos; in training mode they are not.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class Conditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.reconstructor, self.codec, self.fit = reconstructor, codec, fit or FitOptions()
-        self._fitted: tuple[Photo, Avatar, Tensor] | None = None
+        self._fitted: tuple[list[Photo], Avatar, Tensor] | None = None
         self.requires_grad_(False)
 
     @property
@@ -56,13 +62,14 @@ class Conditioner(nn.Module):
         """The body model that poses the avatar."""
         return self.reconstructor.body
 
-    def reconstruct(self, photo: Photo) -> tuple[Avatar, Tensor]:
-        """Avatar `[B,...]` and semantic tokens `[B,L,D]`; fitted to the photo, once for one photo after the other."""
-        if self.training or self.fit.steps == 0:
+    def reconstruct(self, photo: Photo, further: Sequence[Photo] = ()) -> tuple[Avatar, Tensor]:
+        """Avatar `[B,...]` and semantic tokens `[B,L,D]`; fitted to the photos, once for the same ones in a row."""
+        if self.training or (self.fit.steps == 0 and not further):
             return self.reconstructor(photo)
-        if self._fitted is None or not _is_same(self._fitted[0], photo):
+        photos = [photo, *further]
+        if self._fitted is None or not _are_same(self._fitted[0], photos):
             avatar, semantic = self.reconstructor(photo)
-            self._fitted = photo, fit_avatar(self.reconstructor, avatar, photo, self.fit), semantic
+            self._fitted = photos, fit_avatar(self.reconstructor, avatar, photo, self.fit, further=further), semantic
         return self._fitted[1:]
 
     def avatar(self, batch: VideoBatch) -> tuple[Avatar, ShaderCondition]:
@@ -73,7 +80,7 @@ class Conditioner(nn.Module):
             and its semantic tokens. Its `guide` and `maps` are those of the photo.
         """
         photo = photo_of(batch)
-        avatar, semantic = self.reconstruct(photo)
+        avatar, semantic = self.reconstruct(photo, [photo_of(one) for one in batch.further])
         size = batch.reference.shape[-1]
         own = avatar.render(
             self.body,
