@@ -42,7 +42,10 @@ class StageCLI(LightningCLI):
         if subcommand == "test":
             parser.add_argument("--quick", action="store_true", help="take every 4th frame of the test blocks")
         if subcommand == "predict":
-            parser.add_argument("--image", required=True, help="photo of the person")
+            parser.add_argument(
+                "--image", type=list[str], nargs="+", required=True, help="photo or photos of the person, or a clip"
+            )
+            parser.add_argument("--photos", type=int, default=None, help="frames of the clip to take as photos (8)")
             parser.add_argument("--driving", required=True, help="motion: a .track.npz, see python -m tools.track")
             parser.add_argument("--out", default="out.mp4", help="video to write")
         return parser
@@ -56,6 +59,7 @@ class StageCLI(LightningCLI):
             config.data.test_stride = 4
         if self.subcommand == "predict":
             config.data.predict.image, config.data.predict.driving = config.image, config.driving
+            config.data.predict.photos = config.photos
             if "out" not in config.model.init_args:
                 raise ValueError(
                     f"{config.model.class_path} paints no video: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class VideoBatch:
         names: B clip names.
         frame_numbers: `[B,T]` int64 frame numbers in the clip.
         reference_numbers: `[B]` int64.
+        further: windows of the same people whose reference photos serve beside this one's; their frames are not read.
     """
 
     frames: Tensor
@@ -50,6 +51,7 @@ class VideoBatch:
     names: list[str]
     frame_numbers: Tensor
     reference_numbers: Tensor
+    further: list[VideoBatch] = field(default_factory=list)
 
     def cut(self, frames: slice | Tensor) -> VideoBatch:
         """The same windows with some of their frames: a slice, or frame indices `[N]` in any order."""

@@ -1,8 +1,9 @@
-"""One photo + somebody else's motion -> the batch that `predict` paints."""
+"""Photos of one person + somebody else's motion -> the batch that `predict` paints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from datamodules.batch import VideoBatch
-from datamodules.clip import Clip, load_track
+from datamodules.clip import IMAGE_SUFFIXES, Clip, load_track
+from datamodules.spread import spread_frames
 from networks.body import BodyModel, BodyParams, rotation_matrices
 from networks.gaussians import matrix_to_quaternion
 
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
     from datamodules.video import WindowReader
 
 HEAD_JOINT = 15
+NUM_PHOTOS = 8  # taken from a clip unless told otherwise
 
 
 def open_photo(path: str | Path, body_model: str) -> Clip:
-    """Open a photo with the track beside it; one without is tracked now, if the `track` extra is installed.
+    """Open a photo (or clip) with the track beside it; one without is tracked now, if the `track` extra is installed.
 
     The new track lands in a folder `NAME_tracked` beside the photo and is found there the next time.
     """
@@ -37,11 +40,56 @@ def open_photo(path: str | Path, body_model: str) -> Clip:
         from tools.track.correspond import DEFAULT_LANDMARKS
 
         track_file(photo, folder, Path(body_model), DEFAULT_LANDMARKS)
-    return Clip(folder / f"{photo.stem}.png").load()
+    is_photo = photo.suffix.lower() in IMAGE_SUFFIXES
+    return Clip(folder / f"{photo.stem}{'.png' if is_photo else '.mp4'}").load()
+
+
+def open_photos(
+    images: Sequence[str | Path], num_photos: int | None, body_model: str, body: BodyModel
+) -> list[tuple[Clip, int]]:
+    """Photos of one person, each as a clip and its frame; the first is the one that stands for the person.
+
+    Args:
+        images: photos, or one clip.
+        num_photos: how many frames of the clip; None takes NUM_PHOTOS.
+        body_model: the file that the tracks are fits of.
+        body: the model in it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: photos and clips are mixed, or `num_photos` does not fit them.
+    """
+    if num_photos is not None and num_photos < 1:
+        raise ValueError(f"--photos is {num_photos}: give the number of frames to take from the clip, 1 or more")
+    are_photos = [Path(image).suffix.lower() in IMAGE_SUFFIXES for image in images]
+    if all(are_photos):
+        if num_photos is not None:
+            raise ValueError(f"--photos chooses frames of a clip, and --image {images[0]} is a photo: leave it away")
+        return [(open_photo(image, body_model), 0) for image in images]
+    if len(images) > 1:
+        clip = images[are_photos.index(False)]
+        raise ValueError(f"--image {clip} is a clip and not the only file: give one clip, or photos alone")
+    clip = open_photo(images[0], body_model)
+    first, valid = clip.reference_frame(), np.flatnonzero(clip.track["frame_valid"])
+    return [(clip, number) for number in spread_frames(clip, valid, num_photos or NUM_PHOTOS, first, body)]
+
+
+def with_further(
+    batch: VideoBatch, photos: Sequence[tuple[Clip, int]], reader: WindowReader, resolution: int
+) -> VideoBatch:
+    """A batch of one window with further photos of its person, frames of clips."""
+    read = [reader.read(clip, np.asarray([frame]), frame, resolution) for clip, frame in photos]
+    return replace(batch, further=read)
 
 
 def retarget(
-    image: str, driving: str, reader: WindowReader, resolution: int, num_frames: int | None, body_model: str
+    image: str | Sequence[str],
+    driving: str,
+    reader: WindowReader,
+    resolution: int,
+    num_frames: int | None,
+    body_model: str,
+    num_photos: int | None = None,
 ) -> VideoBatch:
     """Put the driver's pose and expression on the photo's person, seen by the photo's camera.
 
@@ -50,22 +98,25 @@ def retarget(
     tracker marked invalid are left out.
 
     Args:
-        image: the photo, tracked.
+        image: the photo or photos, or a clip; tracked. The first photo is the one whose camera and place count.
         driving: `.track.npz` of the motion.
         reader: reads the photo.
         resolution: side of the output.
         num_frames: at most so many frames; None takes all.
         body_model: the file that both tracks are fits of.
+        num_photos: how many frames of a clip are photos, see `open_photos`.
 
     Returns:
         a batch of one window whose `frames` and `masks` are empty of truth (zeros) and `valid` is False.
     """
-    photo, motion = open_photo(image, body_model), load_track(driving)
+    images, body = [image] if isinstance(image, str) else list(image), BodyModel.from_file(body_model)
+    photos, motion = open_photos(images, num_photos, body_model, body), load_track(driving)
     numbers = np.flatnonzero(motion["frame_valid"])[:num_frames]
     if len(numbers) == 0:
         raise ValueError(f"{driving} has no valid frame to drive with: track another video")
-    name = f"{Path(image).stem}_{Path(driving).name.split('.')[0]}"
-    return put_motion_on(photo, 0, motion, numbers, reader, resolution, BodyModel.from_file(body_model), name)
+    name = f"{Path(images[0]).stem}_{Path(driving).name.split('.')[0]}"
+    batch = put_motion_on(*photos[0], motion, numbers, reader, resolution, body, name)
+    return with_further(batch, photos[1:], reader, resolution)
 
 
 def put_motion_on(

@@ -253,15 +253,17 @@ class FixedWindows(Dataset[VideoBatch]):
 
 @dataclass
 class PredictInput:
-    """One photo and a motion.
+    """Photos of one person and a motion.
 
     Attributes:
-        image: the photo; its track lies beside it, or is made with the `track` extra.
+        image: the photo or photos, or a clip; the track lies beside it, or is made with the `track` extra.
+        photos: how many frames of a clip are photos; None takes 8.
         driving: a `.track.npz`.
         num_frames: read at most so many frames of the motion; None takes all.
     """
 
-    image: str | None = None
+    image: str | list[str] | None = None
+    photos: int | None = None
     driving: str | None = None
     num_frames: int | None = None
 
@@ -460,5 +462,13 @@ class VideoDataModule(lightning.LightningDataModule):
         if not self.predict_input.image or not self.predict_input.driving:
             raise ValueError("predict needs --image PHOTO and --driving MOTION.track.npz")
         source = self.predict_input
-        batch = retarget(source.image, source.driving, self.reader, self.resolution, source.num_frames, self.body_model)
+        batch = retarget(
+            source.image,
+            source.driving,
+            self.reader,
+            self.resolution,
+            source.num_frames,
+            self.body_model,
+            source.photos,
+        )
         return DataLoader([batch], batch_size=None)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from callbacks.tensorboard_media import log_image, log_video
 from datamodules.batch import VideoBatch
+from datamodules.spread import spread_frames
 from datamodules.video import VideoDataModule
 from lightning_modules.novel_motion import add_cross_motion, photo_sheet
 from lightning_modules.report import TestReport
@@ -64,7 +66,9 @@ class Reconstruction(Stage):
             in the projected boxes of face and hands) and `ssim` (1 - SSIM of the splat).
         perceptual_frames: frames a batch that the perceptual loss looks at (it costs more than the splatting).
         weights: start from this file; None starts from nothing.
-        fit: how `test` fits avatars to their photo.
+        fit: how `test` fits avatars to their photos.
+        test_photos: numbers of photos, of each of which `test` shows an avatar; beside the first photo they are
+            frames of the clip outside of its blocks. `[1]` tests the photo alone.
         test_photo: `test` shows the avatar of this tracked photo turned and with an open mouth; None shows none.
         seed: of the noise.
     """
@@ -97,6 +101,7 @@ class Reconstruction(Stage):
         perceptual_frames: int = 1,
         weights: str | None = None,
         fit: FitOptions = FitOptions(),  # noqa: B008
+        test_photos: list[int] = [1, 4, 16],  # noqa: B006
         test_photo: str | None = "assets/photos/astronaut.png",
         seed: int = 0,
     ) -> None:
@@ -110,7 +115,9 @@ class Reconstruction(Stage):
         self.decoder = FeatureDecoder(feature_channels)
         self.perceptual = PerceptualDistance("alex")
         self.regions = DetailRegions(self.reconstructor.body)
-        self.weights, self.fit, self.test_photo = weights, fit, test_photo
+        if not test_photos or min(test_photos) < 1:
+            raise ValueError(f"test_photos is {test_photos}: give numbers of photos from 1 on, such as [1, 4, 16]")
+        self.weights, self.fit, self.test_photo, self.test_photos = weights, fit, test_photo, sorted(set(test_photos))
         if weights is not None:
             load_weights(self.reconstructor, weights, COMMANDS[self.stage])
         self.report: TestReport | None = None
@@ -216,8 +223,8 @@ class Reconstruction(Stage):
         self.report = TestReport(self, "each test block from the reference photo alone")
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Rows: freeze, nearest, projected colours only (no learning), the feed-forward avatar and the one fitted to
-        its photo, both with the photo as texture and without.
+        """Rows: freeze, nearest, projected colours only (no learning), the feed-forward avatar and those fitted to
+        one and several photos, each with photos as texture and without.
         """
         assert self.report is not None
         photo = photo_of(batch)
@@ -225,10 +232,14 @@ class Reconstruction(Stage):
             projected, _ = self.reconstructor(photo, use_heads=False)
             self._draw(row, replace(projected, texture=None), batch)
         avatar, _ = self.reconstructor(photo)
-        fitted = fit_avatar(self.reconstructor, avatar, photo, self.fit)
-        for name, one in (("feed-forward ", avatar), ("", fitted)):
+        avatars = {"feed-forward {}": avatar}
+        for count in self.test_photos:
+            further = self._further_photos(batch, count)
+            name = "{}" if count == 1 else f"{{}}, {count} photos"
+            avatars[name] = fit_avatar(self.reconstructor, avatar, photo, self.fit, further=further)
+        for name, one in avatars.items():
             for what, shown in (("splat", replace(one, texture=None)), ("textured", one)):
-                with self.report.timed(name + what, batch, num_steps=0) as row:
+                with self.report.timed(name.format(what), batch, num_steps=0) as row:
                     self._draw(row, shown, batch)
         self.report.close_block(batch)
 
@@ -236,6 +247,16 @@ class Reconstruction(Stage):
         """The avatar of a photo, fitted to it."""
         avatar, _ = self.reconstructor(photo)
         return fit_avatar(self.reconstructor, avatar, photo, self.fit)
+
+    def _further_photos(self, batch: VideoBatch, count: int) -> list[Photo]:
+        """`count` - 1 photos beside the batch's own, of its clip's frames outside of test, gaps and validation."""
+        module = self.trainer.datamodule
+        assert isinstance(module, VideoDataModule)
+        clip = next(one for one in [*module.clips, *module.extra_clips] if one.name == batch.names[0])
+        first, body = int(batch.reference_numbers[0]), self.reconstructor.body
+        chosen = spread_frames(clip, clip.free_frames(), count, first, body)[1:]
+        read = [module.reader.read(clip, np.asarray([number]), number, module.resolution) for number in chosen]
+        return [photo_of(self.transfer_batch_to_device(one, self.device, 0)) for one in read]
 
     def _draw(self, row: Prediction, avatar: Avatar, batch: VideoBatch) -> None:
         """Fill a row: the block's frames, the photo's own pose, and what turned views show."""

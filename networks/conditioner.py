@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,15 +39,19 @@ def _is_same(first: Photo, second: Photo) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+def _are_same(first: Sequence[Photo], second: Sequence[Photo]) -> bool:
+    return len(first) == len(second) and all(_is_same(a, b) for a, b in zip(first, second, strict=True))
+
+
 class Conditioner(nn.Module):
     """Frozen reconstruction + codec: what every shading stage shares, in training, test and streaming.
 
     Args:
         reconstructor: photo -> avatar.
         codec: frames <-> latents.
-        fit: how avatars are fitted to their photo; in training mode they are not, unless there is a cache.
-        cache: gives fitted avatars `[B,...]` of photos, in training mode as well (`runtime.avatar_cache`); None has
-            none.
+        fit: how avatars are fitted to their photos; in training mode they are not, unless there is a cache.
+        cache: gives fitted avatars `[B,...]` of one photo each, in training mode as well (`runtime.avatar_cache`); None
+            has none.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Conditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.reconstructor, self.codec, self.fit, self.cache = reconstructor, codec, fit or FitOptions(), cache
-        self._fitted: tuple[Photo, Avatar, Tensor] | None = None
+        self._fitted: tuple[list[Photo], Avatar, Tensor] | None = None
         self.requires_grad_(False)
 
     @property
@@ -68,23 +72,24 @@ class Conditioner(nn.Module):
         return self.reconstructor.body
 
     def reconstruct(self, batch: VideoBatch) -> tuple[Avatar, Tensor]:
-        """Avatar `[B,...]` and semantic tokens `[B,L,D]` of the reference.
+        """Avatar `[B,...]` and semantic tokens `[B,L,D]` of the reference, and of the batch's further photos.
 
-        In eval mode the avatar is fitted to the photo, once for one photo after the other; in training mode it is where
+        In eval mode the avatar is fitted to the photos, once for the same ones in a row; in training mode it is where
         there is a cache.
         """
-        photo = photo_of(batch)
+        photo, further = photo_of(batch), [photo_of(one) for one in batch.further]
         if self.training:
             return self.reconstructor(photo) if self.cache is None else self._cached(batch, self.cache)
-        if self.fit.steps == 0:
+        if self.fit.steps == 0 and not further:
             return self.reconstructor(photo)
-        if self._fitted is None or not _is_same(self._fitted[0], photo):
-            if self.cache is None:
+        photos = [photo, *further]
+        if self._fitted is None or not _are_same(self._fitted[0], photos):
+            if self.cache is None or further:
                 avatar, semantic = self.reconstructor(photo)
-                avatar = fit_avatar(self.reconstructor, avatar, photo, self.fit)
+                avatar = fit_avatar(self.reconstructor, avatar, photo, self.fit, further=further)
             else:
                 avatar, semantic = self._cached(batch, self.cache)
-            self._fitted = photo, avatar, semantic
+            self._fitted = photos, avatar, semantic
         return self._fitted[1:]
 
     def _cached(self, batch: VideoBatch, cache: Callable[[Photo], Avatar]) -> tuple[Avatar, Tensor]:

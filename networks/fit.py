@@ -3,11 +3,15 @@
 A feed-forward network gives an avatar in one pass, near the person but not the person. Drawn with the photo's own pose
 and camera it should be the photo; some tens of Adam steps through the rasterizer bring it there, without any training.
 What the photo does not show follows what it shows (colour spreads over the template's surface) or stays where it was.
+
+Further photos of the person join in: two photos a step, and each further one's tracked pose is corrected together with
+the avatar, for a millimetre between two photos' poses is a blurred face.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +21,8 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm import tqdm
 
-from networks.gaussians import Avatar, Gaussians, copied, quaternion_multiply, with_places
+from networks.gaussians import Avatar, Gaussians, Texture, copied, quaternion_multiply, with_places
+from networks.photo_set import own_shape, shown_by, with_photos
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
 
@@ -43,6 +48,9 @@ class FitOptions:
         ssim_weight: of 1 - SSIM, as if each pixel had an error of that much.
         opacity_pull, color_pull, scale_pull, offset_pull, rotation_pull: weight of the squared change of each Gaussian,
             against the summed error of all pixels: what the photo barely shows stays where it is.
+        turn_rate, shift_rate, gain_rate: of a further photo's pose, its joints' turns (rad) and its place (m), and of
+            the logarithm of its light.
+        turn_pull, shift_pull, gain_pull: weight of their squared changes.
     """
 
     steps: int = 80
@@ -58,24 +66,85 @@ class FitOptions:
     scale_pull: float = 0.02
     offset_pull: float = 60.0
     rotation_pull: float = 0.1
+    turn_rate: float = 2e-3
+    shift_rate: float = 5e-4
+    gain_rate: float = 5e-3
+    turn_pull: float = 1e3
+    shift_pull: float = 1e4
+    gain_pull: float = 1e2
 
 
 _CHANGES = ("opacity", "color", "scale", "offset", "rotation")
+_CORRECTIONS = ("turn", "shift", "gain")
+_TURNED = (12, 15)  # neck and head: joints whose turns are corrected beside the pelvis and the jaw
+
+
+class _FurtherPhoto:
+    """A photo beside the avatar's own: what it shows, and the corrections of its tracked pose and light.
+
+    Args:
+        reconstructor: made the avatar.
+        avatar: the start of the fit.
+        photo: of the same people, `[B,...]`.
+        options: see `FitOptions`.
+    """
+
+    def __init__(self, reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo, options: FitOptions) -> None:
+        self.options = options
+        self.photo = own_shape(reconstructor.body, photo, avatar.betas)
+        with torch.no_grad():
+            texture = reconstructor(photo)[0].texture
+        self.trust = texture.trust[:, : avatar.gaussians.means.shape[1]]
+        self.shown = shown_by(reconstructor, avatar, self.photo, self.trust)
+        batch = avatar.betas.shape[0]
+        sizes = {"turn": (batch, 2 + len(_TURNED), 3), "shift": (batch, 3), "gain": (batch, 3)}
+        self.changes = {name: avatar.betas.new_zeros(size).requires_grad_() for name, size in sizes.items()}
+
+    def corrected(self) -> Photo:
+        """The photo with the pose corrected so far."""
+        body, turn = self.photo.body, self.changes["turn"]
+        index = torch.tensor([joint - 1 for joint in _TURNED], device=turn.device)
+        params = replace(
+            body,
+            global_orient=body.global_orient + turn[:, 0],
+            transl=body.transl + self.changes["shift"],
+            body_pose=body.body_pose.index_add(1, index, turn[:, 1:-1]),
+            jaw_pose=body.jaw_pose + turn[:, -1],
+        )
+        return replace(self.photo, body=params)
+
+    def lit(self, gaussians: Gaussians, is_own: Tensor) -> Gaussians:
+        """Posed Gaussians in this photo's light; colours learn from it only where `is_own [B,N+M]`."""
+        colors = torch.where(is_own[..., None], gaussians.colors, gaussians.colors.detach())
+        return replace(gaussians, colors=colors * self.changes["gain"][:, None].exp())
+
+    def pull(self) -> Tensor:
+        """`[B]` of the corrections to nothing."""
+        squares = {name: value.square().flatten(1).sum(1) for name, value in self.changes.items()}
+        return torch.stack([getattr(self.options, f"{name}_pull") * squares[name] for name in squares]).sum(dim=0)
 
 
 class _Fit:
-    """One fit: the start, the changes that are learned, and what the photo says.
+    """One fit: the start, the changes that are learned, and what the photos say.
 
     Args:
         reconstructor: made the avatar; its template says what bounds a Gaussian and where colour spreads.
         avatar: the start, `[B,...]`.
         photo: what it was made of.
         options: see `FitOptions`.
+        further: photos of the same people.
     """
 
-    def __init__(self, reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo, options: FitOptions) -> None:
+    def __init__(
+        self,
+        reconstructor: GaussianReconstructor,
+        avatar: Avatar,
+        photo: Photo,
+        options: FitOptions,
+        further: Sequence[Photo] = (),
+    ) -> None:
         self.reconstructor, self.avatar, self.photo, self.options = reconstructor, avatar, photo, options
-        assert avatar.texture is not None
+        assert isinstance(avatar.texture, Texture)
         params = photo.body.map(lambda value: value[:, None])
         self.start, self.posed = avatar.canonical(), _first(avatar.pose(reconstructor.body, params))
         self.moves = avatar.linear_part(reconstructor.body, params)[:, 0]  # of a change in the T-pose, [B,N+M,3,3]
@@ -89,6 +158,27 @@ class _Fit:
         shapes = {"opacity": self.logit, "color": self.start.colors} | dict.fromkeys(_CHANGES[2:], self.start.means)
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
+        self.further = [_FurtherPhoto(reconstructor, avatar, one, options) for one in further]
+        if self.further:
+            self._share_out()
+
+    @torch.no_grad()
+    def _share_out(self) -> None:
+        """Say which photos each Gaussian learns its colour from, and take what only further photos show from them.
+
+        Eyeballs and the mouth's inside learn from one photo alone: gaze and tongue differ.
+        """
+        weight = torch.stack([self.seen, *(view.shown.seen * view.shown.facing for view in self.further)])
+        is_inner = F.pad(self.reconstructor.is_inner, (0, self.seen.shape[1] - self.rest.shape[1]))
+        best = torch.where(self.seen > 0, 0, weight.argmax(dim=0))
+        is_best = torch.arange(len(weight), device=best.device)[:, None, None] == best
+        self.is_own = is_best | ~is_inner
+        weight = (weight * self.is_own)[1:]
+        colors = torch.stack([view.shown.colors for view in self.further])
+        mean = (colors * weight[..., None]).sum(dim=0) / weight.sum(dim=0).clamp_min(1e-6)[..., None]
+        is_new = (self.seen == 0) & (weight.sum(dim=0) > 0)
+        self.changes["color"].copy_((mean - self.start.colors) * is_new[..., None])
+        self.seen = torch.where(is_new, 1.0, self.seen)
 
     def changed(self, base: Gaussians, moves: Tensor | None = None) -> Gaussians:
         """`base` (the start in the T-pose, or as posed with the `moves` of a change) with the changes so far."""
@@ -104,10 +194,27 @@ class _Fit:
             features=base.features,
         )
 
-    def loss(self) -> Tensor:
-        """`[B]` summed L1 of colour and alpha in the photo's own view and unlikeness, with the pull to the start."""
+    def loss(self, step: int = 0) -> Tensor:
+        """`[B]` mean unlikeness of a step's photos, two or the only one, with the pulls to the start."""
+        count = 1 + len(self.further)
+        chosen = [(2 * step + i) % count for i in range(min(count, 2))]
+        errors = torch.stack([self._unlikeness(number) for number in chosen]).mean(dim=0)
+        options = self.options
+        pulls = [getattr(options, f"{name}_pull") * self.changes[name].square().flatten(1).sum(1) for name in _CHANGES]
+        pulls += [self.further[number - 1].pull() for number in chosen if number > 0]
+        return errors + torch.stack(pulls).sum(dim=0)
+
+    def _unlikeness(self, number: int) -> Tensor:
+        """`[B]` summed L1 of colour and alpha in a photo's view, and what SSIM says of it."""
         photo, options = self.photo, self.options
-        now = self.changed(self.posed, self.moves)
+        if number == 0:
+            now = self.changed(self.posed, self.moves)
+        else:
+            view = self.further[number - 1]
+            photo = view.corrected()
+            avatar = self.avatar.with_canonical(self.changed(self.start))
+            posed = avatar.pose(self.reconstructor.body, photo.body.map(lambda value: value[:, None]))
+            now = view.lit(_first(posed), self.is_own[number])
         camera, size = (photo.intrinsics, photo.world_to_camera), photo.image.shape[-2:]
         maps = rasterize(
             now.means, now.quats, now.scales, now.opacities, now.colors, *camera, width=size[1], height=size[0]
@@ -115,11 +222,10 @@ class _Fit:
         image, alpha = (value.permute(0, 3, 1, 2) for value in (maps.image, maps.alpha))
         image = image + photo.background[:, :, None, None] * (1 - alpha)
         error = (image - photo.image).abs().mean(dim=1) + options.alpha_weight * (alpha - photo.mask).abs()[:, 0]
-        pulls = [getattr(options, f"{name}_pull") * self.changes[name].square().flatten(1).sum(1) for name in _CHANGES]
         similarity = structural_similarity_index_measure(image, photo.image, data_range=1.0, reduction="none")
         assert isinstance(similarity, Tensor)
         unlike = options.ssim_weight * error[0].numel() * (1 - similarity)
-        return error.flatten(1).sum(dim=1) + unlike + torch.stack(pulls).sum(dim=0)
+        return error.flatten(1).sum(dim=1) + unlike
 
     @torch.no_grad()
     def bound(self) -> None:
@@ -145,24 +251,27 @@ class _Fit:
         options = self.options
         rates = {name: getattr(options, f"{name}_rate") for name in _CHANGES}
         groups = [{"params": [self.changes[name]], "lr": rates[name]} for name in _CHANGES]
+        if self.further:
+            rates |= {name: getattr(options, f"{name}_rate") for name in _CORRECTIONS}
+            groups += [{"params": [view.changes[name] for view in self.further], "lr": 0.0} for name in _CORRECTIONS]
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        first = last = torch.zeros(())
+        with torch.no_grad():
+            first = self.loss()
         for step in tqdm(range(options.steps), desc="fit", leave=False, disable=not show_progress):
             cool = min(1.0, (options.steps - step) / (_COOL_DOWN * options.steps))
             for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
                 group["lr"] = rate * cool
             optimizer.zero_grad()
-            last = self.loss()
-            if step == 0:
-                first = last.detach()
-            last.sum().backward()
+            self.loss(step).sum().backward()
             grad = self.changes["color"].grad
             assert grad is not None
             grad *= self.seen[..., None]  # what the photo does not show takes its colour from its neighbours
             optimizer.step()
             self.bound()
             self.drop_diverged()
-        return self._result(first, last.detach())
+        with torch.no_grad():
+            last = self.loss()
+        return self._result(first, last)
 
     @torch.no_grad()
     def _result(self, first: Tensor, last: Tensor) -> Avatar:
@@ -187,7 +296,11 @@ class _Fit:
         posed = _first(avatar.pose(self.reconstructor.body, self.photo.body.map(lambda value: value[:, None])))
         assert avatar.texture is not None
         texture = with_places(avatar.texture, posed, self.photo.intrinsics, self.photo.world_to_camera)
-        return replace(avatar, texture=texture)
+        avatar = replace(avatar, texture=texture)
+        if not self.further:
+            return avatar
+        photos = [self.photo, *(view.corrected() for view in self.further)]
+        return with_photos(self.reconstructor, avatar, photos, [view.trust for view in self.further])
 
 
 def _first(gaussians: Gaussians) -> Gaussians:
@@ -202,8 +315,9 @@ def fit_avatar(
     photo: Photo,
     options: FitOptions,
     show_progress: bool = False,
+    further: Sequence[Photo] = (),
 ) -> Avatar:
-    """Fit an avatar to its photo.
+    """Fit an avatar to its photo, and to further ones of the same people.
 
     People of a batch are fitted apart. The result is the same for the same input, bit for bit on a CPU.
 
@@ -211,14 +325,18 @@ def fit_avatar(
         reconstructor: the network that made the avatar.
         avatar: `[B,...]` with its photo as texture.
         photo: what it was made of, `[B,...]`.
-        options: rates, pulls and steps; 0 steps give the avatar back.
+        options: rates, pulls and steps; 0 steps leave the avatar of one photo as it is, and of several take colours
+            and texture alone.
         show_progress: draw a bar on standard error.
+        further: other photos of the people, `[B,...]` each, of the first one's size.
 
     Returns:
         the fitted avatar, detached; a fit that diverged leaves the start, with a warning.
     """
-    if options.steps == 0:
+    if options.steps == 0 and not further:
         return avatar
     # Also under no_grad and inference mode (predict, test): a fit needs gradients of its own.
     with torch.inference_mode(False), torch.enable_grad():
-        return _Fit(reconstructor, copied(avatar), copied(photo), options).run(show_progress)
+        return _Fit(reconstructor, copied(avatar), copied(photo), options, [copied(one) for one in further]).run(
+            show_progress
+        )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.template import HEAD_JOINTS
 from networks.body import BodyModel, BodyParams
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
@@ -25,6 +26,11 @@ MATTE_MARGIN = 1 / 64
 SAME_PART, OTHER_PART = 0.1, 0.25
 # The photo's matte ends a person, not the Gaussians' soft rim: from this alpha on the photo stands as a whole.
 FULL_ALPHA = 0.2
+# A photo counts 1/e less by every such turn (rad) and move (m) of a Gaussian.
+ALIKE_ANGLE, ALIKE_SHAPE = 0.025, 0.002
+POWER = 2.0
+COHERENT = 20.0
+LEAST_AGREEING = 0.25  # share of the photos, from which on they stand for the others whose part is another one
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,40 @@ class Texture:
     trust: Tensor
     part: Tensor
     photo_part: Tensor
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """Several photos as one avatar's texture: for each Gaussian of a frame, the photos that show it most alike.
+
+    A photo is the better the less the surface has turned to the view since, and the less its shape has changed with
+    the expression: the penalties of unstructured lumigraphs (Buehler et al., 2001), by a soft choice, so that nothing
+    jumps from frame to frame.
+
+    Attributes:
+        textures: of the K photos, its fields `[B,K,...]`.
+        directions: `[B,K,N,3]` from each Gaussian to the photo's camera, in the Gaussian's own axes.
+        positions: `[B,K,N,3]` metres, of each Gaussian in the head's axes as in the photo; zeros off the head.
+    """
+
+    textures: Texture
+    directions: Tensor
+    positions: Tensor
+
+    def shares(self, directions: Tensor, positions: Tensor) -> Tensor:
+        """`[B,T,K,N]` how far each photo stands for each Gaussian; their sum is 1 where any shows it, else 0.
+
+        Args:
+            directions: `[B,T,N,3]` as the attribute, of the frames.
+            positions: `[B,T,N,3]`.
+        """
+        turned = 2 - 2 * (self.directions[:, None] * directions[:, :, None]).sum(-1)
+        moved = (self.positions[:, None] - positions[:, :, None]).square().sum(-1)
+        on_head = (positions != 0).any(-1)[:, :, None]
+        together = (moved * on_head).sum(-1, keepdim=True) / on_head.sum(-1, keepdim=True).clamp_min(1)
+        penalty = turned / ALIKE_ANGLE**2 + (moved + COHERENT * together * on_head) / ALIKE_SHAPE**2
+        seen = self.textures.seen[:, None]
+        return torch.softmax(-penalty - 1e4 * (1 - seen), dim=2) * seen
 
 
 @dataclass
@@ -216,7 +256,7 @@ class Avatar:
         betas: `[B,10]` the person's shape.
         vertex_ids: `[N]` the template vertex that carries each Gaussian.
         background: `[B,3]` colour behind the person.
-        texture: the photo it was made of; None renders from the Gaussians' colours alone.
+        texture: the photo or photos it was made of; None renders from the Gaussians' colours alone.
         loose: Gaussians beside the template; None has none.
     """
 
@@ -224,7 +264,7 @@ class Avatar:
     betas: Tensor
     vertex_ids: Tensor
     background: Tensor
-    texture: Texture | None = None
+    texture: Texture | PhotoSet | None = None
     loose: Loose | None = None
     # The body model that posed the avatar last, and its vertices that carry Gaussians: cut out once, not at every call.
     _carriers: list[tuple[BodyModel, BodyModel]] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -248,14 +288,20 @@ class Avatar:
             for span in ((0, count), (count, gaussians.means.shape[1] - count))
         ]
         loose = None if self.loose is None else replace(self.loose, gaussians=parts[1])
-        return replace(self, gaussians=parts[0], loose=loose)
+        changed = replace(self, gaussians=parts[0], loose=loose)
+        changed._carriers[:] = self._carriers
+        return changed
 
     def over(self, background: Tensor) -> Avatar:
         """The avatar before another background `[B,3]`: its photo is matted over that one."""
-        texture = self.texture
-        if texture is not None:
-            change = (background - self.background)[:, :, None, None] * (1 - texture.mask)
-            texture = replace(texture, photo=texture.photo + change)
+        texture, change = self.texture, (background - self.background)[:, :, None, None]
+        if isinstance(texture, PhotoSet):
+            photos = texture.textures
+            texture = replace(
+                texture, textures=replace(photos, photo=photos.photo + change[:, None] * (1 - photos.mask))
+            )
+        elif texture is not None:
+            texture = replace(texture, photo=texture.photo + change * (1 - texture.mask))
         return replace(self, background=background, texture=texture)
 
     def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
@@ -312,7 +358,25 @@ class Avatar:
             size: side of the picture in pixels.
         """
         posed = self.pose(body, params)
-        return splat(posed, intrinsics, world_to_camera, size, self.background, self.texture)
+        if not isinstance(self.texture, PhotoSet):
+            return splat(posed, intrinsics, world_to_camera, size, self.background, self.texture)
+        positions = self.head_positions(body, params, posed.means)
+        shares = self.texture.shares(view_directions(posed, world_to_camera), positions)
+        return splat_photos(
+            posed, intrinsics, world_to_camera, size, self.background, self.texture.textures, shares.detach()
+        )
+
+    def head_positions(self, body: BodyModel, params: BodyParams, means: Tensor) -> Tensor:
+        """Posed `means [B,T,N+M,3]` in the axes of the posed head; zeros for Gaussians that it does not carry."""
+        batch, frames = means.shape[:2]
+        carrier = self._carrier(body)
+        shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
+        head = carrier.joint_transforms(shaped)[..., HEAD_JOINTS[0], :3, :]
+        inside = (means - head[..., None, :, 3]) @ head[..., :3]
+        weights = carrier.lbs_weights[None].expand(batch, -1, -1)
+        if self.loose is not None:
+            weights = torch.cat([weights, self.loose.skin_weights], dim=1)
+        return inside * weights[:, None, :, list(HEAD_JOINTS)].sum(-1, keepdim=True)
 
 
 def copied(record: Record) -> Record:
@@ -380,6 +444,83 @@ def splat(
     # The photo was matted over the same background: where the flow leads out of the person, the background stands.
     coverage = torch.lerp(alpha, inside, seen)
     return SplatMaps(rgb, alpha, features, textured=torch.lerp(rgb, pixels, seen), seen=seen, coverage=coverage)
+
+
+@full_precision
+def splat_photos(
+    gaussians: Gaussians,
+    intrinsics: Tensor,
+    world_to_camera: Tensor,
+    size: int,
+    background: Tensor,
+    textures: Texture,
+    shares: Tensor,
+) -> SplatMaps:
+    """`splat` with textures of K photos `[B,K,...]`, of which each has `shares [B,T,K,N]` in each Gaussian."""
+    (batch, frames), count = gaussians.means.shape[:2], shares.shape[2]
+    now = image_places(gaussians.means.detach(), intrinsics, world_to_camera, (size, size))
+    part = textures.part[:, :1, :, None].expand(-1, frames, -1, -1)
+    anywhere = textures.seen.amax(dim=1)[:, None, :, None].expand(-1, frames, -1, -1)
+    weight = shares[..., None]
+    moved = (textures.places[:, None] - now[:, :, None]) * weight
+    photo_channels = torch.cat([moved, weight, weight * textures.trust[:, None, ..., None]], dim=-1)  # [B,T,K,N,4]
+    channels = [gaussians.colors, gaussians.features, part, anywhere, *photo_channels.unbind(2)]
+    result = rasterize(
+        gaussians.means.flatten(0, 1),
+        gaussians.quats.flatten(0, 1),
+        gaussians.scales.flatten(0, 1),
+        gaussians.opacities.flatten(0, 1),
+        torch.cat(channels, dim=-1).flatten(0, 1),
+        intrinsics.flatten(0, 1),
+        world_to_camera.flatten(0, 1),
+        width=size,
+        height=size,
+    )
+    image = result.image.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
+    alpha = result.alpha.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
+    widths = [3, gaussians.features.shape[-1], 1, 1, 4 * count]
+    colors, features, part, shown, maps = image.split(widths, dim=2)
+    rgb = colors + background[:, None, :, None, None] * (1 - alpha)
+    moved, weight, trusted = maps.unflatten(2, (count, 4)).split([2, 1, 1], dim=3)  # [B,T,K,.,H,W]
+    near_weight, near_trusted = (_near(value.flatten(0, 2)).view_as(value) for value in (weight, trusted))
+    front = _mean_part(part.detach(), alpha.detach())
+    seen, pixels, inside = [], [], []
+    for k in range(count):
+        flow = (moved[:, :, k] / weight[:, :, k].clamp_min(1e-4)).detach()
+        pixels.append(_read_photo(textures.photo[:, k], flow, "bicubic").clamp(0, 1))
+        where = _read_photo(torch.cat([textures.mask[:, k], textures.photo_part[:, k]], dim=1), flow, "bilinear")
+        matte, read_part = where.split(1, dim=2)
+        inside.append(matte)
+        agrees = ((OTHER_PART - (read_part - front).abs()) / (OTHER_PART - SAME_PART)).clamp(0, 1)
+        seen.append(near_weight[:, :, k] * agrees)
+    total = near_weight.sum(dim=2).clamp_min(1e-4)
+    agreeing = torch.stack(seen, dim=2)
+    fraction = (agreeing / agreeing.amax(dim=2, keepdim=True).clamp_min(1e-4)) ** POWER
+    fraction = fraction / fraction.sum(dim=2, keepdim=True).clamp_min(1e-4)
+    trust = near_trusted / near_weight.clamp_min(1e-4)
+    whole = covered_by_photo(shown, alpha) * (alpha / FULL_ALPHA).clamp(0, 1)
+    whole = whole * (agreeing.sum(dim=2) / (LEAST_AGREEING * total)).clamp(0, 1)
+    share = fraction * trust * whole[:, :, None]
+    seen = share.sum(dim=2)
+    textured = rgb * (1 - seen) + (share * torch.stack(pixels, dim=2)).sum(dim=2)
+    coverage = alpha * (1 - seen) + (share * torch.stack(inside, dim=2)).sum(dim=2)
+    return SplatMaps(rgb, alpha, features, textured=textured, seen=seen, coverage=coverage)
+
+
+def view_directions(posed: Gaussians, world_to_camera: Tensor) -> Tensor:
+    """Unit vectors `[...,N,3]` from each Gaussian to the cameras `[...,4,4]`, in the Gaussian's own axes."""
+    eye = -(world_to_camera[..., :3, :3].mT @ world_to_camera[..., :3, 3:])[..., 0]
+    towards = F.normalize(eye[..., None, :] - posed.means, dim=-1)
+    turned = quaternion_multiply(
+        quaternion_multiply(posed.quats * posed.quats.new_tensor([1, -1, -1, -1]), F.pad(towards, (1, 0))), posed.quats
+    )
+    return turned[..., 1:]
+
+
+def stacked(textures: list[Texture]) -> Texture:
+    """Textures `[B,...]` as one `[B,K,...]`."""
+    names = [f.name for f in fields(Texture)]
+    return Texture(**{name: torch.stack([getattr(texture, name) for texture in textures], dim=1) for name in names})
 
 
 def _mean_part(part: Tensor, shown: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from networks.body import BodyModel
-from networks.gaussians import Avatar, Gaussians, Loose, Texture
+from networks.gaussians import Avatar, Gaussians, Loose, PhotoSet, Texture
 from runtime.files import atomic_path
 
 FORMAT = "avatar-5"
 GAUSSIANS = [f.name for f in dataclasses.fields(Gaussians)]
+PHOTO_SET = ("directions", "positions")  # beside the textures of several photos
 MADE_BY = "python -m tools.export_avatar --image PHOTO --out NAME.safetensors"
 
 
@@ -46,8 +47,12 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
     if avatar.loose is not None:
         tensors |= {f"loose.{name}": getattr(avatar.loose.gaussians, name) for name in GAUSSIANS}
         tensors["loose.skin_weights"] = avatar.loose.skin_weights
-    if avatar.texture is not None:
-        tensors |= {f"texture.{f.name}": getattr(avatar.texture, f.name) for f in dataclasses.fields(Texture)}
+    texture = avatar.texture
+    if isinstance(texture, PhotoSet):
+        tensors |= {f"texture.{name}": getattr(texture, name) for name in PHOTO_SET}
+        texture = texture.textures
+    if texture is not None:
+        tensors |= {f"texture.{f.name}": getattr(texture, f.name) for f in dataclasses.fields(Texture)}
     header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body), "key": key}
     with atomic_path(path) as scratch:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -91,18 +96,22 @@ def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Av
     loose = {name: f"loose.{name}" for name in (*GAUSSIANS, "skin_weights")}
     has_texture, has_loose = (any(name in tensors for name in keys.values()) for keys in (texture, loose))
     needed += [*(texture.values() if has_texture else ()), *(loose.values() if has_loose else ())]
+    has_several = any(f"texture.{name}" in tensors for name in PHOTO_SET)
+    needed += [f"texture.{name}" for name in PHOTO_SET if has_several]
     missing = [name for name in needed if name not in tensors]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: make it again with `{MADE_BY}`")
     _check(path, tensors, len(body.v_template))
     tensors = {name: value.to(body.v_template.device) for name, value in tensors.items()}
+    photo = Texture(**{name: tensors[key] for name, key in texture.items()}) if has_texture else None
+    several = PhotoSet(photo, *(tensors[f"texture.{name}"] for name in PHOTO_SET)) if photo and has_several else None
     beside = Gaussians(**{name: tensors[loose[name]] for name in GAUSSIANS}) if has_loose else None
     return Avatar(
         gaussians=Gaussians(**{name: tensors[name] for name in GAUSSIANS}),
         betas=tensors["betas"],
         vertex_ids=tensors["vertex_ids"],
         background=tensors["background"],
-        texture=Texture(**{name: tensors[key] for name, key in texture.items()}) if has_texture else None,
+        texture=several or photo,
         loose=Loose(beside, tensors["loose.skin_weights"]) if beside is not None else None,
     )
 
@@ -113,7 +122,9 @@ def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> N
     (batch, count), beside = means.shape[:2], tensors.get("loose.means", means[:, :0]).shape[1]
     sizes = dict.fromkeys(GAUSSIANS, (batch, count))
     sizes |= {f"loose.{name}": (batch, beside) for name in (*GAUSSIANS, "skin_weights")}
-    sizes |= {f"texture.{name}": (batch, count + beside) for name in ("places", "seen", "trust", "part")}
-    wrong = [name for name, size in sizes.items() if name in tensors and tensors[name].shape[:2] != size]
+    photos = tensors["texture.directions"].shape[1:2] if "texture.directions" in tensors else ()
+    of_photos = (batch, *photos, count + beside)
+    sizes |= {f"texture.{name}": of_photos for name in ("places", "seen", "trust", "part", *PHOTO_SET)}
+    wrong = [name for name, size in sizes.items() if name in tensors and tensors[name].shape[: len(size)] != size]
     if wrong or ids.shape != (count,) or bool(((ids < 0) | (ids >= num_vertices)).any()):
         raise ValueError(f"{path}: {wrong[0] if wrong else 'vertex_ids'} does not fit: make it again with `{MADE_BY}`")

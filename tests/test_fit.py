@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import networks.conditioner
+from datamodules.batch import VideoBatch
 from datamodules.clip import Clip
 from datamodules.video import WindowReader
 from lightning_modules.stage import build_reconstructor
@@ -32,7 +33,7 @@ def reconstructor() -> GaussianReconstructor:
 
 
 def read(clip_path: Path, frame: int) -> Photo:
-    return photo_of(WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.asarray([frame]), frame, SIZE))
+    return photo_of(window(clip_path, frame))
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +204,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps of every fit that a conditioner asks for; none is run."""
     steps: list[int] = []
 
-    def fit(_: GaussianReconstructor, avatar: Avatar, __: Photo, options: FitOptions) -> Avatar:
+    def fit(_: GaussianReconstructor, avatar: Avatar, __: Photo, options: FitOptions, further: list[Photo]) -> Avatar:
+        assert further == []
         steps.append(options.steps)
         return avatar
 
@@ -211,26 +213,32 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
+def window(clip_path: Path, number: int) -> VideoBatch:
+    return WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.asarray([number]), number, SIZE)
+
+
 def test_a_conditioner_fits_once_for_one_photo(
-    reconstructor: GaussianReconstructor, photo: Photo, clip_path: Path, counted: list[int]
+    reconstructor: GaussianReconstructor, clip_path: Path, counted: list[int]
 ) -> None:
     conditioner = Conditioner(reconstructor, BlockCodec(), FitOptions(steps=7)).eval()
-    first, semantic = conditioner.reconstruct(photo)
-    again, same_semantic = conditioner.reconstruct(read(clip_path, 3))  # the same photo, read anew
+    batch = window(clip_path, 3)
+    first, semantic = conditioner.reconstruct(batch)
+    again, same_semantic = conditioner.reconstruct(window(clip_path, 3))  # the same photo, read anew
     assert again is first
     assert same_semantic is semantic
     assert counted == [7]
-    other = replace(photo, body=photo.body.map(torch.clone))
-    other.body.jaw_pose[:, 0] += 0.1  # the same pixels, another track
+    other = replace(batch, reference_body=batch.reference_body.map(torch.clone))
+    other.reference_body.jaw_pose[:, 0] += 0.1  # the same pixels, another track
     assert conditioner.reconstruct(other)[0] is not first
     assert counted == [7, 7]
 
 
 def test_a_conditioner_in_training_does_not_fit(
-    reconstructor: GaussianReconstructor, photo: Photo, start: Avatar, counted: list[int]
+    reconstructor: GaussianReconstructor, clip_path: Path, start: Avatar, counted: list[int]
 ) -> None:
+    batch = window(clip_path, 3)
     conditioner = Conditioner(reconstructor, BlockCodec(), FitOptions(steps=7)).train()
-    assert same(conditioner.reconstruct(photo)[0].canonical(), start.canonical())
+    assert same(conditioner.reconstruct(batch)[0].canonical(), start.canonical())
     unfitted = Conditioner(reconstructor, BlockCodec(), FitOptions(steps=0)).eval()
-    assert same(unfitted.reconstruct(photo)[0].canonical(), start.canonical())
+    assert same(unfitted.reconstruct(batch)[0].canonical(), start.canonical())
     assert counted == []

@@ -1,5 +1,6 @@
-"""Photo -> avatar -> file: `python -m tools.export_avatar --image assets/photos/astronaut.png --out astronaut.ply`.
+"""Photos -> avatar -> file: `python -m tools.export_avatar --image assets/photos/astronaut.png --out astronaut.ply`.
 
+Several photos (`--image A.png B.png`) or frames of a clip (`--image CLIP.mp4 --photos 8`) give one avatar of them all.
 `.ply` and `.spz` open in splat viewers (canonical T-pose, or as the photo shows the person); `.safetensors` keeps the
 whole avatar with its features, to pose and render again (`runtime.avatar_files.load_avatar`).
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datamodules.retarget import open_photo
+from datamodules.retarget import open_photo, open_photos
 from datamodules.video import WindowReader
 from lightning_modules.stage import COMMANDS, build_reconstructor
 from networks.body import BodyModel
@@ -45,6 +46,17 @@ def read_photo(path: str | Path, body_model: str, resolution: int) -> Photo:
     return photo_of(WindowReader(BACKGROUND).read(clip, np.zeros(1, dtype=np.int64), 0, resolution))
 
 
+def read_photos(
+    images: list[str], num_photos: int | None, body_model: str, body: BodyModel, resolution: int
+) -> list[Photo]:
+    """Photos, or frames of one clip, as `read_photo` reads them; see `datamodules.retarget.open_photos`."""
+    reader = WindowReader(BACKGROUND)
+    return [
+        photo_of(reader.read(clip, np.asarray([frame]), frame, resolution))
+        for clip, frame in open_photos(images, num_photos, body_model, body)
+    ]
+
+
 @torch.no_grad()
 def export(avatar: Avatar, body: BodyModel, photo: Photo, out: Path, pose: str | None, body_name: str) -> Path:
     """Write the avatar in the format of the suffix; splat files in the T-pose, or as in the photo (`pose` "photo")."""
@@ -62,7 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.export_avatar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--image", required=True, help="photo of the person, its track beside it")
+    parser.add_argument(
+        "--image", nargs="+", required=True, help="photo or photos of the person, or one clip; tracks beside them"
+    )
+    parser.add_argument("--photos", type=int, default=None, help="frames of the clip to take as photos (default: 8)")
     parser.add_argument("--out", type=Path, required=True, help="file to write: .ply, .spz or .safetensors")
     parser.add_argument(
         "--pose", choices=("canonical", "photo"), default=None, help="of .ply and .spz (default: canonical)"
@@ -73,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--fit_steps",
         type=int,
         default=FitOptions.steps,
-        help="of the fit to the photo; 0 for none (default: %(default)s)",
+        help="of the fit to the photos; 0 for none, with one photo (default: %(default)s)",
     )
     parser.add_argument("--resolution", type=int, default=128, help="px at which the photo is read")
     given = parser.parse_args(arguments)
@@ -83,11 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
         if given.out.suffix == ".safetensors" and given.pose is not None:
             raise ValueError(f"{given.out}: a .safetensors avatar takes any pose later: leave --pose away")
         reconstructor = load_reconstructor(given.body, given.weights)
-        photo = read_photo(given.image, given.body, given.resolution)
+        photo, *further = read_photos(given.image, given.photos, given.body, reconstructor.body, given.resolution)
         with torch.no_grad():
             avatar, _ = reconstructor(photo)
         options = FitOptions(steps=given.fit_steps)
-        avatar = fit_avatar(reconstructor, avatar, photo, options, show_progress=sys.stderr.isatty())
+        avatar = fit_avatar(reconstructor, avatar, photo, options, sys.stderr.isatty(), further)
         export(avatar, reconstructor.body, photo, given.out, given.pose, Path(given.body).name)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,124 @@
+"""Further photos of a person: whom they show in the avatar's shape, what they show of it, and textures of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datamodules.template import HEAD_JOINTS
+from networks.body import BodyModel, BodyParams
+from networks.gaussians import Avatar, PhotoSet, Texture, image_places, shown_part, stacked, view_directions
+
+if TYPE_CHECKING:
+    from networks.reconstructor import GaussianReconstructor, Photo
+
+# B people, K photos, N Gaussians of the template, M loose ones.
+
+HEAD = HEAD_JOINTS[0]
+LOOSE_WITHIN = 0.95  # cosine between two photos' views of a loose Gaussian up to which the second shows it as well
+LEAST_COVERED = 0.8  # of the matte, where a photo shows a Gaussian
+
+
+@dataclass
+class Shown:
+    """What a photo shows of an avatar.
+
+    Attributes:
+        seen: `[B,N+M]` 1 where the photo shows the Gaussian, else 0.
+        trust: `[B,N+M]` as `Texture.trust`.
+        colors: `[B,N+M,3]` the photo's, where the Gaussians lie in it.
+        facing: `[B,N+M]` cosine between normal and view, not below 0.
+    """
+
+    seen: Tensor
+    trust: Tensor
+    colors: Tensor
+    facing: Tensor
+
+
+def own_shape(body: BodyModel, photo: Photo, betas: Tensor) -> Photo:
+    """The photo's track with the avatar's shape `betas [B,10]`: the head stays where the photo has it."""
+    params = replace(photo.body, betas=betas)
+    moved = body(photo.body)[1][:, HEAD] - body(params)[1][:, HEAD]
+    return replace(photo, body=replace(params, transl=params.transl + moved))
+
+
+def _timed(params: BodyParams) -> BodyParams:
+    return params.map(lambda value: value[:, None])
+
+
+@torch.no_grad()
+def shown_by(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo, trust: Tensor) -> Shown:
+    """What a further photo shows of the avatar.
+
+    Args:
+        reconstructor: made the avatar.
+        avatar: `[B,...]` with the first photo as texture.
+        photo: in the avatar's shape (`own_shape`).
+        trust: `[B,N]` what the network says of this photo.
+    """
+    projection = reconstructor.project(photo)
+    posed = avatar.pose(reconstructor.body, _timed(photo.body))
+    size = (photo.image.shape[-2], photo.image.shape[-1])
+    places = image_places(posed.means[:, 0], photo.intrinsics, photo.world_to_camera, size)
+    seen = projection.visible
+    directions = view_directions(posed, photo.world_to_camera[:, None])[:, 0]
+    count = seen.shape[1]
+    facing = _facing(projection.normals, projection.grid, photo)
+    colors = F.grid_sample(photo.image, places[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
+    beside = places.shape[1] - count
+    if beside:
+        covered = F.grid_sample(photo.mask, places[:, count:, None], align_corners=False)[:, 0, :, 0]
+        # A loose Gaussian faces the camera of the photo that it was lifted from, which looks along its third axis.
+        cosine = directions[:, count:, 2].abs()
+        loose = ((covered > LEAST_COVERED) & (cosine > LOOSE_WITHIN)).float()
+        seen, facing = torch.cat([seen, loose], dim=1), torch.cat([facing, cosine], dim=1)
+        trust = torch.cat([trust, torch.ones_like(loose)], dim=1)
+    seen = seen * (places.abs() < 1).all(-1)
+    return Shown(seen, trust, colors, facing)
+
+
+def _facing(normals: Tensor, grid: Tensor, photo: Photo) -> Tensor:
+    """`[B,N]` cosine between `normals [B,N,3]` in the camera's axes and the views of pixels `grid [B,N,2]`."""
+    size = grid.new_tensor([photo.image.shape[-1], photo.image.shape[-2]])
+    pixels = torch.cat([(grid + 1) / 2 * size, torch.ones_like(grid[..., :1])], dim=-1)
+    rays = F.normalize(pixels @ torch.linalg.inv(photo.intrinsics).mT, dim=-1)
+    return -(normals * rays).sum(-1).clamp(max=0)
+
+
+@torch.no_grad()
+def with_photos(
+    reconstructor: GaussianReconstructor, avatar: Avatar, photos: Sequence[Photo], trusts: Sequence[Tensor]
+) -> Avatar:
+    """The avatar with several photos as its texture.
+
+    Args:
+        reconstructor: made the avatar.
+        avatar: `[B,...]` whose texture is the first photo.
+        photos: K, the first one the avatar's own; the others in its shape, with corrected poses.
+        trusts: `[B,N]` of each photo but the first.
+    """
+    first, body = avatar.texture, reconstructor.body
+    assert isinstance(first, Texture)
+    textures, directions, positions = [], [], []
+    for photo, trust in zip(photos, [None, *trusts], strict=True):
+        params, camera = _timed(photo.body), photo.world_to_camera
+        posed = avatar.pose(body, params)
+        directions.append(view_directions(posed, camera[:, None])[:, 0])
+        positions.append(avatar.head_positions(body, params, posed.means)[:, 0])
+        if trust is None:
+            textures.append(first)
+            continue
+        size = (photo.image.shape[-2], photo.image.shape[-1])
+        shown = shown_by(reconstructor, avatar, photo, trust)
+        still = type(posed)(**{name: value[:, 0] for name, value in vars(posed).items()})
+        places = image_places(still.means, photo.intrinsics, camera, size)
+        part = shown_part(still, shown.seen, first.part, photo.intrinsics, camera, size)
+        textures.append(Texture(photo.image, photo.mask, places, shown.seen, shown.trust, first.part, part))
+    photo_set = PhotoSet(stacked(textures), torch.stack(directions, dim=1), torch.stack(positions, dim=1))
+    return replace(avatar, texture=photo_set)
