@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm import tqdm
 
+from losses.image import StructuralSimilarity
 from networks.gaussians import Avatar, Gaussians, copied, quaternion_multiply, with_places
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
@@ -86,6 +86,7 @@ class _Fit:
         least = torch.minimum(self.start.opacities[:, :count], reconstructor.least_opacity)
         self.lowest = torch.logit(least.clamp(_LEAST_OPAQUE, _MOST_OPAQUE)) - self.logit[:, :count]
         self.rest = reconstructor.anchors(avatar.betas)
+        self.similarity = StructuralSimilarity(photo.image)
         shapes = {"opacity": self.logit, "color": self.start.colors} | dict.fromkeys(_CHANGES[2:], self.start.means)
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
@@ -116,9 +117,7 @@ class _Fit:
         image = image + photo.background[:, :, None, None] * (1 - alpha)
         error = (image - photo.image).abs().mean(dim=1) + options.alpha_weight * (alpha - photo.mask).abs()[:, 0]
         pulls = [getattr(options, f"{name}_pull") * self.changes[name].square().flatten(1).sum(1) for name in _CHANGES]
-        similarity = structural_similarity_index_measure(image, photo.image, data_range=1.0, reduction="none")
-        assert isinstance(similarity, Tensor)
-        unlike = options.ssim_weight * error[0].numel() * (1 - similarity)
+        unlike = options.ssim_weight * error[0].numel() * (1 - self.similarity(image))
         return error.flatten(1).sum(dim=1) + unlike + torch.stack(pulls).sum(dim=0)
 
     @torch.no_grad()
