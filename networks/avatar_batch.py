@@ -39,8 +39,11 @@ def mix_colours(avatar: Avatar, colour: Tensor) -> Avatar:
         person = texture.photo - avatar.background[:, :, None, None] * (1 - texture.mask)
         change = _change(person.movedim(1, -1), texture.mask.movedim(1, -1), colour).movedim(-1, 1)
         texture = replace(texture, photo=texture.photo + change)
-    loose = None if avatar.loose is None else replace(avatar.loose, gaussians=mixed(avatar.loose.gaussians))
-    return replace(avatar, gaussians=mixed(avatar.gaussians), texture=texture, loose=loose)
+    beside, on = (
+        None if part is None else replace(part, gaussians=mixed(part.gaussians))
+        for part in (avatar.loose, avatar.surface)
+    )
+    return replace(avatar, gaussians=mixed(avatar.gaussians), texture=texture, loose=beside, surface=on)
 
 
 def _change(values: Tensor, matte: Tensor, colour: Tensor) -> Tensor:
@@ -57,9 +60,14 @@ def stack_avatars(avatars: Sequence[Avatar]) -> Avatar:
     Photos of another size are enlarged to the largest.
 
     Raises:
-        ValueError: the avatars lie on different templates, or only some have a texture.
+        ValueError: the avatars lie on different templates, only some have a texture, or they are of photos above 128
+            px, whose Gaussians on the surface are as many as each photo shows.
     """
     first = avatars[0]
+    if len(avatars) == 1:
+        return first
+    if any(avatar.surface is not None for avatar in avatars):
+        raise ValueError("avatars of photos above 128 px do not stack: set batch_size of data.schedule to 1")
     if not all(torch.equal(avatar.vertex_ids, first.vertex_ids) for avatar in avatars):
         raise ValueError("avatars of different templates do not stack: reconstruct them with one body model and config")
     textures = [avatar.texture for avatar in avatars if avatar.texture is not None]

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm import tqdm
 
+from losses.image import StructuralSimilarity
 from networks.gaussians import Avatar, Gaussians, Texture, copied, quaternion_multiply, with_places
 from networks.photo_set import own_shape, shown_by, with_photos
 from networks.precision import full_precision
@@ -155,6 +155,7 @@ class _Fit:
         least = torch.minimum(self.start.opacities[:, :count], reconstructor.least_opacity)
         self.lowest = torch.logit(least.clamp(_LEAST_OPAQUE, _MOST_OPAQUE)) - self.logit[:, :count]
         self.rest = reconstructor.anchors(avatar.betas)
+        self.similarities = [StructuralSimilarity(one.image) for one in (photo, *further)]
         shapes = {"opacity": self.logit, "color": self.start.colors} | dict.fromkeys(_CHANGES[2:], self.start.means)
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
@@ -222,9 +223,7 @@ class _Fit:
         image, alpha = (value.permute(0, 3, 1, 2) for value in (maps.image, maps.alpha))
         image = image + photo.background[:, :, None, None] * (1 - alpha)
         error = (image - photo.image).abs().mean(dim=1) + options.alpha_weight * (alpha - photo.mask).abs()[:, 0]
-        similarity = structural_similarity_index_measure(image, photo.image, data_range=1.0, reduction="none")
-        assert isinstance(similarity, Tensor)
-        unlike = options.ssim_weight * error[0].numel() * (1 - similarity)
+        unlike = options.ssim_weight * error[0].numel() * (1 - self.similarities[number](image))
         return error.flatten(1).sum(dim=1) + unlike
 
     @torch.no_grad()

@@ -68,6 +68,26 @@ class Loose:
 
 
 @dataclass(frozen=True)
+class Surface:
+    """Gaussians on the template's triangles, as dense as the photo's pixels are (`networks.surface`).
+
+    Attributes:
+        gaussians: `[B,S,...]` in the T-pose.
+        corners: `[B,S,3]` int64, the template's Gaussians at the corners of each one's triangle.
+        corner_weights: `[B,S,3]` barycentric coordinates in it: skinning weights and expressions are those of the
+            corners, mixed by them.
+    """
+
+    gaussians: Gaussians
+    corners: Tensor
+    corner_weights: Tensor
+
+    def mixed(self, values: Tensor) -> Tensor:
+        """`[B,T,S,D]` barycentric means of values `[B,T,N,D]` of the template's Gaussians."""
+        return mix_corners(values, self.corners, self.corner_weights)
+
+
+@dataclass(frozen=True)
 class Texture:
     """The photo as the avatar's texture: where each Gaussian lies in it.
 
@@ -75,7 +95,7 @@ class Texture:
     motion from the picture to the photo, splatted like a colour, is a smooth flow that leads from each pixel to the
     photo's own (inverse texture mapping).
 
-    N counts the template's Gaussians and the loose ones after them.
+    N counts all Gaussians in the order of `Avatar.canonical`.
 
     Attributes:
         photo: `[B,3,H,W]` in [0,1].
@@ -221,6 +241,17 @@ def concatenated(parts: list[Gaussians]) -> Gaussians:
     return Gaussians(**{name: torch.cat([getattr(part, name) for part in parts], axes[name]) for name in names})
 
 
+def mix_corners(values: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
+    """Barycentric means `[B,T,S,D]` of `values [B,T,N,D]` at triangles' `corners [B,S,3]`, by `weights [B,S,3]`."""
+    shape = (len(corners), values.shape[1], corners.shape[1], values.shape[-1])
+    values = values.expand(len(corners), -1, -1, -1)
+    mean = values.new_zeros(())
+    for k in range(3):  # one corner after the other: all three at once would be thrice the memory
+        index = corners[:, None, :, k, None].expand(shape)
+        mean = mean + weights[:, None, :, k, None] * values.gather(2, index)
+    return mean
+
+
 def _repeat(gaussians: Gaussians, frames: int) -> Gaussians:
     """`[B,N,...]` -> `[B,T,N,...]`, without a copy."""
     return Gaussians(
@@ -245,6 +276,21 @@ def blended_transforms(skin_weights: Tensor, transforms: Tensor) -> Tensor:
     return (skin_weights @ transforms.flatten(-2)).unflatten(-1, (3, 4))
 
 
+def unposed(posed: Gaussians, skin_weights: Tensor, transforms: Tensor) -> Gaussians:
+    """Take Gaussians `[B,M,...]` back to the T-pose: the inverse of what skinning will do to them.
+
+    Args:
+        posed: `[B,M,...]`.
+        skin_weights: `[B,M,55]`.
+        transforms: `[B,55,3,4]` of the joints, from the T-pose to the pose.
+    """
+    blended = blended_transforms(skin_weights, transforms)
+    means = torch.linalg.solve(blended[..., :3], (posed.means - blended[..., 3])[..., None])[..., 0]
+    turn = blended_turn(skin_weights, joint_turns(transforms))
+    back = turn * turn.new_tensor([1, -1, -1, -1])
+    return replace(posed, means=means, quats=quaternion_multiply(back, posed.quats))
+
+
 @dataclass(frozen=True)
 class Avatar:
     """A person's canonical Gaussians, `[B,...]`: the record that one photo gives.
@@ -257,7 +303,8 @@ class Avatar:
         vertex_ids: `[N]` the template vertex that carries each Gaussian.
         background: `[B,3]` colour behind the person.
         texture: the photo or photos it was made of; None renders from the Gaussians' colours alone.
-        loose: Gaussians beside the template; None has none.
+        loose: M Gaussians beside the template; None has none.
+        surface: S Gaussians on the template's triangles; None has none.
     """
 
     gaussians: Gaussians
@@ -266,6 +313,7 @@ class Avatar:
     background: Tensor
     texture: Texture | PhotoSet | None = None
     loose: Loose | None = None
+    surface: Surface | None = None
     # The body model that posed the avatar last, and its vertices that carry Gaussians: cut out once, not at every call.
     _carriers: list[tuple[BodyModel, BodyModel]] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -276,21 +324,41 @@ class Avatar:
         return self._carriers[0][1]
 
     def canonical(self) -> Gaussians:
-        """All Gaussians in the T-pose, `[B,N+M,...]`: the template's, then the loose ones."""
-        return self.gaussians if self.loose is None else concatenated([self.gaussians, self.loose.gaussians])
+        """All Gaussians in the T-pose, `[B,N+M+S,...]`: the template's, the loose ones, those on its surface."""
+        parts = [self.gaussians, *(part.gaussians for part in (self.loose, self.surface) if part is not None)]
+        return parts[0] if len(parts) == 1 else concatenated(parts)
 
     def with_canonical(self, gaussians: Gaussians) -> Avatar:
-        """The avatar with other Gaussians in the T-pose, `[B,N+M,...]` as `canonical` gives them."""
-        count = self.gaussians.means.shape[1]
+        """The avatar with other Gaussians in the T-pose, `[B,N+M+S,...]` as `canonical` gives them."""
         axes = {name: -1 if name == "opacities" else -2 for name in vars(gaussians)}
-        parts = [
-            Gaussians(**{name: value.narrow(axes[name], *span) for name, value in vars(gaussians).items()})
-            for span in ((0, count), (count, gaussians.means.shape[1] - count))
-        ]
-        loose = None if self.loose is None else replace(self.loose, gaussians=parts[1])
-        changed = replace(self, gaussians=parts[0], loose=loose)
+        first = self.gaussians.means.shape[1]
+
+        def cut(start: int, count: int) -> Gaussians:
+            return Gaussians(
+                **{name: value.narrow(axes[name], start, count) for name, value in vars(gaussians).items()}
+            )
+
+        changed, start = replace(self, gaussians=cut(0, first)), first
+        for name in ("loose", "surface"):
+            part = getattr(self, name)
+            if part is not None:
+                count = part.gaussians.means.shape[1]
+                changed, start = replace(changed, **{name: replace(part, gaussians=cut(start, count))}), start + count
         changed._carriers[:] = self._carriers
         return changed
+
+    def _others(self, carrier: BodyModel, added: Tensor | None = None) -> list[tuple[Gaussians, Tensor, Tensor | None]]:
+        """What no single vertex carries: Gaussians, their skinning weights, and what expressions add `[B,T,...,3]`.
+
+        `added [B,T,N,3]` is what they add to the template's Gaussians.
+        """
+        found: list[tuple[Gaussians, Tensor, Tensor | None]] = []
+        if self.loose is not None:
+            found.append((self.loose.gaussians, self.loose.skin_weights[:, None], None))
+        if self.surface is not None:
+            weights = self.surface.mixed(carrier.lbs_weights[None, None])
+            found.append((self.surface.gaussians, weights, None if added is None else self.surface.mixed(added)))
+        return found
 
     def over(self, background: Tensor) -> Avatar:
         """The avatar before another background `[B,3]`: its photo is matted over that one."""
@@ -305,16 +373,28 @@ class Avatar:
         return replace(self, background=background, texture=texture)
 
     def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
-        """`[B,T,N+M,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
+        """`[B,T,N+M+S,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
         batch, frames = params.expression.shape[:2]
         carrier = self._carrier(body)
         transforms = carrier.joint_transforms(replace(params, betas=self.betas[:, None].expand(batch, frames, -1)))
         transforms = transforms[..., :3, :]
-        linear = blended_transforms(carrier.lbs_weights, transforms)[..., :3]
-        if self.loose is None:
-            return linear
-        loose = blended_transforms(self.loose.skin_weights[:, None], transforms)[..., :3]
-        return torch.cat([linear, loose], dim=-3)
+        weights = [carrier.lbs_weights, *(weights for _, weights, _ in self._others(carrier))]
+        parts = [blended_transforms(weight, transforms)[..., :3] for weight in weights]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
+
+    def unposed_surface(self, posed: Surface, body: BodyModel, params: BodyParams) -> Surface:
+        """Take Gaussians on the template's triangles back to the T-pose: the inverse of what `pose` will do to them.
+
+        Args:
+            posed: as in a pose, `[B,S,...]`.
+            body: the body model.
+            params: the pose, `[B]`.
+        """
+        carrier = self._carrier(body)
+        _, transforms, added = carrier.carry(self.gaussians.means.detach(), replace(params, betas=self.betas))
+        weights = posed.mixed(carrier.lbs_weights[None, None])[:, 0]
+        rest = unposed(posed.gaussians, weights, transforms)
+        return replace(posed, gaussians=replace(rest, means=rest.means - posed.mixed(added[:, None])[:, 0]))
 
     @full_precision
     def pose(self, body: BodyModel, params: BodyParams) -> Gaussians:
@@ -328,22 +408,22 @@ class Avatar:
             params: `[B,T,...]`; their betas are replaced by the avatar's own.
 
         Returns:
-            Gaussians `[B,T,...]`, the template's, then the loose ones.
+            Gaussians `[B,T,...]` in the order of `canonical`.
         """
         batch, frames = params.expression.shape[:2]
         carrier, canonical = self._carrier(body), self.gaussians
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
-        means, transforms = carrier.carry(canonical.means[:, None], shaped)
+        means, transforms, added = carrier.carry(canonical.means[:, None], shaped)
         joints = joint_turns(transforms)
         quats = quaternion_multiply(blended_turn(carrier.lbs_weights, joints), canonical.quats[:, None])
-        posed = replace(_repeat(canonical, frames), means=means, quats=quats)
-        if self.loose is None:
-            return posed
-        weights, loose = self.loose.skin_weights[:, None], self.loose.gaussians
-        blended = blended_transforms(weights, transforms)
-        means = (blended[..., :3] @ loose.means[:, None, :, :, None])[..., 0] + blended[..., 3]
-        quats = quaternion_multiply(blended_turn(weights, joints), loose.quats[:, None])
-        return concatenated([posed, replace(_repeat(loose, frames), means=means, quats=quats)])
+        parts = [replace(_repeat(canonical, frames), means=means, quats=quats)]
+        for other, weights, moved in self._others(carrier, added):
+            start = other.means[:, None] if moved is None else other.means[:, None] + moved
+            blended = blended_transforms(weights, transforms)
+            means = (blended[..., :3] @ start[..., None])[..., 0] + blended[..., 3]
+            quats = quaternion_multiply(blended_turn(weights, joints), other.quats[:, None])
+            parts.append(replace(_repeat(other, frames), means=means, quats=quats))
+        return parts[0] if len(parts) == 1 else concatenated(parts)
 
     def render(
         self, body: BodyModel, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor, size: int

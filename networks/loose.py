@@ -18,20 +18,17 @@ from torch import Tensor
 from networks.gaussians import (
     Gaussians,
     Loose,
-    blended_transforms,
-    blended_turn,
     covered_by_photo,
-    joint_turns,
     matrix_to_quaternion,
-    quaternion_multiply,
+    unposed,
 )
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
 
-# B photos, N Gaussians of the template, M loose ones, S of the template's as carriers.
+# B photos, N Gaussians of the template, M loose ones, S of the template's as carriers, G cells along the photo's side.
 
-GRID = 64  # candidates along each side of the photo
-NUM_LOOSE = 1536  # M: at most so many of the grid's cells, those that the template covers least
+GRID = 64  # G, of a photo without surface Gaussians
+MOST = 0.375  # M: at most so large a share of the grid's cells, those that the template covers least
 LEAST = 0.2  # a cell uncovered by less gets none, one by more than 1 - LEAST is opaque: rims stay the template's
 HIDDEN = 0.5  # how far what the photo does not show covers: the back of the head, drawn out sideways, is half a cover
 CARRIERS = 4  # every so many Gaussians of the template one may carry loose ones
@@ -83,7 +80,9 @@ class Lifted:
 
 @torch.no_grad()
 @full_precision
-def lift_loose(seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor) -> Lifted:
+def lift_loose(
+    seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor, grid: int = GRID
+) -> Lifted:
     """Lift what the photo shows and the template does not.
 
     Args:
@@ -92,12 +91,15 @@ def lift_loose(seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, worl
         mask: `[B,1,H,W]` soft foreground.
         intrinsics: `[B,3,3]` px of the photo.
         world_to_camera: `[B,4,4]`.
+        grid: G; each cell may become a Gaussian.
     """
-    free = _uncovered(seen, mask, intrinsics, world_to_camera)
+    free = _uncovered(seen, mask, intrinsics, world_to_camera, grid)
     free = ((free.flatten(1) - LEAST) / (1 - 2 * LEAST)).clamp(0, 1)
-    most = min(NUM_LOOSE, int((free > 0).sum(dim=1).max()))  # of the batch; who has fewer gets transparent ones
+    most = min(
+        int(MOST * grid * grid), int((free > 0).sum(dim=1).max())
+    )  # of the batch; who has fewer gets transparent ones
     opacity, cells = free.topk(most, dim=1)
-    places = torch.stack([(cells % GRID + 0.5) / GRID, (cells // GRID + 0.5) / GRID], dim=-1) * 2 - 1
+    places = torch.stack([(cells % grid + 0.5) / grid, (cells // grid + 0.5) / grid], dim=-1) * 2 - 1
     index, weight = _carriers(seen, places)
 
     def carried(value: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ def lift_loose(seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, worl
     pixels = torch.cat([(places + 1) / 2 * size, torch.ones_like(depth)], dim=-1)
     means = (depth * (pixels @ torch.linalg.inv(intrinsics).mT) - shift[:, None]) @ rotation
     # A cell's Gaussian, round to the camera and thin along its view, overlaps the next.
-    side = 0.6 * depth / GRID * (size[0] / intrinsics[:, None, None, 0, 0])
+    side = 0.6 * depth / grid * (size[0] / intrinsics[:, None, None, 0, 0])
     facing = matrix_to_quaternion(rotation.mT)[:, None].expand(-1, places.shape[1], -1)
     colors = F.grid_sample(photo, places[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
     posed = Gaussians(
@@ -126,11 +128,11 @@ def lift_loose(seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, worl
     batch = len(places)
     skin_weights = carried(seen.skin_weights[::CARRIERS].expand(batch, -1, -1))
     part = carried(seen.part[::CARRIERS, None].expand(batch, -1, -1))[..., 0]
-    return Lifted(_unposed(posed, skin_weights, seen.transforms), posed, places, part)
+    return Lifted(Loose(unposed(posed, skin_weights, seen.transforms), skin_weights), posed, places, part)
 
 
-def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor) -> Tensor:
-    """`[B,GRID,GRID]`: share of each cell that is foreground and that the template does not cover."""
+def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor, grid: int) -> Tensor:
+    """`[B,G,G]`: share of each cell that is foreground and that the template does not cover."""
     posed = seen.posed
     maps = rasterize(
         posed.means,
@@ -147,7 +149,7 @@ def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Te
     shown = covered_by_photo(maps.image.permute(0, 3, 1, 2), alpha)
     covered = alpha * torch.lerp(shown, torch.ones_like(shown), HIDDEN)
     inside = (5 * mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
-    return F.adaptive_avg_pool2d(inside * (1 - covered), GRID)[:, 0]
+    return F.adaptive_avg_pool2d(inside * (1 - covered), grid)[:, 0]
 
 
 def _carriers(seen: Seen, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,14 +159,3 @@ def _carriers(seen: Seen, places: Tensor) -> tuple[Tensor, Tensor]:
     distance = distance + FARTHER * seen.skin_weights[::CARRIERS, LIMBS].sum(dim=-1)
     near = distance.topk(NEAREST, dim=-1, largest=False)
     return near.indices, torch.softmax((near.values[..., :1] - near.values) / REACH, dim=-1)
-
-
-def _unposed(posed: Gaussians, skin_weights: Tensor, transforms: Tensor) -> Loose:
-    """Take Gaussians `[B,M,...]` back to the T-pose: the inverse of what skinning will do to them."""
-    blended = blended_transforms(skin_weights, transforms)
-    means = torch.linalg.solve(blended[..., :3], (posed.means - blended[..., 3])[..., None])[..., 0]
-    turn = blended_turn(skin_weights, joint_turns(transforms))
-    back = turn * turn.new_tensor([1, -1, -1, -1])
-    quats = quaternion_multiply(back, posed.quats)
-    rest = Gaussians(means, quats, posed.scales, posed.opacities, posed.colors, posed.features)
-    return Loose(rest, skin_weights)

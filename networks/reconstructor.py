@@ -29,10 +29,11 @@ from networks.gaussians import (
     quaternion_multiply,
     shown_part,
 )
-from networks.loose import Seen, lift_loose
+from networks.loose import GRID, Seen, lift_loose
 from networks.precision import full_precision
 from networks.rasterizer.mesh import view_mesh
 from networks.regions import part_code
+from networks.surface import cell_size, lift_surface
 
 VISIBLE_WITHIN = 0.003  # m
 LEAST_FACING = 0.15  # cosine between an anchor's normal and the view
@@ -95,6 +96,8 @@ class ReconstructorOptions:
         use_hull: what projects outside of the photo's matte is transparent; False for the same reason.
         use_loose: lift what the photo shows beside the template (`networks.loose`); False for the same reason.
         gaussians_per_anchor: Gaussians of each vertex of face and hands; 1 gives them as many as the rest.
+        pixels_per_gaussian: side in px of the photo's cells that become Gaussians of their own (`networks.surface`), on
+            the template's surface and as loose ones; 0 for none on the surface, None for 2 px in photos above 128 px.
     """
 
     width: int = 128
@@ -110,6 +113,7 @@ class ReconstructorOptions:
     use_hull: bool = True
     use_loose: bool = True
     gaussians_per_anchor: int = 1
+    pixels_per_gaussian: float | None = None
 
 
 class CrossBlock(nn.Module):
@@ -150,6 +154,8 @@ class GaussianReconstructor(nn.Module):
         use_loose: lift what the photo shows beside the template (`networks.loose`); False for the same reason.
         gaussians_per_anchor: Gaussians of each vertex of face and hands, spread over the triangles around it; 1 gives
             them as many as the rest. They share the vertex's row of `F_prior`: weights fit any number.
+        pixels_per_gaussian: side in px of the photo's cells that become Gaussians of their own (`networks.surface`), on
+            the template's surface and as loose ones; 0 for none on the surface, None for 2 px in photos above 128 px.
         max_offset: largest move of a Gaussian from its anchor, metres.
     """
 
@@ -171,6 +177,7 @@ class GaussianReconstructor(nn.Module):
         use_hull: bool = True,
         use_loose: bool = True,
         gaussians_per_anchor: int = 1,
+        pixels_per_gaussian: float | None = None,
         max_offset: float = 0.12,
     ) -> None:
         super().__init__()
@@ -183,6 +190,7 @@ class GaussianReconstructor(nn.Module):
         self.template, self.feature_channels, self.max_offset = template, feature_channels, max_offset
         self.use_semantic, self.use_visual = use_semantic, use_visual
         self.use_prior, self.use_hull, self.use_loose = use_prior, use_hull, use_loose
+        self.pixels_per_gaussian = pixels_per_gaussian
         self.semantic = SemanticEncoder(width=width) if semantic is None else semantic
         self.visual = VisualEncoder() if visual is None else visual
         self._build_geometry(num_clusters, vertices)
@@ -236,6 +244,9 @@ class GaussianReconstructor(nn.Module):
         spread = torch.stack([torch.exp(-((between / sigma) ** 2)) for sigma in (0.02, 0.06, 0.2, 0.8)])
         self.register_buffer("spread", spread, persistent=False)
         self.register_buffer("mirror", self.template.mirror, persistent=False)
+        first = torch.full((len(body.v_template),), len(ids)).scatter_reduce(0, ids, torch.arange(len(ids)), "amin")
+        corner_rows = torch.where(first < len(ids), first, -1)[body.faces]
+        self.register_buffer("corner_rows", corner_rows, persistent=False)  # [F,3] anchors on each triangle's corners
         self.register_buffer("part", part_code(body)[ids], persistent=False)
         self._build_anatomy(points)
 
@@ -383,7 +394,7 @@ class GaussianReconstructor(nn.Module):
         Args:
             photo: tracked photos of B people.
             use_heads: False leaves the template with the photo's projected colours, the baseline of no
-                learning, without loose Gaussians.
+                learning, without loose and surface Gaussians.
 
         Returns:
             the avatar `[B,...]` and the photo's semantic tokens `[B,L,D]` (`F_sem`, which the shader attends to).
@@ -404,7 +415,7 @@ class GaussianReconstructor(nn.Module):
         raw = self.heads(self.anchor(torch.cat([local, prior, spread], dim=-1)))
         if not use_heads:
             raw = torch.zeros_like(raw)
-        return self._avatar(photo, raw, filled, projection.visible, lift=use_heads and self.use_loose), tokens_sem
+        return self._avatar(photo, raw, filled, projection.visible, lift=use_heads), tokens_sem
 
     def _cluster_tokens(self, local: Tensor, semantic: Tensor) -> Tensor:
         """`[B,K,D]`: anchors' features averaged by cluster, with `F_prior`, through the transformer."""
@@ -439,7 +450,7 @@ class GaussianReconstructor(nn.Module):
         return self._with_photo(avatar, photo, visible, torch.sigmoid(trust[..., 0] + 2), lift)
 
     def _with_photo(self, avatar: Avatar, photo: Photo, visible: Tensor, trust: Tensor, lift: bool) -> Avatar:
-        """The avatar with the photo as its texture, and with loose Gaussians where `lift` says so.
+        """The avatar with the photo as its texture, and with loose and surface Gaussians where `lift` says so.
 
         Opacities are cut to the photo's hull. Gradients flow to the avatar's Gaussians and to `trust [B,N]`.
         """
@@ -450,20 +461,33 @@ class GaussianReconstructor(nn.Module):
             places = image_places(posed.means, *camera, size)
             shown, part, loose = visible * (places.abs() < 1).all(-1), self.part.expand_as(visible), None
             inside = _in_hull(places, photo.mask) if self.use_hull else torch.ones_like(shown)
-            if lift:  # by the template as it was before the hull cut its rim, which is no hole to be filled
+            cell = cell_size(size[1], self.pixels_per_gaussian) if lift else 0.0
+            grid, surface = round(size[1] / cell) if cell else 0, None
+            if lift and self.use_loose:  # by the template before the hull cuts its rim, which is no hole to be filled
                 transforms = self.body.joint_transforms(photo.body)[..., :3, :]
                 seen = Seen(posed, places, shown, self.body.lbs_weights[avatar.vertex_ids], self.part, transforms)
-                lifted = lift_loose(seen, photo.image, photo.mask, *camera)
-                loose, whole = lifted.loose, torch.ones_like(lifted.part)
+                lifted = lift_loose(seen, photo.image, photo.mask, *camera, max(grid, GRID))
+                loose = lifted.loose
                 posed = concatenated([replace(posed, opacities=posed.opacities * inside), lifted.posed])
                 places, part = torch.cat([places, lifted.places], dim=1), torch.cat([part, lifted.part], dim=1)
-                shown = torch.cat([shown, whole], dim=1)
+                shown = torch.cat([shown, torch.ones_like(lifted.part)], dim=1)
+            if grid:
+                on = lift_surface(avatar, self.body, self.corner_rows, photo, grid)
+                surface, code = on.surface, on.surface.mixed(self.part[None, None, :, None])[:, 0, :, 0]
+                posed = concatenated([replace(posed, features=posed.features[..., :0]), on.posed])
+                places, part = torch.cat([places, on.places], dim=1), torch.cat([part, code], dim=1)
+                shown = torch.cat([shown, torch.ones_like(code)], dim=1)
             photo_part = shown_part(posed, shown, part, *camera, size)
-        if lift:
-            trust = torch.cat([trust, whole], dim=1)
-        texture = Texture(photo.image, photo.mask, places, shown, trust, part, photo_part)
+        trusts = [trust]
+        if loose is not None:
+            trusts.append(torch.ones_like(loose.gaussians.opacities))
+        if surface is not None:
+            trusts.append(surface.mixed(trust[:, None, :, None])[:, 0, :, 0])
+            features = surface.mixed(avatar.gaussians.features[:, None])[:, 0]
+            surface = replace(surface, gaussians=replace(surface.gaussians, features=features))
+        texture = Texture(photo.image, photo.mask, places, shown, torch.cat(trusts, dim=1), part, photo_part)
         cut = replace(avatar.gaussians, opacities=avatar.gaussians.opacities * inside)
-        return replace(avatar, gaussians=cut, texture=texture, loose=loose)
+        return replace(avatar, gaussians=cut, texture=texture, loose=loose, surface=surface)
 
 
 class FeatureDecoder(nn.Module):

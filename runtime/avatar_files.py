@@ -12,12 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from networks.body import BodyModel
-from networks.gaussians import Avatar, Gaussians, Loose, PhotoSet, Texture
+from networks.gaussians import Avatar, Gaussians, Loose, PhotoSet, Surface, Texture
 from runtime.files import atomic_path
 
 FORMAT = "avatar-5"
 GAUSSIANS = [f.name for f in dataclasses.fields(Gaussians)]
 PHOTO_SET = ("directions", "positions")  # beside the textures of several photos
+RIDING = ("corners", "corner_weights")  # of surface Gaussians, on the template's
 MADE_BY = "python -m tools.export_avatar --image PHOTO --out NAME.safetensors"
 
 
@@ -47,6 +48,9 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
     if avatar.loose is not None:
         tensors |= {f"loose.{name}": getattr(avatar.loose.gaussians, name) for name in GAUSSIANS}
         tensors["loose.skin_weights"] = avatar.loose.skin_weights
+    if avatar.surface is not None:
+        tensors |= {f"surface.{name}": getattr(avatar.surface.gaussians, name) for name in GAUSSIANS}
+        tensors |= {f"surface.{name}": getattr(avatar.surface, name) for name in RIDING}
     texture = avatar.texture
     if isinstance(texture, PhotoSet):
         tensors |= {f"texture.{name}": getattr(texture, name) for name in PHOTO_SET}
@@ -94,8 +98,12 @@ def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Av
     needed = [*GAUSSIANS, "betas", "vertex_ids", "background"]
     texture = {f.name: f"texture.{f.name}" for f in dataclasses.fields(Texture)}
     loose = {name: f"loose.{name}" for name in (*GAUSSIANS, "skin_weights")}
-    has_texture, has_loose = (any(name in tensors for name in keys.values()) for keys in (texture, loose))
-    needed += [*(texture.values() if has_texture else ()), *(loose.values() if has_loose else ())]
+    surface = {name: f"surface.{name}" for name in (*GAUSSIANS, *RIDING)}
+    held = [any(name in tensors for name in keys.values()) for keys in (texture, loose, surface)]
+    has_texture, has_loose, has_surface = held
+    needed += [
+        key for keys, is_held in zip((texture, loose, surface), held, strict=True) if is_held for key in keys.values()
+    ]
     has_several = any(f"texture.{name}" in tensors for name in PHOTO_SET)
     needed += [f"texture.{name}" for name in PHOTO_SET if has_several]
     missing = [name for name in needed if name not in tensors]
@@ -106,6 +114,7 @@ def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Av
     photo = Texture(**{name: tensors[key] for name, key in texture.items()}) if has_texture else None
     several = PhotoSet(photo, *(tensors[f"texture.{name}"] for name in PHOTO_SET)) if photo and has_several else None
     beside = Gaussians(**{name: tensors[loose[name]] for name in GAUSSIANS}) if has_loose else None
+    on = Gaussians(**{name: tensors[surface[name]] for name in GAUSSIANS}) if has_surface else None
     return Avatar(
         gaussians=Gaussians(**{name: tensors[name] for name in GAUSSIANS}),
         betas=tensors["betas"],
@@ -113,6 +122,7 @@ def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Av
         background=tensors["background"],
         texture=several or photo,
         loose=Loose(beside, tensors["loose.skin_weights"]) if beside is not None else None,
+        surface=Surface(on, *(tensors[surface[name]] for name in RIDING)) if on is not None else None,
     )
 
 
@@ -120,11 +130,15 @@ def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> N
     """Shapes agree and vertices exist; else a ValueError."""
     means, ids = tensors["means"], tensors["vertex_ids"]
     (batch, count), beside = means.shape[:2], tensors.get("loose.means", means[:, :0]).shape[1]
+    corners, on = tensors.get("surface.corners", ids[:0]), tensors.get("surface.means", means[:, :0]).shape[1]
     sizes = dict.fromkeys(GAUSSIANS, (batch, count))
     sizes |= {f"loose.{name}": (batch, beside) for name in (*GAUSSIANS, "skin_weights")}
     photos = tensors["texture.directions"].shape[1:2] if "texture.directions" in tensors else ()
-    of_photos = (batch, *photos, count + beside)
+    of_photos = (batch, *photos, count + beside + on)
+    sizes |= {f"surface.{name}": (batch, on) for name in (*GAUSSIANS, *RIDING)}
     sizes |= {f"texture.{name}": of_photos for name in ("places", "seen", "trust", "part", *PHOTO_SET)}
     wrong = [name for name, size in sizes.items() if name in tensors and tensors[name].shape[: len(size)] != size]
+    if bool(((corners < 0) | (corners >= count)).any()):
+        wrong.append("surface.corners")
     if wrong or ids.shape != (count,) or bool(((ids < 0) | (ids >= num_vertices)).any()):
         raise ValueError(f"{path}: {wrong[0] if wrong else 'vertex_ids'} does not fit: make it again with `{MADE_BY}`")
