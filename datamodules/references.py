@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from datamodules.clip import Clip
 
 POSE_FIELDS = ("global_orient", "body_pose", "jaw_pose")
+
+
+@dataclass(frozen=True)
+class ReferencePhoto:
+    """A photo that a run reads whole.
+
+    Attributes:
+        clip: of the person.
+        frame: its number in the clip.
+        resolution: side in pixels.
+        is_mirrored: whether it is read as in a mirror.
+    """
+
+    clip: Clip
+    frame: int
+    resolution: int
+    is_mirrored: bool
 
 
 def choose_references(clip: Clip, count: int) -> np.ndarray:

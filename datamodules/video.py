@@ -16,7 +16,7 @@ from datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirro
 from datamodules.batch import VideoBatch
 from datamodules.clip import Clip
 from datamodules.decode import BrokenVideo
-from datamodules.references import choose_references
+from datamodules.references import ReferencePhoto, choose_references
 from datamodules.retarget import retarget
 from datamodules.schedule import Phase, StepSampler, check_phases, describe, phase_at, start_of_rank, step_generator
 from datamodules.sources import ClipSource, Opened, clip_files, name_apart, open_sources
@@ -111,6 +111,11 @@ class WindowReader:
             reference_numbers=torch.from_numpy(reference_numbers),
         )
         return self._mirrored(batch) if change.is_mirrored else batch
+
+    def read_photo(self, photo: ReferencePhoto) -> VideoBatch:
+        """A window of one frame that is its own reference, as training reads it but for colours and background."""
+        batch = self.read(photo.clip, np.asarray([photo.frame]), photo.frame, photo.resolution)
+        return self._mirrored(batch) if photo.is_mirrored else batch
 
     def _mirrored(self, batch: VideoBatch) -> VideoBatch:
         """Frames, photo, tracks and cameras as in a mirror."""
@@ -406,17 +411,20 @@ class VideoDataModule(lightning.LightningDataModule):
             self.references,
         )
 
-    def reference_photos(self) -> list[tuple[Clip, int, int]]:
-        """Every (clip, frame, resolution) whose photo `fit` reads as a reference, in training and validation."""
+    def reference_photos(self) -> list[ReferencePhoto]:
+        """Every photo that `fit` reads as a reference, in training and validation."""
         windows, sizes = self.training_windows(), sorted({phase.resolution for phase in self.phases})
-        photos = [
-            (clip, int(frame), size)
+        sides = [False, True] if self.augment.flip > 0 else [False]
+        training = [
+            ReferencePhoto(clip, int(frame), size, is_mirrored)
             for clip, frames in zip(windows.clips, windows.photos, strict=True)
             for frame in frames
             for size in sizes
+            for is_mirrored in sides
         ]
         validated = [entry.clip for entry in self.opened if entry.validate and entry.clip.splits.validation]
-        return list(dict.fromkeys([*photos, *((clip, clip.reference_frame(), self.resolution) for clip in validated)]))
+        validation = [ReferencePhoto(clip, clip.reference_frame(), self.resolution, False) for clip in validated]
+        return list(dict.fromkeys(training + validation))
 
     def on_after_batch_transfer(self, batch: VideoBatch, dataloader_idx: int) -> VideoBatch:  # noqa: ARG002
         """Say when the sizes of training batches change, on the console and in the logger's `data/` curves."""

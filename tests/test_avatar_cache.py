@@ -15,7 +15,7 @@ from torch import Tensor
 
 import train
 from datamodules.clip import Clip
-from datamodules.references import choose_references
+from datamodules.references import ReferencePhoto, choose_references
 from datamodules.schedule import Phase
 from datamodules.sources import ClipSource
 from datamodules.video import Augment, VideoDataModule, WindowReader
@@ -305,15 +305,16 @@ def test_the_texture_is_the_augmented_photo_over_any_background(
     avatar, _ = reconstructor(photo_of(reader.read(clip, np.asarray([3]), 3, 32)))
     clamped = 0
     for seed in range(3):
-        rng, augment = np.random.default_rng(seed), Augment(zoom=0.5, colour=0.5)
+        rng, augment = np.random.default_rng(seed), Augment(zoom=0.5, colour=0.5, background=1.0 * (seed > 0))
         batch = reader.read(clip, np.asarray([7]), 3, 32, None, rng, augment, crop_reference=False)
         torch.testing.assert_close(batch.plain_reference, avatar.texture.photo, rtol=0, atol=0)
-        mixed = mix_colours(avatar, batch.colour)
+        mixed = mix_colours(avatar, batch.colour).over(batch.background)
+        assert torch.equal(mixed.background[0] == avatar.background[0], torch.full((3,), seed == 0))
         torch.testing.assert_close(mixed.texture.photo, batch.reference, rtol=0, atol=1e-6)
         assert 0 <= mixed.gaussians.colors.min() <= mixed.gaussians.colors.max() <= 1
         clamped += int((batch.reference == 1).sum())
     assert clamped > 0
-    assert different(mix_colours(avatar, torch.eye(3)[None]), avatar) == []
+    assert different(mix_colours(avatar, torch.eye(3)[None]).over(avatar.background), avatar) == []
 
 
 def test_training_reads_the_avatars_of_test(
@@ -348,23 +349,31 @@ def test_references_are_far_apart_in_time_and_pose(clip_path: Path) -> None:
 def test_windows_draw_the_chosen_photos_whole(clip_path: Path) -> None:
     data = VideoDataModule(
         clips=[ClipSource(str(clip_path))], schedule=[Phase(0, 32, 3, 2), Phase(4, 48, 3, 1)], num_steps=8,
-        references=3, resolution=64,
+        references=3, resolution=64, augment=Augment(0.6, 0.1, own_crop=True, background=0.5, flip=0.5),
     )  # fmt: skip
     data.setup("fit")
     windows, clip = data.training_windows(), data.clips[0]
     chosen = choose_references(clip, 3)
-    drawn = set()
+    drawn, mirrored = set(), 0
     for step in range(8):
         batch = windows[step]
         drawn |= set(batch.reference_numbers.tolist())
         for index, number in enumerate(batch.reference_numbers.tolist()):
-            whole = data.reader.read(clip, np.asarray([number]), number, batch.frames.shape[-1])
-            assert torch.equal(batch.plain_reference[index], whole.reference[0])
+            size = batch.frames.shape[-1]
+            sides = [data.reader.read_photo(ReferencePhoto(clip, number, size, side)) for side in (False, True)]
+            (whole,) = [one for one in sides if torch.equal(batch.plain_reference[index], one.reference[0])]
+            assert torch.equal(batch.plain_background[index], whole.background[0])
             assert torch.equal(batch.reference_intrinsics[index], whole.reference_intrinsics[0])
+            assert torch.equal(batch.reference_body.body_pose[index], whole.reference_body.body_pose[0])
+            mirrored += whole is sides[1]
             assert not torch.equal(batch.colour[index], torch.eye(3))
     assert drawn == set(chosen.tolist())
-    listed = [(frame, size) for _, frame, size in data.reference_photos()]
-    assert listed == [*((int(frame), size) for frame in chosen for size in (32, 48)), (3, 64)]
+    assert 0 < mirrored < 12
+    listed = [(photo.frame, photo.resolution, photo.is_mirrored) for photo in data.reference_photos()]
+    sides = (False, True)
+    assert listed == [
+        *((int(frame), size, side) for frame in chosen for size in (32, 48) for side in sides), (3, 64, False)
+    ]  # fmt: skip
 
 
 def cached(clip_path: Path, folder: Path, num_steps: int = 2) -> list[str]:
@@ -395,17 +404,20 @@ def test_the_tool_makes_what_is_missing_and_training_makes_nothing(
 @pytest.mark.parametrize("stage", ["teacher", "adversarial"])
 def test_a_run_on_cached_avatars_resumes_bit_for_bit(stage: str, clip_path: Path, tmp_path: Path) -> None:
     """The unbroken run makes the avatars, the other one reads them."""
-    arguments = ["fit", *STAGES[stage], *cached(clip_path, tmp_path / "avatars", num_steps=4)]
+    augment = "--data.augment={zoom: 0.8, colour: 0.15, background: 0.5, flip: 0.5}"
+    arguments = ["fit", *STAGES[stage], *cached(clip_path, tmp_path / "avatars", num_steps=4), augment]
     every = "--trainer.callbacks+={class_path: callbacks.resume.ResumeCheckpoint, init_args: {every: 2}}"
     train.main([*arguments, every])
     whole = torch.load(newest(stage) / "checkpoints/last.ckpt", weights_only=True)
-    assert len(list((tmp_path / "avatars").rglob("*.safetensors"))) == 2
+    made = sorted((tmp_path / "avatars").rglob("*.safetensors"))
+    assert 2 <= len(made) <= 4  # two photos, some mirrored; colours and backgrounds are none of their own
     stop = "--trainer.callbacks+={class_path: tests.test_stages.StopAfter, init_args: {after: 3}}"
     with pytest.raises(RuntimeError, match="switched off"):
         train.main([*arguments, every, stop])
     train.main([*arguments, every, "--ckpt_path=last"])
     resumed = torch.load(newest(stage) / "checkpoints/last.ckpt", weights_only=True)
     assert resumed["step"] == whole["step"] == 4
+    assert sorted((tmp_path / "avatars").rglob("*.safetensors")) == made
     states = whole["state_dict"], resumed["state_dict"]
     assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
 

@@ -10,7 +10,6 @@ import argparse
 import sys
 import time
 
-import numpy as np
 import torch
 
 import train
@@ -36,10 +35,10 @@ def fill(model: ShadingStage, data: VideoDataModule) -> tuple[int, int]:
         )
     data.setup("validate")  # opens the clips without decoding them into memory
     photos, made, left_out = data.reference_photos(), 0, 0
-    for number, (clip, frame, resolution) in enumerate(photos, start=1):
+    for number, photo in enumerate(photos, start=1):
         begin = time.perf_counter()
         try:
-            batch = data.reader.read(clip, np.asarray([frame]), frame, resolution)
+            batch = data.reader.read_photo(photo)
         except BrokenVideo as error:
             left_out += 1
             result = f"left out: {error}"
@@ -47,8 +46,8 @@ def fill(model: ShadingStage, data: VideoDataModule) -> tuple[int, int]:
             cache(photo_of(model.transfer_batch_to_device(batch, model.device, 0)))
             is_new, made = cache.num_made > made, cache.num_made
             result = f"fitted in {time.perf_counter() - begin:.1f} s" if is_new else "there"
-        line = f"[{number}/{len(photos)}] {clip.name}, frame {frame}, {resolution} px: {result}"
-        print(line, file=sys.stderr, flush=True)
+        name = f"{photo.clip.name}, frame {photo.frame}{', mirrored' * photo.is_mirrored}, {photo.resolution} px"
+        print(f"[{number}/{len(photos)}] {name}: {result}", file=sys.stderr, flush=True)
     return made, left_out
 
 
