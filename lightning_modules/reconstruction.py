@@ -261,8 +261,13 @@ class Reconstruction(Stage):
     def _draw(self, row: Prediction, avatar: Avatar, batch: VideoBatch) -> None:
         """Fill a row: the block's frames, the photo's own pose, and what turned views show."""
         body = self.reconstructor.body
-        maps = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
-        row.frames, row.coverage = maps.textured[0], maps.coverage[0]
+        frames, coverage = [], []
+        for first in range(0, batch.frames.shape[1], 16):  # a whole block with 16 photos would take gigabytes
+            part = batch.cut(slice(first, first + 16))
+            maps = avatar.render(body, part.body, part.intrinsics, part.world_to_camera, batch.frames.shape[-1])
+            frames.append(maps.textured[0])
+            coverage.append(maps.coverage[0])
+        row.frames, row.coverage = torch.cat(frames), torch.cat(coverage)
         row.own_pose = self.own_pose(avatar, photo_of(batch))[0]
         row.figures |= turned_figures(self.reconstructor, avatar, photo_of(batch))
 

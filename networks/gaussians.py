@@ -26,10 +26,13 @@ MATTE_MARGIN = 1 / 64
 SAME_PART, OTHER_PART = 0.1, 0.25
 # The photo's matte ends a person, not the Gaussians' soft rim: from this alpha on the photo stands as a whole.
 FULL_ALPHA = 0.2
-# A photo counts 1/e less by every such turn (rad) and move (m) of a Gaussian.
+# Of several photos each counts 1/e less where a Gaussian has turned (rad) or moved with the expression (m) so far;
+# chosen on validation people.
 ALIKE_ANGLE, ALIKE_SHAPE = 0.025, 0.002
-POWER = 2.0
-COHERENT = 20.0
+COHERENT = (
+    20.0  # by how much the mean move of the head counts more than a Gaussian's own: lips of one photo, not of two
+)
+SHARPNESS = 2.0  # power of the photos' shares in a pixel: a mean of two is a blurred one
 LEAST_AGREEING = 0.25  # share of the photos, from which on they stand for the others whose part is another one
 
 
@@ -536,7 +539,11 @@ def splat_photos(
     textures: Texture,
     shares: Tensor,
 ) -> SplatMaps:
-    """`splat` with textures of K photos `[B,K,...]`, of which each has `shares [B,T,K,N]` in each Gaussian."""
+    """`splat` with textures of K photos `[B,K,...]`, of which each has `shares [B,T,K,N]` in each Gaussian.
+
+    Each pixel is a mean of the photos' pixels, mostly of the one with the greatest share, among those that show the
+    part of the body that the frame asks for.
+    """
     (batch, frames), count = gaussians.means.shape[:2], shares.shape[2]
     now = image_places(gaussians.means.detach(), intrinsics, world_to_camera, (size, size))
     part = textures.part[:, :1, :, None].expand(-1, frames, -1, -1)
@@ -564,7 +571,7 @@ def splat_photos(
     moved, weight, trusted = maps.unflatten(2, (count, 4)).split([2, 1, 1], dim=3)  # [B,T,K,.,H,W]
     near_weight, near_trusted = (_near(value.flatten(0, 2)).view_as(value) for value in (weight, trusted))
     front = _mean_part(part.detach(), alpha.detach())
-    seen, pixels, inside = [], [], []
+    agreeing, pixels, inside = [], [], []
     for k in range(count):
         flow = (moved[:, :, k] / weight[:, :, k].clamp_min(1e-4)).detach()
         pixels.append(_read_photo(textures.photo[:, k], flow, "bicubic").clamp(0, 1))
@@ -572,14 +579,13 @@ def splat_photos(
         matte, read_part = where.split(1, dim=2)
         inside.append(matte)
         agrees = ((OTHER_PART - (read_part - front).abs()) / (OTHER_PART - SAME_PART)).clamp(0, 1)
-        seen.append(near_weight[:, :, k] * agrees)
-    total = near_weight.sum(dim=2).clamp_min(1e-4)
-    agreeing = torch.stack(seen, dim=2)
-    fraction = (agreeing / agreeing.amax(dim=2, keepdim=True).clamp_min(1e-4)) ** POWER
+        agreeing.append(near_weight[:, :, k] * agrees)
+    total, weighed = near_weight.sum(dim=2).clamp_min(1e-4), torch.stack(agreeing, dim=2)
+    fraction = (weighed / weighed.amax(dim=2, keepdim=True).clamp_min(1e-4)) ** SHARPNESS
     fraction = fraction / fraction.sum(dim=2, keepdim=True).clamp_min(1e-4)
     trust = near_trusted / near_weight.clamp_min(1e-4)
     whole = covered_by_photo(shown, alpha) * (alpha / FULL_ALPHA).clamp(0, 1)
-    whole = whole * (agreeing.sum(dim=2) / (LEAST_AGREEING * total)).clamp(0, 1)
+    whole = whole * (weighed.sum(dim=2) / (LEAST_AGREEING * total)).clamp(0, 1)
     share = fraction * trust * whole[:, :, None]
     seen = share.sum(dim=2)
     textured = rgb * (1 - seen) + (share * torch.stack(pixels, dim=2)).sum(dim=2)

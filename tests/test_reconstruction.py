@@ -415,7 +415,8 @@ def test_test_measures_people_who_never_train(
     train.main(
         [
             "test", "-c", "configs/reconstruction.yaml", f"--data.clips=[{{path: {clip_path}}}]", "--weights=shipped",
-            f"--data.test_clips=[{{path: {tmp_path}}}]", "--data.resolution=64", *QUIET,
+            f"--data.test_clips=[{{path: {tmp_path}}}]", "--data.resolution=64",
+            "--model.init_args.test_photos=[1,3]", "--model.init_args.fit.steps=20", *QUIET,
         ]
     )  # fmt: skip
     path = Path(capsys.readouterr().out.strip().splitlines()[-1])
@@ -423,6 +424,8 @@ def test_test_measures_people_who_never_train(
     for name in ("splat", "projected", "freeze", "feed-forward textured (anna)", "projected (bert)"):
         assert 0 <= rows[name]["silhouette"] <= 1
         assert rows[name]["psnr"] > 5
+    assert {"splat, 3 photos", "textured, 3 photos (bert)"} <= set(rows)
+    assert "textured, 4 photos" not in rows
     both = rows[f"splat (mean of 2 in {Path(*tmp_path.parts[-2:])})"]
     assert both["psnr"] == pytest.approx((rows["splat (anna)"]["psnr"] + rows["splat (bert)"]["psnr"]) / 2)
     for name in ("textured (anna moved by bert)", "textured (bert moved by anna)"):
