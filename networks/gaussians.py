@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from networks.anatomy import read_anatomy
 from networks.body import BodyModel, BodyParams
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
@@ -25,6 +26,7 @@ MATTE_MARGIN = 1 / 64
 SAME_PART, OTHER_PART = 0.1, 0.25
 # The photo's matte ends a person, not the Gaussians' soft rim: from this alpha on the photo stands as a whole.
 FULL_ALPHA = 0.2
+MOST_GROWN = 4.0  # closed lids grow to 2.5 times their size; more is a Gaussian gone astray
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,58 @@ def blended_transforms(skin_weights: Tensor, transforms: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class LidEdges:
+    """The mesh's edges around Gaussians of lids, which a blink stretches.
+
+    A lid that lies folded above the open eye is drawn down over the eyeball by a blink; Gaussians as large as the fold
+    would leave gaps through which the eyeball shows.
+
+    Attributes:
+        lid: `[R]` Gaussians of lids.
+        ends: `[R,K,2]` the Gaussians at both ends of each edge; those of a missing edge are equal.
+    """
+
+    lid: Tensor
+    ends: Tensor
+
+    def stretched(self, canonical: Gaussians, means: Tensor) -> Tensor:
+        """Scales `[B,T,N,3]`: those of `canonical [B,N,...]` grown as the edges to their neighbours at `means` are.
+
+        By the square of the edges' mean growth: lids are stretched one way, so that half of the edges grow.
+        """
+        scales = canonical.scales[:, None].expand(-1, means.shape[1], -1, -1)
+        if len(self.lid) == 0:
+            return scales
+        stretch = self._length(means) / self._length(canonical.means[:, None]).clamp_min(1e-6)
+        grown = scales[:, :, self.lid] * stretch.square().clamp(1, MOST_GROWN)[..., None]
+        return scales.index_copy(2, self.lid, grown)
+
+    def _length(self, means: Tensor) -> Tensor:
+        """`[B,T,R]` sum of the edges' lengths around each Gaussian."""
+        first, second = means[:, :, self.ends].unbind(-2)
+        return (first - second).norm(dim=-1).sum(dim=-1)
+
+
+def lid_edges(body: BodyModel, vertex_ids: Tensor) -> LidEdges:
+    """Edges of `body` around its lids, between Gaussians that the vertices `vertex_ids [N]` carry."""
+    device = vertex_ids.device
+    carried = torch.full((len(body.v_template),), -1, device=device)
+    carried[vertex_ids] = torch.arange(len(vertex_ids), device=device)
+    lid = torch.nonzero(read_anatomy(body).is_lid[vertex_ids])[:, 0]
+    around: dict[int, set[int]] = {}
+    for a, b, c in carried[body.faces].tolist():
+        for one, other in ((a, b), (b, c), (c, a)):
+            if min(one, other) >= 0:
+                around.setdefault(one, set()).add(other)
+                around.setdefault(other, set()).add(one)
+    centres = carried[vertex_ids[lid]].tolist()  # several Gaussians may share a vertex: one of them stands for it
+    rows = [[[centre, other] for other in sorted(around.get(centre, ()))] for centre in centres]
+    most = max(map(len, rows), default=0)
+    rows = [row + [[centre, centre]] * (most - len(row)) for row, centre in zip(rows, centres, strict=True)]
+    return LidEdges(lid, torch.tensor(rows, dtype=torch.long, device=device).view(len(lid), most, 2))
+
+
+@dataclass(frozen=True)
 class Avatar:
     """A person's canonical Gaussians, `[B,...]`: the record that one photo gives.
 
@@ -226,14 +280,17 @@ class Avatar:
     background: Tensor
     texture: Texture | None = None
     loose: Loose | None = None
-    # The body model that posed the avatar last, and its vertices that carry Gaussians: cut out once, not at every call.
-    _carriers: list[tuple[BodyModel, BodyModel]] = field(default_factory=list, init=False, repr=False, compare=False)
+    # The body model that posed the avatar last, its vertices that carry Gaussians and their edges at lids: cut out
+    # once, not at every call.
+    _carriers: list[tuple[BodyModel, BodyModel, LidEdges]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
-    def _carrier(self, body: BodyModel) -> BodyModel:
-        """The part of `body` that carries the Gaussians, one vertex each."""
+    def _carrier(self, body: BodyModel) -> tuple[BodyModel, LidEdges]:
+        """The part of `body` that carries the Gaussians, one vertex each, and the edges of its lids."""
         if not self._carriers or self._carriers[0][0] is not body:
-            self._carriers[:] = [(body, body.subset(self.vertex_ids))]
-        return self._carriers[0][1]
+            self._carriers[:] = [(body, body.subset(self.vertex_ids), lid_edges(body, self.vertex_ids))]
+        return self._carriers[0][1:]
 
     def canonical(self) -> Gaussians:
         """All Gaussians in the T-pose, `[B,N+M,...]`: the template's, then the loose ones."""
@@ -253,7 +310,7 @@ class Avatar:
     def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
         """`[B,T,N+M,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
         batch, frames = params.expression.shape[:2]
-        carrier = self._carrier(body)
+        carrier, _ = self._carrier(body)
         transforms = carrier.joint_transforms(replace(params, betas=self.betas[:, None].expand(batch, frames, -1)))
         transforms = transforms[..., :3, :]
         linear = blended_transforms(carrier.lbs_weights, transforms)[..., :3]
@@ -267,7 +324,7 @@ class Avatar:
         """Move the Gaussians by expression and skinning.
 
         Means follow the blended affine transforms (as LBS moves vertices); rotations follow the blended joint
-        quaternions.
+        quaternions. Gaussians of lids grow as the skin between them is stretched (`LidEdges`).
 
         Args:
             body: the body model.
@@ -277,12 +334,12 @@ class Avatar:
             Gaussians `[B,T,...]`, the template's, then the loose ones.
         """
         batch, frames = params.expression.shape[:2]
-        carrier, canonical = self._carrier(body), self.gaussians
+        (carrier, lids), canonical = self._carrier(body), self.gaussians
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
         means, transforms = carrier.carry(canonical.means[:, None], shaped)
         joints = joint_turns(transforms)
         quats = quaternion_multiply(blended_turn(carrier.lbs_weights, joints), canonical.quats[:, None])
-        posed = replace(_repeat(canonical, frames), means=means, quats=quats)
+        posed = replace(_repeat(canonical, frames), means=means, quats=quats, scales=lids.stretched(canonical, means))
         if self.loose is None:
             return posed
         weights, loose = self.loose.skin_weights[:, None], self.loose.gaussians
