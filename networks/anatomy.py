@@ -71,11 +71,13 @@ class Anatomy:
         kind: `[V]` int64, a `Kind`.
         region: `[V]` int64, a `Region`.
         iris: `[V]` bool, the vertices of an eyeball that its iris covers.
+        is_lid: `[V]` bool, the rims that a blink moves or that lie on an eyeball.
     """
 
     kind: Tensor
     region: Tensor
     iris: Tensor
+    is_lid: Tensor
 
     @property
     def offset_bound(self) -> Tensor:
@@ -119,7 +121,7 @@ def read_anatomy(body: BodyModel) -> Anatomy:
     shapes = [i for i, name in enumerate(names) if name in _MOUTH_SHAPES]
     if blinks:
         kind[directions[:, blinks].amax(dim=1) > 2 * MOVED] = int(Kind.RIM)
-    inside = torch.zeros_like(is_skin)
+    is_lid, inside = is_skin & (kind == int(Kind.RIM)), torch.zeros_like(is_skin)
     for index, name in enumerate(body.part_names):
         of_part = body.part == index
         if name.startswith("eyeball"):
@@ -134,11 +136,12 @@ def read_anatomy(body: BodyModel) -> Anatomy:
     eyeballs = kind == int(Kind.EYEBALL)
     if bool(eyeballs.any()):
         near = torch.cdist(body.v_template, body.v_template[eyeballs]).amin(dim=1) < LID_REACH
-        kind[is_skin & near] = int(Kind.RIM)
+        is_lid |= is_skin & near
+        kind[is_lid] = int(Kind.RIM)
     if shapes and bool(inside.any()):
         near = torch.cdist(body.v_template, body.v_template[inside]).amin(dim=1) < RIM_REACH
         kind[is_skin & near & (directions[:, shapes].amax(dim=1) > 4 * MOVED)] = int(Kind.RIM)
-    return Anatomy(kind=kind, region=_regions(body, kind), iris=_iris(body, eyeballs))
+    return Anatomy(kind=kind, region=_regions(body, kind), iris=_iris(body, eyeballs), is_lid=is_lid)
 
 
 def _regions(body: BodyModel, kind: Tensor) -> Tensor:

@@ -156,6 +156,8 @@ class _Fit:
         self.lowest = torch.logit(least.clamp(_LEAST_OPAQUE, _MOST_OPAQUE)) - self.logit[:, :count]
         self.rest = reconstructor.anchors(avatar.betas)
         self.similarities = [StructuralSimilarity(one.image) for one in (photo, *further)]
+        # Of the change of a scale's logarithm: lids that shrank would not cover the eye.
+        self.smallest = torch.where(reconstructor.is_lid, 0.0, -torch.inf)[:, None]
         shapes = {"opacity": self.logit, "color": self.start.colors} | dict.fromkeys(_CHANGES[2:], self.start.means)
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
@@ -228,7 +230,10 @@ class _Fit:
 
     @torch.no_grad()
     def bound(self) -> None:
-        """Keep each Gaussian to its part of the body, lids and face opaque, and colours in [0,1]."""
+        """Keep each Gaussian to its part of the body, lids and face opaque, and colours in [0,1].
+
+        Lids do not shrink: what a photo of open eyes fits so would not cover them shut.
+        """
         count, change = self.rest.shape[1], self.changes
         change["color"].copy_((self.start.colors + change["color"]).clamp(0, 1) - self.start.colors)
         away = self.start.means[:, :count] + change["offset"][:, :count] - self.rest
@@ -236,6 +241,7 @@ class _Fit:
         within = (self.reconstructor.offset_bound[:, None] / far).clamp(max=1)
         change["offset"][:, :count] += away * (within - 1)
         change["opacity"][:, :count].clamp_(min=self.lowest)
+        change["scale"][:, :count].clamp_(min=self.smallest)
 
     @torch.no_grad()
     def drop_diverged(self) -> None:

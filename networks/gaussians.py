@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.template import HEAD_JOINTS
+from networks.anatomy import read_anatomy
 from networks.body import BodyModel, BodyParams
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
@@ -29,11 +31,10 @@ FULL_ALPHA = 0.2
 # Of several photos each counts 1/e less where a Gaussian has turned (rad) or moved with the expression (m) so far;
 # chosen on validation people.
 ALIKE_ANGLE, ALIKE_SHAPE = 0.025, 0.002
-COHERENT = (
-    20.0  # by how much the mean move of the head counts more than a Gaussian's own: lips of one photo, not of two
-)
+COHERENT = 20.0  # how much more the mean move of the head counts than a Gaussian's own: lips of one photo, not of two
 SHARPNESS = 2.0  # power of the photos' shares in a pixel: a mean of two is a blurred one
 LEAST_AGREEING = 0.25  # share of the photos, from which on they stand for the others whose part is another one
+MOST_GROWN = 4.0  # closed lids grow to 2.5 times their size; more is a Gaussian gone astray
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,71 @@ def unposed(posed: Gaussians, skin_weights: Tensor, transforms: Tensor) -> Gauss
 
 
 @dataclass(frozen=True)
+class LidEdges:
+    """The mesh's edges around Gaussians of lids, which a blink stretches.
+
+    A lid that lies folded above the open eye is drawn down over the eyeball by a blink; Gaussians as large as the fold
+    would leave gaps through which the eyeball shows.
+
+    Attributes:
+        lid: `[R]` Gaussians of lids.
+        ends: `[R,K,2]` the Gaussians at both ends of each edge; those of a missing edge are equal.
+    """
+
+    lid: Tensor
+    ends: Tensor
+
+    def stretched(self, canonical: Gaussians, means: Tensor) -> Tensor:
+        """Scales `[B,T,N,3]`: those of `canonical [B,N,...]` grown as the edges to their neighbours at `means` are.
+
+        By the square of the edges' mean growth: lids are stretched one way, so that half of the edges grow.
+        """
+        scales = canonical.scales[:, None].expand(-1, means.shape[1], -1, -1)
+        if len(self.lid) == 0:
+            return scales
+        stretch = self._length(means) / self._length(canonical.means[:, None]).clamp_min(1e-6)
+        grown = scales[:, :, self.lid] * stretch.square().clamp(1, MOST_GROWN)[..., None]
+        return scales.index_copy(2, self.lid, grown)
+
+    def _length(self, means: Tensor) -> Tensor:
+        """`[B,T,R]` sum of the edges' lengths around each Gaussian."""
+        first, second = means[:, :, self.ends].unbind(-2)
+        return (first - second).norm(dim=-1).sum(dim=-1)
+
+
+# Found once for a body and a template: it takes most of a second.
+_found_edges: weakref.WeakKeyDictionary[BodyModel, list[tuple[Tensor, LidEdges]]] = weakref.WeakKeyDictionary()
+
+
+def lid_edges(body: BodyModel, vertex_ids: Tensor) -> LidEdges:
+    """Edges of `body` around its lids, between Gaussians that the vertices `vertex_ids [N]` carry."""
+    found = _found_edges.setdefault(body, [])
+    for known, edges in found:
+        if known.device == vertex_ids.device and torch.equal(known, vertex_ids):
+            return edges
+    found.append((vertex_ids, _find_lid_edges(body, vertex_ids)))
+    return found[-1][1]
+
+
+def _find_lid_edges(body: BodyModel, vertex_ids: Tensor) -> LidEdges:
+    device = vertex_ids.device
+    carried = torch.full((len(body.v_template),), -1, device=device)
+    carried[vertex_ids] = torch.arange(len(vertex_ids), device=device)
+    lid = torch.nonzero(read_anatomy(body).is_lid[vertex_ids])[:, 0]
+    around: dict[int, set[int]] = {}
+    for a, b, c in carried[body.faces].tolist():
+        for one, other in ((a, b), (b, c), (c, a)):
+            if min(one, other) >= 0:
+                around.setdefault(one, set()).add(other)
+                around.setdefault(other, set()).add(one)
+    centres = carried[vertex_ids[lid]].tolist()  # several Gaussians may share a vertex: one of them stands for it
+    rows = [[[centre, other] for other in sorted(around.get(centre, ()))] for centre in centres]
+    most = max(map(len, rows), default=0)
+    rows = [row + [[centre, centre]] * (most - len(row)) for row, centre in zip(rows, centres, strict=True)]
+    return LidEdges(lid, torch.tensor(rows, dtype=torch.long, device=device).view(len(lid), most, 2))
+
+
+@dataclass(frozen=True)
 class Avatar:
     """A person's canonical Gaussians, `[B,...]`: the record that one photo gives.
 
@@ -317,14 +383,17 @@ class Avatar:
     texture: Texture | PhotoSet | None = None
     loose: Loose | None = None
     surface: Surface | None = None
-    # The body model that posed the avatar last, and its vertices that carry Gaussians: cut out once, not at every call.
-    _carriers: list[tuple[BodyModel, BodyModel]] = field(default_factory=list, init=False, repr=False, compare=False)
+    # The body model that posed the avatar last, its vertices that carry Gaussians and their edges at lids: cut out
+    # once, not at every call.
+    _carriers: list[tuple[BodyModel, BodyModel, LidEdges]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
-    def _carrier(self, body: BodyModel) -> BodyModel:
-        """The part of `body` that carries the Gaussians, one vertex each."""
+    def _carrier(self, body: BodyModel) -> tuple[BodyModel, LidEdges]:
+        """The part of `body` that carries the Gaussians, one vertex each, and the edges of its lids."""
         if not self._carriers or self._carriers[0][0] is not body:
-            self._carriers[:] = [(body, body.subset(self.vertex_ids))]
-        return self._carriers[0][1]
+            self._carriers[:] = [(body, body.subset(self.vertex_ids), lid_edges(body, self.vertex_ids))]
+        return self._carriers[0][1:]
 
     def canonical(self) -> Gaussians:
         """All Gaussians in the T-pose, `[B,N+M+S,...]`: the template's, the loose ones, those on its surface."""
@@ -378,7 +447,7 @@ class Avatar:
     def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
         """`[B,T,N+M+S,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
         batch, frames = params.expression.shape[:2]
-        carrier = self._carrier(body)
+        carrier, _ = self._carrier(body)
         transforms = carrier.joint_transforms(replace(params, betas=self.betas[:, None].expand(batch, frames, -1)))
         transforms = transforms[..., :3, :]
         weights = [carrier.lbs_weights, *(weights for _, weights, _ in self._others(carrier))]
@@ -393,7 +462,7 @@ class Avatar:
             body: the body model.
             params: the pose, `[B]`.
         """
-        carrier = self._carrier(body)
+        carrier, _ = self._carrier(body)
         _, transforms, added = carrier.carry(self.gaussians.means.detach(), replace(params, betas=self.betas))
         weights = posed.mixed(carrier.lbs_weights[None, None])[:, 0]
         rest = unposed(posed.gaussians, weights, transforms)
@@ -404,7 +473,7 @@ class Avatar:
         """Move the Gaussians by expression and skinning.
 
         Means follow the blended affine transforms (as LBS moves vertices); rotations follow the blended joint
-        quaternions.
+        quaternions. Gaussians of lids grow as the skin between them is stretched (`LidEdges`).
 
         Args:
             body: the body model.
@@ -414,12 +483,13 @@ class Avatar:
             Gaussians `[B,T,...]` in the order of `canonical`.
         """
         batch, frames = params.expression.shape[:2]
-        carrier, canonical = self._carrier(body), self.gaussians
+        (carrier, lids), canonical = self._carrier(body), self.gaussians
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
         means, transforms, added = carrier.carry(canonical.means[:, None], shaped)
         joints = joint_turns(transforms)
         quats = quaternion_multiply(blended_turn(carrier.lbs_weights, joints), canonical.quats[:, None])
-        parts = [replace(_repeat(canonical, frames), means=means, quats=quats)]
+        scales = lids.stretched(canonical, means)
+        parts = [replace(_repeat(canonical, frames), means=means, quats=quats, scales=scales)]
         for other, weights, moved in self._others(carrier, added):
             start = other.means[:, None] if moved is None else other.means[:, None] + moved
             blended = blended_transforms(weights, transforms)
@@ -452,7 +522,7 @@ class Avatar:
     def head_positions(self, body: BodyModel, params: BodyParams, means: Tensor) -> Tensor:
         """Posed `means [B,T,N+M,3]` in the axes of the posed head; zeros for Gaussians that it does not carry."""
         batch, frames = means.shape[:2]
-        carrier = self._carrier(body)
+        carrier, _ = self._carrier(body)
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
         head = carrier.joint_transforms(shaped)[..., HEAD_JOINTS[0], :3, :]
         inside = (means - head[..., None, :, 3]) @ head[..., :3]

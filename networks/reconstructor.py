@@ -257,6 +257,7 @@ class GaussianReconstructor(nn.Module):
         self.register_buffer("label", body.part[ids], persistent=False)
         self.register_buffer("face_label", body.part[body.faces[:, 0]], persistent=False)
         self.register_buffer("kind", anatomy.kind[ids], persistent=False)
+        self.register_buffer("is_lid", anatomy.is_lid[ids], persistent=False)
         self.register_buffer("is_inner", anatomy.is_inner[ids], persistent=False)
         self.register_buffer("prior_color", anatomy.prior_color[ids], persistent=False)
         self.register_buffer("offset_bound", anatomy.offset_bound[ids].clamp(max=self.max_offset), persistent=False)

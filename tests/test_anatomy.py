@@ -46,6 +46,7 @@ def test_lids_and_lips_are_where_the_detector_outlines_them(body: BodyModel, ana
     for outline in (lids, lips):
         nearest = skin[torch.cdist(outline, body.v_template[skin]).argmin(dim=1)]
         assert (anatomy.kind[nearest] == int(Kind.RIM)).all()
+        assert anatomy.is_lid[nearest].all() == (outline is lids)
     rims = body.v_template[anatomy.kind == int(Kind.RIM)]
     away = torch.minimum(torch.cdist(rims, lids).amin(dim=1), torch.cdist(rims, lips).amin(dim=1))
     assert away.max() < 0.035

@@ -85,6 +85,7 @@ def test_bounds_by_part_hold(reconstructor: GaussianReconstructor, start: Avatar
     assert away[reconstructor.offset_bound > 0.1].max() > 1e-3  # skin did move
     least = torch.minimum(first.opacities[0], reconstructor.least_opacity)
     assert (gaussians.opacities[0] >= least - 1e-4).all()
+    assert (gaussians.scales >= first.scales * (1 - 1e-5))[0, reconstructor.is_lid].all()  # they must cover shut eyes
     assert gaussians.colors.min() >= -1e-6
     assert gaussians.colors.max() <= 1 + 1e-6
     assert (gaussians.opacities[first.opacities < 1e-3] == 0).all()  # what the hull took away stays away
@@ -152,7 +153,7 @@ def test_two_people_of_a_batch_are_fitted_as_each_alone(
         for name, value in vars(alone.canonical()).items():
             # Adam's first steps make much of rounding where a gradient is nearly zero: few values may differ.
             near = torch.isclose(getattr(together.canonical(), name)[index], value[0], atol=1e-5, rtol=1e-4)
-            assert near.float().mean() > 0.995
+            assert near.float().mean() > 0.99
 
 
 def _one(avatar: Avatar, index: int) -> Avatar:

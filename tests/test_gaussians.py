@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from networks.anatomy import read_anatomy
 from networks.body import BodyModel, BodyParams
 from networks.gaussians import Avatar, Gaussians, Loose, Texture, copied, splat
 from tests.conftest import ROOT
@@ -126,3 +128,28 @@ def test_a_soft_matte_is_a_soft_coverage() -> None:
     ramp = torch.linspace(0, 1, SIZE).expand(SIZE, SIZE)
     maps = drawn(*wall_before_the_camera(ramp, 0.0, 0.9, 1.0))
     torch.testing.assert_close(maps.coverage[0, 0, 0, MIDDLE, MIDDLE], ramp[MIDDLE, MIDDLE], atol=1e-3, rtol=0)
+
+
+def test_lids_grow_by_the_square_of_their_edges_stretch(body: BodyModel) -> None:
+    """On the body's own vertices, against its mesh in numpy; skin elsewhere keeps its size."""
+    anatomy = read_anatomy(body)
+    rest = body.v_template[None]
+    sizes, count = torch.full_like(rest, 0.002), len(body.v_template)
+    quats = torch.tensor([1.0, 0, 0, 0]).expand(1, count, 4)
+    gaussians = Gaussians(rest, quats, sizes, rest[..., 0], rest, rest[..., :0])
+    avatar = Avatar(gaussians, torch.zeros(1, 10), torch.arange(count), torch.zeros(1, 3))
+    params = BodyParams.zeros((1, 1), body.num_expressions)
+    assert torch.equal(avatar.pose(body, params).scales[:, 0], sizes)
+    params.expression[..., body.expression_names.index("eyeBlinkLeft")] = 1
+    posed = avatar.pose(body, params)
+    edges = np.unique(np.sort(body.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).numpy(), axis=1), axis=0)
+    total = np.zeros((2, count))
+    for row, points in zip(total, (rest[0].numpy(), posed.means[0, 0].numpy()), strict=True):
+        length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)
+        np.add.at(row, edges[:, 0], length)
+        np.add.at(row, edges[:, 1], length)
+    lids = anatomy.is_lid.numpy()
+    expected = np.clip((total[1] / total[0])[lids] ** 2, 1, 4)
+    assert expected.max() > 1.5
+    np.testing.assert_allclose(posed.scales[0, 0, lids, 0].numpy() / 0.002, expected, rtol=1e-3)
+    assert (posed.scales[0, 0, ~lids] == 0.002).all()

@@ -1,0 +1,264 @@
+"""Do fitted avatars obey anatomy? `python -m benchmarks.anatomy [--clips people/validation ...] [--json]`.
+
+R1 A closed mouth shows no teeth, closed lids show no eyeball: anchors of those kinds that
+   `GaussianReconstructor.project` calls visible, in frames whose track says closed and in a made-up closed pose.
+R2 Lids cover: with both eyes shut, the share of lids and skin in what is splatted at each eyeball's centre.
+R3 The mouth opens: with the jaw opened, the share of pixels within the inner lips that show teeth, tongue or the
+   mouth's inside, and how much brighter teeth are than the mouth's inside.
+R4 L1 of the textured row in boxes of eyes and mouth, in frames with the eyes half shut or the jaw open, of the
+   feed-forward avatar and of the fitted one.
+
+Each clip is read outside of its test blocks; its photo is that of its splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from datamodules.batch import VideoBatch
+from datamodules.clip import Clip
+from datamodules.sources import clip_files
+from datamodules.video import WindowReader
+from losses.image import box_weight, l1, weighted_mean
+from metrics.table import format_table
+from networks.anatomy import Kind
+from networks.body import BodyModel, BodyParams
+from networks.conditioner import photo_of
+from networks.fit import FitOptions, fit_avatar
+from networks.gaussians import Avatar, splat
+from networks.reconstructor import GaussianReconstructor, Photo
+from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from tools.track.correspond import DEFAULT_LANDMARKS, LIP_CORNERS, LOWER_INNER_LIP, UPPER_INNER_LIP
+
+CLIPS = ["assets/clips/webcam_man.mp4"]
+SIZE = 128  # px of photos and frames
+FINE = 4  # pictures of made-up poses are so many times larger: a mouth of 128 px has few pixels
+CLOSED_JAW, CLOSED_LIDS = 0.02, 0.8  # rad and blink: the track says closed
+CLOSED_LIPS = 0.002  # m: smiling lips are parted, whatever the jaw
+HALF_SHUT, OPEN_JAW = 0.5, 0.1  # blink and rad: frames of R4
+SHUT, OPENED = 1.0, 0.3  # blink and rad of the made-up poses
+MOST_FRAMES = 16  # of each condition, spread evenly
+LEAST_COVER, LEAST_INTERIOR, LEAST_CONTRAST = 0.9, 0.5, 0.15
+MARGIN = 0.6  # of a box, as a share of its sides
+MOUTH, INTERIOR = (Kind.TEETH, Kind.TONGUE), (Kind.TEETH, Kind.TONGUE, Kind.CAVITY)
+BLINKS = ("eyeBlinkLeft", "eyeBlinkRight")
+LIPS = (LIP_CORNERS[0], *UPPER_INNER_LIP, LIP_CORNERS[1], *LOWER_INNER_LIP[::-1])  # the inner outline, in order
+
+
+def spread(numbers: np.ndarray) -> np.ndarray:
+    """At most MOST_FRAMES of the frame numbers, spread evenly."""
+    return numbers[np.unique(np.linspace(0, len(numbers) - 1, min(MOST_FRAMES, len(numbers))).round().astype(int))]
+
+
+def conditions(clip: Clip, body: BodyModel) -> dict[str, np.ndarray]:
+    """Frame numbers of each condition, outside of the clip's test blocks."""
+    is_read = replace(clip.splits, validation=[]).free_mask(clip.num_frames) & clip.track["frame_valid"]
+    points = face_points(body(BodyParams.from_track(clip.track, np.arange(clip.num_frames)))[0], body)
+    gap = (points[:, list(UPPER_INNER_LIP)] - points[:, list(LOWER_INNER_LIP)]).norm(dim=-1).amax(dim=-1).numpy()
+    jaw = clip.track["jaw_pose"][:, 0]
+    blink = clip.track["expression"][:, [body.expression_names.index(name) for name in BLINKS]].min(axis=1)
+    chosen = {
+        "closed_mouth": (jaw < CLOSED_JAW) & (gap < CLOSED_LIPS), "closed_lids": blink > CLOSED_LIDS,
+        "eyes": blink > HALF_SHUT, "mouth": jaw > OPEN_JAW,
+    }  # fmt: skip
+    return {name: spread(np.flatnonzero(is_read & mask)) for name, mask in chosen.items()}
+
+
+def frame_photo(batch: VideoBatch, frame: int) -> Photo:
+    """A frame as a photo of its own."""
+    return Photo(
+        image=batch.frames[:, frame],
+        mask=batch.masks[:, frame],
+        body=batch.body.map(lambda value: value[:, frame]),
+        intrinsics=batch.intrinsics[:, frame],
+        world_to_camera=batch.world_to_camera[:, frame],
+        background=batch.background,
+    )
+
+
+def posed(photo: Photo, body: BodyModel, blink: float = 0.0, jaw: float = 0.0) -> BodyParams:
+    """The photo's pose `[1,...]` without its expression, with these lids and this jaw."""
+    params = photo.body.map(torch.clone)
+    params.expression.zero_()
+    params.expression[:, [body.expression_names.index(name) for name in BLINKS]] = blink
+    params.jaw_pose.zero_()
+    params.jaw_pose[:, 0] = jaw
+    return params
+
+
+def count_visible(reconstructor: GaussianReconstructor, photo: Photo, kinds: Sequence[Kind]) -> int:
+    """Anchors of some kinds that the photo shows."""
+    visible = reconstructor.project(photo).visible[0] > 0
+    return int(sum((visible & (reconstructor.kind == int(kind))).sum() for kind in kinds))
+
+
+def pixels_of(points: Tensor, photo: Photo) -> Tensor:
+    """Places `[...,N,2]` in px of a FINE picture, of `points [...,N,3]` m."""
+    camera = photo.world_to_camera[0]
+    projected = (points @ camera[:3, :3].T + camera[:3, 3]) @ photo.intrinsics[0].T
+    return FINE * projected[..., :2] / projected[..., 2:]
+
+
+def drawn(
+    reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo, params: BodyParams, kinds: Sequence[Kind]
+) -> Tensor:
+    """`[H,W]` of a FINE picture: share of each pixel that Gaussians of some kinds have; loose ones are of no kind."""
+    gaussians = avatar.pose(reconstructor.body, params.map(lambda value: value[:, None]))
+    chosen = torch.zeros_like(gaussians.opacities)
+    count = len(reconstructor.kind)
+    for kind in kinds:
+        chosen[..., :count] += (reconstructor.kind == int(kind)).float()
+    intrinsics = photo.intrinsics[:, None].clone()
+    intrinsics[..., :2, :] *= FINE
+    shown = replace(gaussians, features=chosen[..., None])
+    camera = photo.world_to_camera[:, None]
+    return splat(shown, intrinsics, camera, FINE * photo.image.shape[-1], avatar.background).features[0, 0, 0]
+
+
+def face_points(vertices: Tensor, body: BodyModel) -> Tensor:
+    """The detector's points `[...,478,3]` m on posed `vertices [...,V,3]`."""
+    with np.load(DEFAULT_LANDMARKS, allow_pickle=False) as archive:
+        corners, weights = body.faces[torch.from_numpy(archive["face_index"])], archive["face_barycentric"]
+    return (vertices[..., corners, :] * torch.from_numpy(weights)[..., None]).sum(dim=-2)
+
+
+def lid_cover(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo) -> float:
+    """R2: share of lids and skin at the centre of the eyeball that they cover worst."""
+    body, params = reconstructor.body, posed(photo, reconstructor.body, blink=SHUT)
+    vertices = body(params)[0][0]
+    names = [k for k, name in enumerate(body.part_names) if name.startswith("eyeball")]
+    centres = torch.stack([vertices[body.part == k].mean(dim=0) for k in names])
+    cover = drawn(reconstructor, avatar, photo, params, (Kind.RIM, Kind.FACE, Kind.BODY))
+    columns, rows = pixels_of(centres, photo).long().clamp(0, len(cover) - 1).unbind(-1)
+    return float(cover[rows, columns].min())
+
+
+def open_mouth(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo) -> dict[str, float]:
+    """R3: share of the opening that is mostly interior, and luminance of teeth less that of the mouth's inside."""
+    body, params = reconstructor.body, posed(photo, reconstructor.body, jaw=OPENED)
+    vertices = body(params)[0][0]
+    interior = drawn(reconstructor, avatar, photo, params, INTERIOR)
+    opening = Image.new("1", interior.shape[::-1])
+    ring = pixels_of(face_points(vertices, body)[list(LIPS)], photo)
+    ImageDraw.Draw(opening).polygon([(float(x), float(y)) for x, y in ring], fill=1)
+    inside = interior[torch.from_numpy(np.asarray(opening))]
+    light = avatar.gaussians.colors[0].mean(dim=1)
+    is_mouth = (body.part == body.part_names.index("mouth_cavity"))[avatar.vertex_ids]
+    teeth = light[reconstructor.kind == int(Kind.TEETH)].mean()
+    return {
+        "open_interior": float((inside > 0.5).float().mean()),
+        "teeth_contrast": float(teeth - light[is_mouth].mean()),
+    }
+
+
+@torch.no_grad()
+def crop_error(reconstructor: GaussianReconstructor, avatar: Avatar, batch: VideoBatch, kinds: Sequence[Kind]) -> float:
+    """R4: L1 of the textured row within the boxes of some kinds' vertices, one box on each side of the body."""
+    body = reconstructor.body
+    maps = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+    error = l1(maps.textured, batch.frames)[0]
+    ids = reconstructor.template.vertex_ids[sum((reconstructor.kind == int(k)) for k in kinds).bool()]
+    vertices = body(batch.body, ids)[0][0]
+    inside = torch.zeros_like(error[:, :1])
+    sides = (body.v_template[ids, 0] > 0, body.v_template[ids, 0] <= 0)
+    for is_side in sides:
+        camera = batch.world_to_camera[0]
+        seen = vertices[:, is_side] @ camera[:, :3, :3].mT + camera[:, None, :3, 3]
+        projected = seen @ batch.intrinsics[0].mT
+        places = projected[..., :2] / projected[..., 2:]
+        low, high = places.amin(dim=1), places.amax(dim=1)
+        room = MARGIN * (high - low)
+        size = error.shape[-1]
+        inside = torch.maximum(inside, box_weight(torch.cat([low - room, high + room], 1), size, size, 1.0, 0.0))
+    return float(weighted_mean(error, inside).mean())
+
+
+@torch.no_grad()
+def measure(reconstructor: GaussianReconstructor, clip: Clip, options: FitOptions) -> dict[str, float]:
+    """All figures of one clip; those of conditions that the clip never meets are left out."""
+    reader, reference = WindowReader(BACKGROUND), clip.reference_frame()
+    photo = photo_of(reader.read(clip, np.asarray([reference]), reference, SIZE))
+    avatar, _ = reconstructor(photo)
+    fitted = fit_avatar(reconstructor, avatar, photo, options, show_progress=sys.stderr.isatty())
+    closed = replace(photo, body=posed(photo, reconstructor.body, blink=SHUT))
+    figures: dict[str, float] = {
+        "pose_teeth": count_visible(reconstructor, closed, INTERIOR),
+        "pose_eyeballs": count_visible(reconstructor, closed, (Kind.EYEBALL,)),
+    }
+    frames = {
+        name: reader.read(clip, numbers, reference, SIZE)
+        for name, numbers in conditions(clip, reconstructor.body).items()
+        if len(numbers)
+    }
+    for name, kinds in (("closed_mouth", (Kind.TEETH,)), ("closed_lids", (Kind.EYEBALL,))):
+        if name in frames:
+            batch = frames[name]
+            counts = [count_visible(reconstructor, frame_photo(batch, t), kinds) for t in range(batch.frames.shape[1])]
+            figures |= {f"{name}_frames": len(counts), f"{name}_shown": float(np.mean(counts))}
+    for prefix, one in (("feed_forward_", avatar), ("", fitted)):
+        figures[f"{prefix}lid_cover"] = lid_cover(reconstructor, one, photo)
+        figures |= {f"{prefix}{name}": value for name, value in open_mouth(reconstructor, one, photo).items()}
+        for name, kinds in (("eyes", (Kind.EYEBALL,)), ("mouth", MOUTH)):
+            if name in frames:
+                figures[f"{prefix}{name}_l1"] = crop_error(reconstructor, one, frames[name], kinds)
+    return figures
+
+
+def summary(rows: Sequence[dict[str, float]]) -> dict[str, float | int | bool]:
+    """Means over the clips that have a figure, and whether every clip meets R1, R2 and R3."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    result: dict[str, float | int | bool] = {"clips": len(rows)}
+    for name in names:
+        result[name] = round(float(np.mean([row[name] for row in rows if name in row])), 4)
+
+    def met(*tests: tuple[str, Callable[[float], bool]]) -> bool:
+        return all(test(row[name]) for row in rows for name, test in tests if name in row)
+
+    def is_none(value: float) -> bool:
+        return value == 0
+
+    shown = ("pose_teeth", "pose_eyeballs", "closed_mouth_shown", "closed_lids_shown")
+    result["R1_met"] = met(*((name, is_none) for name in shown))
+    result["R2_met"] = met(("lid_cover", lambda value: value >= LEAST_COVER))
+    result["R3_met"] = met(
+        ("open_interior", lambda value: value >= LEAST_INTERIOR),
+        ("teeth_contrast", lambda value: value >= LEAST_CONTRAST),
+    )
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
+    parser.add_argument("--clips", nargs="+", default=CLIPS, help="clips, folders or patterns (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=FitOptions.steps, help="of the fit (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    reconstructor = load_reconstructor(BODY, WEIGHTS)
+    rows = {}
+    for path in [path for source in given.clips for path in clip_files(source)[0]]:
+        rows[path.stem] = measure(reconstructor, Clip(path), FitOptions(steps=given.steps))
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = {name: {clip: row.get(name) for clip, row in rows.items()} for name in columns}
+    print(format_table(lines, list(rows)), file=sys.stderr)
+    flat = summary(list(rows.values()))
+    for name in ("R1_met", "R2_met", "R3_met"):
+        print(f"{name}: {'yes' if flat[name] else 'NO'}", file=sys.stderr)
+    if given.json:
+        print(json.dumps(flat))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")

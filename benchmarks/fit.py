@@ -1,0 +1,146 @@
+"""What the fit to the photo gives: `python -m benchmarks.fit [--clips people/validation ...] [--json]`.
+
+Each clip's person is reconstructed from its photo and fitted with several settings: other numbers of steps, and each
+term of `FitOptions` off. PSNR (dB) and perceptual distance (`vgg`) of the avatar with the photo as texture and of its
+splat alone, in the photo's own pose (`own`) and in the clip's held-out block (its validation block; of a clip without
+splits, its most moving 48 frames). Then the seconds of a fit of the first clip at 128 and 384 px, and the share of
+them that the rasterizer takes, forward and backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from datamodules.batch import VideoBatch
+from datamodules.clip import Clip
+from datamodules.hold_out import held_out_block
+from datamodules.sources import clip_files
+from datamodules.video import WindowReader
+from metrics.image import psnr
+from metrics.perceptual import metric_network, perceptual_measures
+from metrics.table import format_table
+from networks.conditioner import photo_of
+from networks.fit import FitOptions, fit_avatar
+from networks.gaussians import Avatar
+from networks.reconstructor import GaussianReconstructor
+from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+
+CLIPS = ["assets/clips/webcam_man.mp4"]
+SIZE, TIMED_SIZES = 128, (128, 384)  # px
+RASTERIZER = ("_Splatting", "_SplattingBackward")  # names of the operation in a profile
+FIT = FitOptions()
+PROPERTIES = ("opacity", "color", "scale", "offset", "rotation")
+# Setting -> options. A rate of 0 leaves a property as the network gave it; a pull of 0 lets all move freely.
+SETTINGS: dict[str, FitOptions] = {
+    **{f"{steps} steps": replace(FIT, steps=steps) for steps in (0, 40, 80, 160)},
+    **{f"no {name}": replace(FIT, **{f"{name}_rate": 0.0}) for name in PROPERTIES},
+    "no alpha term": replace(FIT, alpha_weight=0.0),
+    "no SSIM term": replace(FIT, ssim_weight=0.0),
+    "no pulls": replace(FIT, **{f"{name}_pull": 0.0 for name in PROPERTIES}),
+}
+
+
+def read(path: str, size: int, stride: int) -> VideoBatch:
+    """The held-out block of a clip, every `stride`-th valid frame, with its photo."""
+    clip = Clip(path)
+    first, last = held_out_block(clip)
+    numbers = np.arange(first, last + 1, stride)
+    numbers = numbers[clip.track["frame_valid"][numbers]]
+    has_splits = clip.sidecar(".splits.yaml").is_file()
+    return WindowReader(BACKGROUND).read(clip, numbers, clip.reference_frame() if has_splits else 0, size)
+
+
+def compare(frames: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Mean PSNR and perceptual distance of `[T,3,H,W]`."""
+    network, frames = metric_network("stlpips", truth.device), frames.clamp(0, 1)
+    distance = perceptual_measures(network, truth, {"one": frames})["one"].distance
+    return float(psnr(frames, truth).mean()), float(distance.mean())
+
+
+@torch.no_grad()
+def measure(reconstructor: GaussianReconstructor, avatar: Avatar, batch: VideoBatch) -> dict[str, float]:
+    """All figures of one avatar."""
+    body, size, figures = reconstructor.body, batch.frames.shape[-1], {}
+    photo = photo_of(batch)
+    camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
+    own = avatar.render(body, photo.body.map(lambda value: value[:, None]), *camera, size)
+    block = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, size)
+    for place, maps, truth in (("own", own, batch.reference), ("block", block, batch.frames[0])):
+        for row, frames in (("textured", maps.textured[0]), ("splat", maps.rgb[0])):
+            figures[f"{place}_{row}_psnr"], figures[f"{place}_{row}_perceptual"] = compare(frames, truth)
+    return figures
+
+
+def timed(reconstructor: GaussianReconstructor, batch: VideoBatch) -> tuple[float, float]:
+    """Seconds of a fit, and the rasterizer's share of a profiled one."""
+    photo = photo_of(batch)
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo)
+    fit_avatar(reconstructor, avatar, photo, replace(FIT, steps=1))  # compiled kernels are loaded
+    start = time.perf_counter()
+    fit_avatar(reconstructor, avatar, photo, FIT)
+    seconds = time.perf_counter() - start
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        start = time.perf_counter()
+        fit_avatar(reconstructor, avatar, photo, FIT)
+        whole = time.perf_counter() - start
+    inside = sum(event.self_cpu_time_total for event in record.key_averages() if event.key in RASTERIZER)
+    return seconds, inside / 1e6 / whole
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
+    parser.add_argument("--clips", nargs="+", default=CLIPS, help="clips, folders or patterns (default: %(default)s)")
+    parser.add_argument(
+        "--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), help="which to measure"
+    )
+    parser.add_argument("--stride", type=int, default=3, help="measure every n-th frame (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    if given.stride < 1:
+        parser.error("--stride must be at least 1")
+    paths = [path for source in given.clips for path in clip_files(source)[0]]
+    reconstructor = load_reconstructor(BODY, WEIGHTS)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in given.settings}
+    for path in paths:
+        batch = read(path, SIZE, given.stride)
+        photo = photo_of(batch)
+        with torch.no_grad():
+            avatar, _ = reconstructor(photo)
+        for name in given.settings:
+            print(f"{path.stem}: {name}", file=sys.stderr, flush=True)
+            fitted = fit_avatar(reconstructor, avatar, photo, SETTINGS[name])
+            found[name].append(measure(reconstructor, fitted, batch))
+    means = {
+        name: {column: statistics.fmean(row[column] for row in rows) for column in rows[0]}
+        for name, rows in found.items()
+    }
+    print(format_table(means, list(next(iter(means.values())))), file=sys.stderr)
+    flat: dict[str, float | int] = {"clips": len(paths), "threads": torch.get_num_threads()}
+    for name, figures in means.items():
+        flat |= {f"{name}/{column}": round(value, 4) for column, value in figures.items()}
+    for size in TIMED_SIZES:
+        seconds, share = timed(reconstructor, read(paths[0], size, given.stride))
+        flat |= {f"fit_{size}px_s": round(seconds, 2), f"fit_{size}px_rasterizer_share": round(share, 3)}
+        print(f"fit at {size} px: {seconds:.2f} s, {share:.0%} of it in the rasterizer", file=sys.stderr)
+    if given.json:
+        print(json.dumps(flat))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
