@@ -145,6 +145,12 @@ def test_one_photo_is_the_plain_fit(reconstructor: GaussianReconstructor, halves
     assert fit_avatar(reconstructor, avatar, photo, FitOptions(steps=0)) is avatar
 
 
+def test_many_photos_take_more_steps() -> None:
+    steps = {photos: FitOptions().num_steps(photos) for photos in (1, 4, 5, 8, 16)}
+    assert steps == {1: 80, 4: 80, 5: 80, 8: 120, 16: 240}
+    assert FitOptions(steps=0).num_steps(16) == 0
+
+
 def test_two_photos_that_show_one_half_each_give_an_avatar_of_both(
     reconstructor: GaussianReconstructor, halves: tuple
 ) -> None:
