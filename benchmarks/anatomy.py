@@ -43,7 +43,7 @@ CLIPS = ["assets/clips/webcam_man.mp4"]
 SIZE = 128  # px of photos and frames
 FINE = 4  # pictures of made-up poses are so many times larger: a mouth of 128 px has few pixels
 CLOSED_JAW, CLOSED_LIDS = 0.02, 0.8  # rad and blink: the track says closed
-CLOSED_LIPS = 0.002  # m: smiling lips are parted, whatever the jaw
+CLOSED_LIPS = 0.001  # m farther apart than without an expression: smiling lips are parted, whatever the jaw
 HALF_SHUT, OPEN_JAW = 0.5, 0.1  # blink and rad: frames of R4
 SHUT, OPENED = 1.0, 0.3  # blink and rad of the made-up poses
 MOST_FRAMES = 16  # of each condition, spread evenly
@@ -62,8 +62,12 @@ def spread(numbers: np.ndarray) -> np.ndarray:
 def conditions(clip: Clip, body: BodyModel) -> dict[str, np.ndarray]:
     """Frame numbers of each condition, outside of the clip's test blocks."""
     is_read = replace(clip.splits, validation=[]).free_mask(clip.num_frames) & clip.track["frame_valid"]
-    points = face_points(body(BodyParams.from_track(clip.track, np.arange(clip.num_frames)))[0], body)
-    gap = (points[:, list(UPPER_INNER_LIP)] - points[:, list(LOWER_INNER_LIP)]).norm(dim=-1).amax(dim=-1).numpy()
+    track = BodyParams.from_track(clip.track, np.arange(clip.num_frames))
+    neutral = BodyParams.zeros((1,), body.num_expressions)
+    neutral.betas = track.betas[:1]
+    points = face_points(torch.cat([body(neutral)[0], body(track)[0]]), body)
+    gap = (points[:, list(UPPER_INNER_LIP)] - points[:, list(LOWER_INNER_LIP)]).norm(dim=-1)
+    gap = (gap[1:] - gap[:1]).amax(dim=-1).numpy()
     jaw = clip.track["jaw_pose"][:, 0]
     blink = clip.track["expression"][:, [body.expression_names.index(name) for name in BLINKS]].min(axis=1)
     chosen = {
@@ -150,7 +154,7 @@ def open_mouth(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Phot
     opening = Image.new("1", interior.shape[::-1])
     ring = pixels_of(face_points(vertices, body)[list(LIPS)], photo)
     ImageDraw.Draw(opening).polygon([(float(x), float(y)) for x, y in ring], fill=1)
-    inside = interior[torch.from_numpy(np.asarray(opening))]
+    inside = interior[torch.from_numpy(np.array(opening))]
     light = avatar.gaussians.colors[0].mean(dim=1)
     is_mouth = (body.part == body.part_names.index("mouth_cavity"))[avatar.vertex_ids]
     teeth = light[reconstructor.kind == int(Kind.TEETH)].mean()

@@ -277,7 +277,8 @@ class GaussianReconstructor(nn.Module):
         """Project the anchors and test their visibility against a z-buffer of the posed mesh.
 
         An anchor is seen where nothing lies more than VISIBLE_WITHIN before it, where the front triangle is of its own
-        part (a tooth does not take the lip's pixel), where it faces the camera and the photo's matte holds it.
+        part (a tooth does not take the lip's pixel), where it faces the camera and the photo's matte holds it. What
+        lies in the mouth is seen where it fills a pixel: a chink between lips has no colour of its own.
         """
         with torch.no_grad():
             vertices, _ = self.body(photo.body)
@@ -302,10 +303,12 @@ class GaussianReconstructor(nn.Module):
             # The farthest of 3 x 3 pixels: at a grazing angle the surface falls by millimetres within one.
             depth = F.max_pool2d(torch.where(view.face < 0, 0.0, view.depth)[:, None], 3, 1, 1)[:, 0]
             is_uncovered, there = read((view.face < 0).float()) > 0.5, read(depth)
-            label = read(torch.where(view.face < 0, -1, self.face_label[view.face.clamp_min(0)]).float())
+            labels = torch.where(view.face < 0, -1, self.face_label[view.face.clamp_min(0)]).float()
+            label, fills = read(labels), read(_is_uniform(labels, MESH_OVERSAMPLING + 1)) > 0.5
             covered = F.grid_sample(photo.mask, grid[:, :, None], mode="bilinear", align_corners=False)[:, 0, :, 0]
             facing = -(normals * F.normalize(inside, dim=-1)).sum(-1)
             in_front = is_uncovered | ((inside[..., 2] < there + VISIBLE_WITHIN) & (label == self.label))
+            in_front &= ~self.is_inner | (self.kind == int(Kind.EYEBALL)) | fills
             visible = in_front & (facing > LEAST_FACING) & (covered > 0.8) & (grid.abs() < 1).all(-1)
         return Projection(grid=grid, visible=visible.float(), normals=normals)
 
@@ -527,6 +530,13 @@ def _in_hull(places: Tensor, matte: Tensor) -> Tensor:
     """
     there = F.grid_sample(matte, places[:, :, None], padding_mode="border", align_corners=False)[:, 0, :, 0]
     return torch.where((places.abs() <= 1).all(dim=-1), there, 1.0)
+
+
+def _is_uniform(labels: Tensor, side: int) -> Tensor:
+    """`[B,H,W]` 1 where `labels [B,H,W]`, whole numbers, are all equal within `side` x `side` pixels, else 0."""
+    reach = side // 2
+    highest, lowest = (sign * F.max_pool2d(sign * labels[:, None], side, 1, reach)[:, 0] for sign in (1, -1))
+    return (highest == lowest).float()
 
 
 def _vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
