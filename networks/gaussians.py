@@ -342,6 +342,7 @@ def lid_edges(body: BodyModel, vertex_ids: Tensor) -> LidEdges:
     return found[-1][1]
 
 
+@torch.inference_mode(False)  # they are kept, and a fit, which needs gradients, may be the next to read them
 def _find_lid_edges(body: BodyModel, vertex_ids: Tensor) -> LidEdges:
     device = vertex_ids.device
     carried = torch.full((len(body.v_template),), -1, device=device)

@@ -243,3 +243,16 @@ def test_a_conditioner_in_training_does_not_fit(
     unfitted = Conditioner(reconstructor, BlockCodec(), FitOptions(steps=0)).eval()
     assert same(unfitted.reconstruct(batch)[0].canonical(), start.canonical())
     assert counted == []
+
+
+def test_an_avatar_first_posed_in_inference_mode_is_fitted(clip_path: Path) -> None:
+    """What posing keeps for later must be no tensor of inference mode: the fit needs gradients through it."""
+    torch.manual_seed(0)
+    fresh = build_reconstructor(
+        str(ROOT / "assets/body/smplx_anny.npz"), True, 4, ReconstructorOptions(num_clusters=64)
+    )
+    with torch.inference_mode():
+        photo = read(clip_path, 3)
+        avatar, _ = fresh(photo)
+        fitted = fit_avatar(fresh, avatar, photo, FitOptions(steps=2))
+    assert not torch.equal(fitted.gaussians.colors, avatar.gaussians.colors)
