@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -108,6 +109,7 @@ def _table(values: dict[Kind, float], kind: Tensor) -> Tensor:
     return torch.tensor([values[k] for k in Kind], device=kind.device)[kind]
 
 
+@lru_cache(maxsize=2)  # every new avatar asks for it
 def read_anatomy(body: BodyModel) -> Anatomy:
     """Find the kinds of a body model's vertices, by its labels of parts and by what its expressions move.
 

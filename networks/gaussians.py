@@ -347,9 +347,10 @@ def _find_lid_edges(body: BodyModel, vertex_ids: Tensor) -> LidEdges:
     device = vertex_ids.device
     carried = torch.full((len(body.v_template),), -1, device=device)
     carried[vertex_ids] = torch.arange(len(vertex_ids), device=device)
-    lid = torch.nonzero(read_anatomy(body).is_lid[vertex_ids])[:, 0]
+    is_lid = read_anatomy(body).is_lid.to(device)
+    lid = torch.nonzero(is_lid[vertex_ids])[:, 0]
     around: dict[int, set[int]] = {}
-    for a, b, c in carried[body.faces].tolist():
+    for a, b, c in carried[body.faces[is_lid[body.faces].any(dim=1)]].tolist():
         for one, other in ((a, b), (b, c), (c, a)):
             if min(one, other) >= 0:
                 around.setdefault(one, set()).add(other)

@@ -295,16 +295,19 @@ class GaussianReconstructor(nn.Module):
             ids = self.template.vertex_ids
             normals = _vertex_normals(vertices, self.body.faces)[:, ids] @ camera[:, :3, :3].mT
 
-            def read(values: Tensor) -> Tensor:
+            def read(values: Tensor, right: float = 0.0, down: float = 0.0) -> Tensor:
+                """At the anchors, or so many of the photo's pixels beside them."""
+                places = grid[:, :, None] + grid.new_tensor([2 * right / width, 2 * down / height])
                 return F.grid_sample(
-                    values[:, None], grid[:, :, None], mode="nearest", padding_mode="zeros", align_corners=False
+                    values[:, None], places, mode="nearest", padding_mode="zeros", align_corners=False
                 )[:, 0, :, 0]
 
             # The farthest of 3 x 3 pixels: at a grazing angle the surface falls by millimetres within one.
             depth = F.max_pool2d(torch.where(view.face < 0, 0.0, view.depth)[:, None], 3, 1, 1)[:, 0]
             is_uncovered, there = read((view.face < 0).float()) > 0.5, read(depth)
             labels = torch.where(view.face < 0, -1, self.face_label[view.face.clamp_min(0)]).float()
-            label, fills = read(labels), read(_is_uniform(labels, MESH_OVERSAMPLING + 1)) > 0.5
+            label, half = read(labels), (-0.5, 0.0, 0.5)
+            fills = torch.stack([read(labels, x, y) == label for x in half for y in half]).all(dim=0)
             covered = F.grid_sample(photo.mask, grid[:, :, None], mode="bilinear", align_corners=False)[:, 0, :, 0]
             facing = -(normals * F.normalize(inside, dim=-1)).sum(-1)
             in_front = is_uncovered | ((inside[..., 2] < there + VISIBLE_WITHIN) & (label == self.label))
@@ -530,13 +533,6 @@ def _in_hull(places: Tensor, matte: Tensor) -> Tensor:
     """
     there = F.grid_sample(matte, places[:, :, None], padding_mode="border", align_corners=False)[:, 0, :, 0]
     return torch.where((places.abs() <= 1).all(dim=-1), there, 1.0)
-
-
-def _is_uniform(labels: Tensor, side: int) -> Tensor:
-    """`[B,H,W]` 1 where `labels [B,H,W]`, whole numbers, are all equal within `side` x `side` pixels, else 0."""
-    reach = side // 2
-    highest, lowest = (sign * F.max_pool2d(sign * labels[:, None], side, 1, reach)[:, 0] for sign in (1, -1))
-    return (highest == lowest).float()
 
 
 def _vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
