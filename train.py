@@ -43,7 +43,7 @@ class StageCLI(LightningCLI):
             parser.add_argument("--quick", action="store_true", help="take every 4th frame of the test blocks")
         if subcommand == "predict":
             parser.add_argument(
-                "--image", type=list[str], nargs="+", required=True, help="photo or photos of the person, or a clip"
+                "--image", type=str, nargs="+", required=True, help="photo or photos of the person, or a clip"
             )
             parser.add_argument("--photos", type=int, default=None, help="frames of the clip to take as photos (8)")
             parser.add_argument("--driving", required=True, help="motion: a .track.npz, see python -m tools.track")

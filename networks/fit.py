@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_OPAQUE = 0.99  # of a start, so that its logit can still move
 _LEAST_OPAQUE = 1e-3  # below it a Gaussian is not drawn, at the start or ever
-_LEAST_DRAWN = 3 / 8  # of `steps`: poses that are corrected in fewer have not arrived
+_LEAST_DRAWN = 3 / 8  # of `steps`: so often each photo is drawn at least
 _COOL_DOWN = 0.3  # share of the steps over which the rates fall to nothing
 
 

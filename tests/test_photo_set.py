@@ -12,6 +12,7 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+import train
 from datamodules.clip import Clip
 from datamodules.retarget import HEAD_JOINT, open_photos, retarget
 from datamodules.spread import CALM, describe_frames, farthest, spread_frames
@@ -299,3 +300,13 @@ def test_stacked_textures_keep_their_order(reconstructor: GaussianReconstructor,
     joined = stacked([replace(one, seen=one.seen[:, :9]) for one in both[:1]] * 2)
     assert joined.seen.shape == (1, 2, 9)
     assert torch.equal(joined.photo[:, 1], both[0].photo)
+
+
+def test_predict_takes_one_photo_several_or_frames_of_a_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train, "RUNS", tmp_path / "runs")
+    for images, flags, count in ((["a.png"], [], None), (["a.png", "b.png"], [], None), (["c.mp4"], ["--photos=4"], 4)):
+        arguments = ["predict", "--image", *images, *flags, "--driving", "motion.track.npz"]
+        given = train.main(arguments, train.BuildOnly).datamodule.predict_input
+        assert given.image == images
+        assert given.photos == count
