@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from networks.gaussians import Avatar, Gaussians, Loose, Texture
+from networks.body import NUM_JOINTS
+from networks.gaussians import Avatar, Gaussians, Loose, Surface, Texture
 from networks.precision import full_precision
 
-# B people, N Gaussians of the template, M loose ones.
+# B people, N Gaussians of the template, M loose ones, S on its surface.
 
 _ANY_SCALE = 1e-3  # m, of Gaussians that are not drawn
 
@@ -39,11 +40,11 @@ def mix_colours(avatar: Avatar, colour: Tensor) -> Avatar:
         person = texture.photo - avatar.background[:, :, None, None] * (1 - texture.mask)
         change = _change(person.movedim(1, -1), texture.mask.movedim(1, -1), colour).movedim(-1, 1)
         texture = replace(texture, photo=texture.photo + change)
-    beside, on = (
+    loose, surface = (
         None if part is None else replace(part, gaussians=mixed(part.gaussians))
         for part in (avatar.loose, avatar.surface)
     )
-    return replace(avatar, gaussians=mixed(avatar.gaussians), texture=texture, loose=beside, surface=on)
+    return replace(avatar, gaussians=mixed(avatar.gaussians), texture=texture, loose=loose, surface=surface)
 
 
 def _change(values: Tensor, matte: Tensor, colour: Tensor) -> Tensor:
@@ -56,33 +57,27 @@ def _change(values: Tensor, matte: Tensor, colour: Tensor) -> Tensor:
 def stack_avatars(avatars: Sequence[Avatar]) -> Avatar:
     """Avatars of one template, `[B_i,...]`, as one `[sum B_i,...]`.
 
-    Who has fewer loose Gaussians gets transparent ones that the photo does not show: each renders as it does alone.
-    Photos of another size are enlarged to the largest.
+    Who has fewer loose or surface Gaussians gets transparent ones that the photo does not show: each renders as it does
+    alone. Photos of another size are enlarged to the largest.
 
     Raises:
-        ValueError: the avatars lie on different templates, only some have a texture, or they are of photos above 128
-            px, whose Gaussians on the surface are as many as each photo shows.
+        ValueError: the avatars lie on different templates, or only some have a texture.
     """
     first = avatars[0]
     if len(avatars) == 1:
         return first
-    if any(avatar.surface is not None for avatar in avatars):
-        raise ValueError("avatars of photos above 128 px do not stack: set batch_size of data.schedule to 1")
     if not all(torch.equal(avatar.vertex_ids, first.vertex_ids) for avatar in avatars):
         raise ValueError("avatars of different templates do not stack: reconstruct them with one body model and config")
     textures = [avatar.texture for avatar in avatars if avatar.texture is not None]
     if len(textures) not in (0, len(avatars)):
         raise ValueError("avatars with and without texture do not stack: give all their photo, or none")
-    loose = [avatar.loose for avatar in avatars if avatar.loose is not None]
-    counts = [0 if avatar.loose is None else avatar.loose.skin_weights.shape[1] for avatar in avatars]
-    most = max(counts)
-    if loose:
-        joints = loose[0].skin_weights.shape[-1]
-        loose = [_with_transparent(avatar, most, joints) for avatar in avatars]
+    counts = [[len(avatar.vertex_ids), _count(avatar.loose), _count(avatar.surface)] for avatar in avatars]
+    most = [max(column) for column in zip(*counts, strict=True)]
+    loose = [_more_loose(avatar, most[1]) for avatar in avatars] if most[1] else []
+    surface = [_more_surface(avatar, most[2]) for avatar in avatars] if most[2] else []
     if textures:
         size = tuple(max(texture.photo.shape[axis] for texture in textures) for axis in (-2, -1))
-        missing = [most - count for count in counts]
-        textures = [_padded(texture, size, more) for texture, more in zip(textures, missing, strict=True)]
+        textures = [_padded(texture, size, have, most) for texture, have in zip(textures, counts, strict=True)]
     return Avatar(
         gaussians=_joined([avatar.gaussians for avatar in avatars]),
         betas=torch.cat([avatar.betas for avatar in avatars]),
@@ -92,7 +87,18 @@ def stack_avatars(avatars: Sequence[Avatar]) -> Avatar:
         loose=Loose(_joined([one.gaussians for one in loose]), torch.cat([one.skin_weights for one in loose]))
         if loose
         else None,
+        surface=Surface(
+            _joined([one.gaussians for one in surface]),
+            torch.cat([one.corners for one in surface]),
+            torch.cat([one.corner_weights for one in surface]),
+        )
+        if surface
+        else None,
     )
+
+
+def _count(part: Loose | Surface | None) -> int:
+    return 0 if part is None else part.gaussians.means.shape[1]
 
 
 def _joined(records: Sequence[Gaussians] | Sequence[Texture]) -> Gaussians | Texture:
@@ -101,27 +107,61 @@ def _joined(records: Sequence[Gaussians] | Sequence[Texture]) -> Gaussians | Tex
     return type(records[0])(**{name: torch.cat([getattr(record, name) for record in records]) for name in names})
 
 
-def _with_transparent(avatar: Avatar, count: int, joints: int) -> Loose:
-    """The avatar's loose Gaussians and transparent ones after them, `count` together."""
+def _more(gaussians: Gaussians, count: int) -> Gaussians:
+    """The Gaussians and transparent ones after them, `count` together."""
+    have = gaussians.means.shape[1]
+    rows = (0, 0, 0, count - have)
+    padded = {name: F.pad(value, rows) for name, value in vars(gaussians).items() if name != "opacities"}
+    padded["scales"] = F.pad(gaussians.scales, rows, value=_ANY_SCALE)
+    padded["opacities"] = F.pad(gaussians.opacities, rows[2:])
+    padded["quats"][:, have:, 0] = 1
+    return Gaussians(**padded)
+
+
+def _none_of(avatar: Avatar) -> Gaussians:
+    """No Gaussians, of the avatar's kind."""
+    return Gaussians(**{name: value[:, :0] for name, value in vars(avatar.gaussians).items()})
+
+
+def _on_first(weights: Tensor, count: int) -> Tensor:
+    """Weights `[B,M,K]` with further rows, `count` together, that have all their weight on the first."""
+    have = weights.shape[1]
+    weights = F.pad(weights, (0, 0, 0, count - have))
+    weights[:, have:, 0] = 1
+    return weights
+
+
+def _more_loose(avatar: Avatar, count: int) -> Loose:
+    """The avatar's loose Gaussians and transparent ones, `count` together."""
     loose = avatar.loose
     if loose is None:
-        none = {name: value[:, :0] for name, value in vars(avatar.gaussians).items()}
-        loose = Loose(Gaussians(**none), avatar.betas.new_zeros(len(avatar.betas), 0, joints))
-    have = loose.skin_weights.shape[1]
-    rows = (0, 0, 0, count - have)
-    padded = {name: F.pad(value, rows) for name, value in vars(loose.gaussians).items() if name != "opacities"}
-    padded["scales"] = F.pad(loose.gaussians.scales, rows, value=_ANY_SCALE)
-    padded["opacities"] = F.pad(loose.gaussians.opacities, rows[2:])
-    skin_weights = F.pad(loose.skin_weights, rows)
-    padded["quats"][:, have:, 0] = 1
-    skin_weights[:, have:, 0] = 1
-    return Loose(Gaussians(**padded), skin_weights)
+        loose = Loose(_none_of(avatar), avatar.betas.new_zeros(len(avatar.betas), 0, NUM_JOINTS))
+    return Loose(_more(loose.gaussians, count), _on_first(loose.skin_weights, count))
 
 
-def _padded(texture: Texture, size: tuple[int, ...], missing: int) -> Texture:
-    """The texture with a photo of `size` (height, width), and places of `missing` Gaussians that it does not show."""
+def _more_surface(avatar: Avatar, count: int) -> Surface:
+    """The avatar's surface Gaussians and transparent ones, `count` together."""
+    surface = avatar.surface
+    if surface is None:
+        none = avatar.betas.new_zeros(len(avatar.betas), 0, 3)
+        surface = Surface(_none_of(avatar), none.long(), none)
+    corners = F.pad(surface.corners, (0, 0, 0, count - surface.corners.shape[1]))
+    return Surface(_more(surface.gaussians, count), corners, _on_first(surface.corner_weights, count))
+
+
+def _padded(texture: Texture, size: tuple[int, ...], have: Sequence[int], most: Sequence[int]) -> Texture:
+    """The texture with a photo of `size` (height, width), and places of Gaussians that it does not show.
+
+    Its Gaussians are `have[k]` of each kind, the result's `most[k]`.
+    """
     pictures = {"photo": texture.photo, "mask": texture.mask, "photo_part": texture.photo_part}
     if texture.photo.shape[-2:] != size:
         pictures = {name: F.interpolate(value, size, mode="bilinear") for name, value in pictures.items()}
-    values = {name: F.pad(getattr(texture, name), (0, missing)) for name in ("seen", "trust", "part")}
-    return Texture(places=F.pad(texture.places, (0, 0, 0, missing)), **pictures, **values)
+
+    def filled(values: Tensor) -> Tensor:
+        """`[B,sum have,D]` -> `[B,sum most,D]`."""
+        kinds = values.split(list(have), dim=1)
+        return torch.cat([F.pad(kind, (0, 0, 0, n - kind.shape[1])) for kind, n in zip(kinds, most, strict=True)], 1)
+
+    values = {name: filled(getattr(texture, name)[..., None])[..., 0] for name in ("seen", "trust", "part")}
+    return Texture(places=filled(texture.places), **pictures, **values)

@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from losses.image import box_weight, detail_loss, l1, mask_loss, region_weight, ssim_loss, weighted_mean
+from losses.image import (
+    StructuralSimilarity,
+    box_weight,
+    detail_loss,
+    l1,
+    mask_loss,
+    region_weight,
+    ssim_loss,
+    weighted_mean,
+)
 from losses.perceptual import PerceptualDistance, enlarged
 
 
@@ -217,3 +226,14 @@ def test_weighted_mean_is_numpy_average() -> None:
     expected = np.average(values.numpy(), weights=weight.expand_as(values).numpy(), axis=(2, 3, 4))
     np.testing.assert_allclose(weighted_mean(values, weight).numpy(), expected, rtol=1e-5)
     assert weighted_mean(values, torch.zeros_like(weight)).tolist() == [[0.0] * 4] * 2
+
+
+@pytest.mark.parametrize("size", [(24, 31), (64, 64)])
+def test_the_fast_similarity_is_ssim_and_so_is_its_gradient(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target, picture = (torch.rand(2, 3, *size, generator=generator, dtype=torch.float64) for _ in range(2))
+    picture.requires_grad_()
+    expected, found = 1 - ssim_loss(picture, target), StructuralSimilarity(target)(picture)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(value.sum(), picture)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients)
