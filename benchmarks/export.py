@@ -1,8 +1,8 @@
 """How sharp an exported avatar is: `python -m benchmarks.export --image PHOTO [--resolution 384] [--json]`.
 
-The avatar is fitted, written as `.ply` and `.spz` in the photo's own pose, read again and drawn in its camera by
-the reference renderer in plain PyTorch (`networks.rasterizer.reference`), which shares nothing with the fit's. Compared
-with the photo: PSNR and ST-LPIPS (vgg). `coarse` is the same without surface Gaussians.
+The avatar is fitted, written as `.ply` and `.spz` in the photo's own pose, read again and drawn in the photo's camera
+by the reference renderer in plain PyTorch (`networks.rasterizer.reference`), not by the one of the fit. Compared with
+the photo: PSNR and ST-LPIPS (vgg). `coarse` is the same without surface Gaussians.
 """
 
 from __future__ import annotations

@@ -58,13 +58,14 @@ def stack_avatars(avatars: Sequence[Avatar]) -> Avatar:
     """Avatars of one template, `[B_i,...]`, as one `[sum B_i,...]`.
 
     Who has fewer loose or surface Gaussians gets transparent ones that the photo does not show: each renders as it does
-    alone.
-    Photos of another size are enlarged to the largest.
+    alone. Photos of another size are enlarged to the largest.
 
     Raises:
         ValueError: the avatars lie on different templates, or only some have a texture.
     """
     first = avatars[0]
+    if len(avatars) == 1:
+        return first
     if not all(torch.equal(avatar.vertex_ids, first.vertex_ids) for avatar in avatars):
         raise ValueError("avatars of different templates do not stack: reconstruct them with one body model and config")
     textures = [avatar.texture for avatar in avatars if avatar.texture is not None]

@@ -1,11 +1,11 @@
 """Surface Gaussians: one for each cell of the photo that shows the template, as dense as the photo is large.
 
-The template has a Gaussian a vertex, a few pixels apart in a photo of 128 px and ten in one of 384: without the photo
-as texture, as in an exported file, that is a blur. The photo says more. Where it shows a triangle of the template, each
-cell of a grid over it becomes a Gaussian that lies flat on the triangle, has the photo's colour, and rides on the
-triangle's corners by its barycentric coordinates (as in Shao et al., "SplattingAvatar", CVPR 2024). What the photo
-shows beside the template is lifted by `networks.loose`. The template's own Gaussians stay below: they show what the
-photo does not, and close the gaps of a lid that shuts or a lip that stretches.
+The template has a Gaussian a vertex, a few pixels apart in a photo of 128 px and thrice as many in one of 384: without
+the photo as texture, as in an exported file, that is a blur. The photo says more. Where it shows a triangle of the
+template, each cell of a grid over it becomes a Gaussian that lies flat on the triangle, has the photo's colour, and
+rides on the triangle's corners by its barycentric coordinates (as in Shao et al., "SplattingAvatar", CVPR 2024). What
+the photo shows beside the template is lifted by `networks.loose`. The template's own Gaussians stay below: they show
+what the photo does not, and close the gaps of a lid that shuts or a lip that stretches.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from datamodules.video import WindowReader
 from lightning_modules.stage import build_reconstructor
 from metrics.image import psnr
 from networks.avatar_batch import stack_avatars
-from networks.body import BodyModel
+from networks.body import BodyModel, BodyParams
 from networks.conditioner import photo_of
 from networks.fit import FitOptions, fit_avatar
 from networks.gaussians import Avatar, Gaussians, image_places
@@ -57,15 +57,11 @@ def in_photo(avatar: Avatar, reconstructor: GaussianReconstructor, photo: Photo)
     return Gaussians(**{f.name: getattr(posed, f.name)[:, 0, -count:] for f in fields(Gaussians)})
 
 
-def double(body: BodyModel) -> BodyModel:
-    return BodyModel.from_file(ROOT / BODY).double() if body.v_template.dtype != torch.float64 else body
-
-
 def test_surface_gaussians_move_as_the_barycentric_mean_of_their_corners(
     reconstructor: GaussianReconstructor, photo: Photo, avatar: Avatar
 ) -> None:
     """Against the body's own vertices in float64, with lids shut, the mouth open, the head turned and a hand raised."""
-    surface, body = avatar.surface, double(reconstructor.body)
+    surface, body = avatar.surface, BodyModel.from_file(ROOT / BODY).double()
     corners = avatar.vertex_ids[surface.corners[0]]  # [S,3] vertices
     weights = surface.corner_weights[0].double()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones_like(weights[:, 0]), atol=1e-5, rtol=0)
@@ -89,7 +85,7 @@ def test_surface_gaussians_move_as_the_barycentric_mean_of_their_corners(
 
 def test_points_on_a_corner_move_exactly_as_the_corner(reconstructor: GaussianReconstructor, avatar: Avatar) -> None:
     body, surface = reconstructor.body, avatar.surface
-    params = replace(avatar_params(body), betas=avatar.betas[:, None])
+    params = replace(random_params(body), betas=avatar.betas[:, None])
     on_corner = torch.zeros_like(surface.corner_weights)
     on_corner[..., 0] = 1
     rows = surface.corners[0, :, 0]
@@ -100,9 +96,7 @@ def test_points_on_a_corner_move_exactly_as_the_corner(reconstructor: GaussianRe
     torch.testing.assert_close(posed.means[0, 0, -len(rows) :], posed.means[0, 0, :template][rows], atol=1e-6, rtol=0)
 
 
-def avatar_params(body: BodyModel) -> object:
-    from networks.body import BodyParams
-
+def random_params(body: BodyModel) -> BodyParams:
     generator = torch.Generator().manual_seed(0)
     zeros = BodyParams.zeros((1, 1), body.num_expressions)
     return zeros.map(lambda value: 0.3 * torch.randn(value.shape, generator=generator))
@@ -174,7 +168,7 @@ def test_saved_loaded_and_stacked_surfaces_are_the_same(
 
 
 def test_an_exported_file_is_as_sharp_as_its_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The astronaut's files, drawn by the reference renderer in its pose, with and without surface Gaussians."""
+    """The astronaut's files, drawn by the reference renderer, with and without surface Gaussians."""
     monkeypatch.chdir(ROOT)
     photo, reconstructor = read_photo("assets/photos/astronaut.png", BODY, SIZE), load_reconstructor(BODY, WEIGHTS)
     fidelity = {}
