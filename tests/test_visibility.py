@@ -163,12 +163,12 @@ def test_a_constant_diffuses_to_itself(reconstructor: GaussianReconstructor) -> 
     torch.testing.assert_close(spread[0, outer], values[0, outer])
 
 
-def test_neighbours_are_the_nearest_of_the_same_part(reconstructor: GaussianReconstructor) -> None:
+def test_neighbours_are_the_nearest_of_the_same_part_and_region(reconstructor: GaussianReconstructor) -> None:
     points = reconstructor.body.v_template[reconstructor.template.vertex_ids].double().numpy()
-    label = reconstructor.label.numpy()
+    label, region = reconstructor.label.numpy(), reconstructor.region.numpy()
     for anchor in np.random.default_rng(0).permutation(len(points))[:50]:
         distance = np.linalg.norm(points - points[anchor], axis=1)
-        distance[label != label[anchor]] = np.inf
+        distance[(label != label[anchor]) | (region != region[anchor])] = np.inf
         distance[anchor] = np.inf
         found = distance[reconstructor.neighbours[anchor].numpy()]
         np.testing.assert_allclose(np.sort(found), np.sort(distance)[:6], atol=1e-6)
