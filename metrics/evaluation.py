@@ -117,6 +117,12 @@ def evaluate_rows(
             for measure, (found, reason) in inception_distances(truth, videos, blocks).items():
                 for name, figures in results.items():
                     _set(figures, measure, found.get(name), reason)
+    _add_given(results, rows)
+    return results
+
+
+def _add_given(results: dict[str, dict[str, Any]], rows: Mapping[str, Prediction]) -> None:
+    """Figures that the caller has measured."""
     for name, row in rows.items():
         results[name].update(row.figures)
         for column in ("num_steps", "fps", "latency_ms"):
@@ -124,7 +130,6 @@ def evaluate_rows(
             results[name][column] = value
             if value is None:
                 results[name][f"{column}_reason"] = row.reasons.get(column, "not given")
-    return results
 
 
 def _widened(video: Tensor) -> Tensor:
