@@ -410,8 +410,8 @@ class GaussianReconstructor(nn.Module):
         tokens_sem = self.semantic(photo.image, photo.mask)
         detail = self.visual(photo.image, photo.mask)
         grid = projection.grid[:, :, None]
-        sampled = F.grid_sample(detail, grid, align_corners=False)[..., 0].transpose(1, 2)
-        colors = F.grid_sample(photo.image, grid, align_corners=False)[..., 0].transpose(1, 2)
+        sampled = F.grid_sample(detail, grid, padding_mode="border", align_corners=False)[..., 0].mT
+        colors = F.grid_sample(photo.image, grid, padding_mode="border", align_corners=False)[..., 0].mT
         filled = self._fill(colors, projection.visible)
         visible = projection.visible[..., None]
         sampled = sampled * visible * float(self.use_visual)
