@@ -212,7 +212,14 @@ def test_acceleration_is_the_mean_second_difference() -> None:
     pose[3, 11, 3] = 0  # hidden in one frame: its three triples do not count
     detections = replace(detections, face=face, pose=pose)
     track = Track(
-        params, np.ones(8, bool), np.eye(3, dtype=np.float32), face[..., :2] / 2, pose[..., :2] / 2, pose[..., 3]
+        params,
+        np.ones(8, bool),
+        np.eye(3, dtype=np.float32),
+        face=face[..., :2] / 2,
+        pose=pose[..., :2] / 2,
+        pose_weight=pose[..., 3],
+        hands=np.full((8, 2, 21, 2), np.nan, np.float32),
+        hand_weight=np.zeros((8, 2), np.float32),
     )
     figures = accelerations(detections, track, np.ones(8, bool))
     assert figures == pytest.approx(

@@ -14,7 +14,7 @@ from tools.track.batch import find_sources, run_batch, share, table, track_in_pr
 from tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
 from tools.track.detect import detect, is_image, keep_longest_shot, require_mediapipe
 from tools.track.fit import fit
-from tools.track.report import report_of
+from tools.track.report import report_of, silhouette_iou
 from tools.track.write import write_clip
 
 
@@ -33,6 +33,7 @@ def track_file(source: Path, out: Path, body_path: Path, landmarks_path: Path) -
         raise ValueError(f"{source}: {error}") from error
     report = {"source": source.name, "source_bytes": source.stat().st_size, "body_model": body_path.name}
     report |= report_of(detections, track)
+    report["silhouette_iou"] = silhouette_iou(detections, track, body)
     write_clip(source, out, detections, track, report, body, body_path.name)
     return report
 

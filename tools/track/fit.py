@@ -23,8 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from networks.body import BodyModel, BodyParams, rotation_matrices
+from tools.track.arms import PALM, ArmPoints, RestArms, arm_rotations
 from tools.track.correspond import Landmarks
 from tools.track.detect import NUM_FACE_POINTS, Detections
+from tools.track.outline import Outline, outline_of
 from tools.track.surface import SurfaceMotion, measure_motion
 
 Floats = NDArray[np.float32]
@@ -32,6 +34,8 @@ Floats = NDArray[np.float32]
 # Joint indices in SMPL-X order; `body_pose` leaves out the pelvis, so joint j is its row j - 1.
 SPINE, NECK, HEAD = (3, 6, 9), 12, 15
 COLLARS, SHOULDERS, ELBOWS, WRISTS = (13, 14), (16, 17), (18, 19), (20, 21)
+ARMS = (SHOULDERS, ELBOWS, WRISTS)
+ARM_POINTS = ((11, 13, 15), (12, 14, 16))  # the detector's shoulder, elbow, wrist; left, right
 # The world is y-up with the camera at its origin looking along -z, so that a person who faces the camera has no
 # global rotation.
 WORLD_TO_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0]).astype(np.float32)
@@ -43,6 +47,13 @@ BROW_PAIRS = (
     (107, 133), (66, 133), (105, 133), (66, 33), (105, 33), (63, 33), (70, 33),
     (336, 362), (296, 362), (334, 362), (296, 263), (334, 263), (293, 263), (300, 263),
 )  # fmt: skip
+# How stiffly a joint of an arm keeps to its start where what it turns is seen, and where it is not; spine and collars
+# are 5, others 1.
+STIFF_SEEN, STIFF_UNSEEN = 0.05, 20.0
+MAX_WRIST_START = 1.2  # rad
+OUTLINE_REACH = 12.0  # percent of the face's height
+OUTLINE_EVERY = 10  # steps after which the outline's nearest surface points are sought anew
+MAX_BEND, MAX_TWIST, MAX_WRIST = 2.6, 1.4, 1.0  # rad, of an elbow's hinge, of a forearm about itself, of a wrist
 FACE_OVAL = (
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
     152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
@@ -66,19 +77,18 @@ class FitOptions:
     iris_weight: float = 2.0
     pair_weight: float = 1.0
     body_weight: float = 1.0
-    hand_weight: float = 0.1
+    hand_weight: float = 0.4
+    outline_weight: float = 1.0  # of the matte's outline
     motion_weight: float = 4.0  # of the surface's motion in the pixels
     shape_prior: float = 0.003
     expression_offset_prior: float = 1.0  # the clip's mean expression stands in for what the shape space lacks
     expression_prior: float = 0.1
     expression_bound_prior: float = 5.0
-    pose_prior: float = 2.0
+    pose_prior: float = 0.3
+    limit_prior: float = 5.0
     head_smoothness: float = 4.0
     face_smoothness: float = 0.15
-    body_smoothness: float = 20.0
-    # Where the pixels' motion is followed, they say what these two stood in for.
-    followed_pose_prior: float = 0.3
-    followed_body_smoothness: float = 1.0
+    body_smoothness: float = 1.0
     max_gap_seconds: float = 0.2  # a face missing for longer makes its frames invalid
     max_error_percent: float = 6.0  # a frame that fits worse than this shows no face that the model can explain
 
@@ -93,6 +103,8 @@ class Track:
     face: Floats  # [T, 478, 2] px
     pose: Floats  # [T, 33, 2] px; NaN where no counterpart on the body is fitted
     pose_weight: Floats  # [T, 33] how much each detected body point counted, in [0, 1]
+    hands: Floats  # [T, 2, 21, 2] px, left then right; NaN in frames that are not valid
+    hand_weight: Floats  # [T, 2] how much each detected hand counted, in [0, 1]
     motion_error_percent: float | None = None  # of surface points against the pixels' motion; None if not followed
 
 
@@ -107,6 +119,7 @@ class Targets:
     pose_weight: Tensor  # [N, P]
     hands: Tensor  # [N, 2, 21, 2] px, left then right
     hand_weight: Tensor  # [N, 2]
+    arm_seen: Tensor  # [N, 6, 1] see `arms_seen`, in the order of ARMS
     face_height: Tensor  # [N] px
     triples: Tensor  # [M, 3] consecutive solved frames of one shot, for second differences
 
@@ -119,6 +132,7 @@ class Variables:
     expression_offset: Tensor  # [E]
     expression: Tensor  # [N, E]
     head_start: Tensor  # [N, 3, 3] constant
+    body_start: Tensor  # [N, 21, 3] constant; what joints that are not seen keep to
     head_turn: Tensor  # [N, 3]
     head_position: Tensor  # [N, 3] m, of the head joint in the world
     global_orient: Tensor  # [N, 3]
@@ -135,7 +149,8 @@ class Points(NamedTuple):
     joints: Tensor  # [N, 55, 3]
     body: Tensor  # [N, P, 3]
     hands: Tensor  # [N, 2, 21, 3]
-    surface: Tensor  # [N, S, 3]
+    outline: Tensor  # [N, S, 3] held against the matte
+    surface: Tensor  # [N, S, 3] followed through the pixels
 
 
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
@@ -191,6 +206,7 @@ def targets_of(detections: Detections, landmarks: Landmarks, frames: NDArray[np.
     hands = np.stack([detections.left_hand[frames, :, :2], detections.right_hand[frames, :, :2]], 1)
     wrists = np.nan_to_num(detections.pose[frames][:, (15, 16), 3])  # the hand network also answers where no hand is
     hand_weight = np.isfinite(hands[:, :, 0, 0]) * np.clip((wrists - 0.5) / 0.4, 0, 1)
+    arm_seen = arms_seen(detections)[frames].transpose(0, 2, 1).reshape(len(frames), 6, 1)
     steps = (np.diff(frames) == 1) & (np.diff(detections.shot[frames]) == 0)
     first = np.flatnonzero(steps[:-1] & steps[1:])
     return Targets(
@@ -201,6 +217,7 @@ def targets_of(detections: Detections, landmarks: Landmarks, frames: NDArray[np.
         pose_weight=torch.from_numpy((visibility * np.where(outside, 0.3, 1)).astype(np.float32)),
         hands=torch.from_numpy(np.nan_to_num(hands)),
         hand_weight=torch.from_numpy(hand_weight.astype(np.float32)),
+        arm_seen=torch.from_numpy(arm_seen),
         face_height=torch.from_numpy(height.astype(np.float32)),
         triples=torch.from_numpy(np.stack([first, first + 1, first + 2], -1)),
     )
@@ -274,15 +291,14 @@ def rest_pose() -> Tensor:
     return pose
 
 
-def point_model(body: BodyModel, landmarks: Landmarks, surface: Tensor | None = None) -> BodyModel:
+def point_model(body: BodyModel, landmarks: Landmarks, surface: Tensor) -> BodyModel:
     """A model whose "vertices" are the 478 face points, the 10 fingertips and the vertices `surface` [S].
 
     Blending each triangle's skinning weights first is exact where they are constant over the triangle; elsewhere the
     error is of second order in the triangle's size (under 0.1 mm), and the model is a third of the size.
     """
     corners = body.faces[torch.from_numpy(landmarks.face_index)]  # [478, 3]
-    whole = torch.from_numpy(landmarks.fingertips).flatten()
-    whole = whole if surface is None else torch.cat([whole, surface])
+    whole = torch.cat([torch.from_numpy(landmarks.fingertips).flatten(), surface])
     corners = torch.cat([corners, whole.view(-1, 1).expand(-1, 3)])
     one = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(whole), -1)
     mix = torch.cat([torch.from_numpy(landmarks.face_barycentric), one])
@@ -303,6 +319,32 @@ def point_model(body: BodyModel, landmarks: Landmarks, surface: Tensor | None = 
     )
 
 
+def arms_seen(detections: Detections) -> Floats:
+    """[T, 2, 3] in [0, 1]: how surely the detector sees what shoulder, elbow and wrist turn, and not for a moment
+    only: the elbow, the wrist and the hand; left and right.
+    """
+    visibility = np.nan_to_num(detections.pose[:, list(ARM_POINTS), 3])[..., 1:]  # [T, 2, 2]
+    hands = np.stack([detections.left_hand, detections.right_hand], 1)[:, :, 0, :1]
+    known = np.concatenate([visibility, np.isfinite(hands) * visibility[..., 1:]], -1)
+    steady = median_in_time(known.reshape(len(known), -1)).reshape(known.shape)
+    return np.clip((steady - 0.3) / 0.4, 0, 1).astype(np.float32)
+
+
+def arm_points(detections: Detections, frames: NDArray[np.int64], scale: Tensor) -> ArmPoints:
+    """What the detector says of the arms in `frames [N]`, its jumps taken out; `scale [N]` px a metre."""
+    towards = np.array([1, -1, -1], np.float32)
+    pose = interpolate(detections.pose[:, list(ARM_POINTS), :3])  # [T, 2, 3, 3]
+    pose = median_in_time(pose.reshape(len(pose), -1), 2).reshape(pose.shape)
+    hands = np.stack([detections.left_hand, detections.right_hand], 1)[:, :, list(PALM)]
+    has_palm = np.isfinite(hands).all((-1, -2))
+    return ArmPoints(
+        arms=torch.from_numpy((pose * towards)[frames]),
+        palm=torch.from_numpy((np.nan_to_num(hands) * towards)[frames]),
+        has_palm=torch.from_numpy(has_palm[frames]),
+        scale=scale,
+    )
+
+
 class ClipFitter:
     """The objective: the body model's points against `Targets`, plus priors. `fit()` is the entry point."""
 
@@ -313,10 +355,16 @@ class ClipFitter:
         intrinsics: Floats,
         options: FitOptions,
         motion: SurfaceMotion | None = None,
+        outline: Outline | None = None,
     ) -> None:
-        self.landmarks, self.options, self.motion = landmarks, options, motion
+        self.landmarks, self.options, self.motion, self.outline = landmarks, options, motion, outline
         self.intrinsics = torch.from_numpy(intrinsics)
-        self.body = point_model(body, landmarks, None if motion is None else torch.from_numpy(motion.vertex_ids))
+        none = torch.zeros(0, dtype=torch.long)
+        beside = none if outline is None else outline.vertex_ids
+        self.num_outline = len(beside)
+        followed = none if motion is None else torch.from_numpy(motion.vertex_ids)
+        self.body = point_model(body, landmarks, torch.cat([beside, followed]))
+        self.nearest: tuple[Tensor, Tensor] | None = None  # see `Outline.nearest`; sought anew every few steps
         zero = BodyParams.zeros((1,), body.num_expressions)
         vertices, joints = self.body(zero)
         self.rest_face = vertices[0, :NUM_FACE_POINTS]
@@ -339,11 +387,12 @@ class ClipFitter:
         )
         head = torch.from_numpy(rotation) @ self.rest_joints[HEAD] + torch.from_numpy(origin)
         num_expressions = self.body.num_expressions
-        return Variables(
+        variables = Variables(
             betas=torch.zeros(10),
             expression_offset=torch.zeros(num_expressions),
             expression=torch.zeros(count, num_expressions),
             head_start=torch.from_numpy(rotation),
+            body_start=self.rest_pose.repeat(count, 1, 1),
             head_turn=torch.zeros(count, 3),
             head_position=head,
             global_orient=torch.zeros(count, 3),
@@ -352,6 +401,36 @@ class ClipFitter:
             eye_pose=torch.zeros(count, 2, 3),
             hand_pose=torch.zeros(count, 2, 15, 3),
         )
+        pose = self.with_arms(variables, targets, detections)
+        return replace(variables, body_start=pose, body_pose=pose.clone())
+
+    def with_arms(self, variables: Variables, targets: Targets, detections: Detections) -> Tensor:
+        """`variables.body_pose [N,21,3]` with shoulders, elbows and wrists laid where the arms are seen.
+
+        Where the next point along the arm is not seen for a while, a joint goes over from how it was to how it will
+        be; one that is never seen stays at rest.
+        """
+        pose = variables.body_pose.clone()
+        seen = torch.from_numpy(arms_seen(detections)[targets.frames]) > 0.5  # [N, 2, 3]
+        if not seen.any():
+            return pose
+        collar = self.body.joint_transforms(self.params(variables))[:, list(COLLARS), :3, :3]
+        zero = BodyParams.zeros((1,), self.body.num_expressions)
+        joints = self.body(zero)[1]
+        palm = self.landmarks.hand_points(joints, joints.new_zeros(1, 2, 5, 3))[0, :, list(PALM)]
+        rest = RestArms(joints[0, torch.tensor(ARMS).T], palm)
+        scale = targets.face_height / self.face_size
+        turns = matrix_to_axis_angle(arm_rotations(arm_points(detections, targets.frames, scale), rest, collar))
+        # What the detector makes of a hand edge-on can be any turn: no wrist goes farther than this.
+        far = turns[:, :, 2].norm(dim=-1, keepdim=True)
+        turns[:, :, 2] *= (MAX_WRIST_START / far.clamp_min(1e-6)).clamp(max=1)
+        for row, pair in enumerate(ARMS):
+            for side, joint in enumerate(pair):
+                known = seen[:, side, row]
+                if known.any():
+                    turn = torch.where(known[:, None], turns[:, side, row], torch.nan)
+                    pose[:, joint - 1] = torch.from_numpy(interpolate(turn.numpy()))
+        return pose
 
     def params(self, variables: Variables) -> BodyParams:
         """Body parameters of the variables, before the translation that puts the head in its place."""
@@ -384,9 +463,10 @@ class ClipFitter:
         turns = self.body.joint_transforms(params)[:, self.landmarks.pose_joint, :3, :3]
         body = joints[:, self.landmarks.pose_joint]
         body = body + (turns @ torch.from_numpy(self.landmarks.pose_offset)[..., None])[..., 0]
-        face, tips, surface = vertices.tensor_split([NUM_FACE_POINTS, NUM_FACE_POINTS + 10], 1)
+        ends = (NUM_FACE_POINTS, NUM_FACE_POINTS + 10, NUM_FACE_POINTS + 10 + self.num_outline)
+        face, tips, outline, surface = vertices.tensor_split(ends, 1)
         hands = self.landmarks.hand_points(joints, tips.unflatten(1, (2, 5)))
-        return replace(params, transl=shift), Points(face, joints, body, hands, surface)
+        return replace(params, transl=shift), Points(face, joints, body, hands, outline, surface)
 
     def terms(self, variables: Variables, targets: Targets) -> dict[str, Tensor]:
         """The weighted terms of the objective, each a scalar; residuals in percent of the face's height."""
@@ -404,13 +484,31 @@ class ClipFitter:
         terms["body"] = options.body_weight * (targets.pose_weight * self.robust(off, 5)).mean()
         off = (self.project(points.hands) - targets.hands) * percent[..., None, None]
         terms["hands"] = options.hand_weight * (targets.hand_weight[..., None] * self.robust(off, 3)).mean()
+        if self.outline is not None:
+            terms["outline"] = options.outline_weight * self.outline_off(self.outline, points.outline, percent)
         if self.motion is not None:
             off = self.motion_off(self.motion, points.surface, percent)
             terms["motion"] = options.motion_weight * self.motion.mean(self.robust(off))
-        terms |= self.priors(variables, params)
+        terms |= self.priors(variables, targets, params)
         if len(targets.triples):
             terms |= self.smoothness(variables, targets, points.face, points.joints)
         return terms
+
+    def outline_off(self, outline: Outline, surface: Tensor, percent: Tensor) -> Tensor:
+        """How far the surface points [N, S, 3] reach beyond the matte, and its outline beyond them."""
+        places = self.project(surface)
+        if self.nearest is None:
+            self.nearest = outline.nearest(places)
+        index, counts = self.nearest
+        beyond = self.robust(torch.stack([outline.beyond(places) * percent, torch.zeros_like(places[..., 0])], -1))
+        off = (places.gather(1, index[..., None].expand(-1, -1, 2)) - outline.places) * percent[..., None]
+        off = torch.where(counts[..., None], off, 0.0)
+        far = (off.detach().square().sum(-1, keepdim=True) + 1e-9).sqrt()
+        within = 100 * outline.spacing / 2 / self.face_size  # between two surface points
+        # What lies far off is hair, a skirt or a thing in the hand: it does not pull.
+        trust = 1 / (1 + (far / OUTLINE_REACH) ** 4)
+        missed = self.robust(off * torch.relu(1 - within / far)) * trust[..., 0]
+        return beyond.mean() + missed.sum() / counts.sum().clamp_min(1)
 
     def motion_off(self, motion: SurfaceMotion, surface: Tensor, percent: Tensor) -> Tensor:
         """By how much [L, S, 2] the surface points [N, S, 3] move otherwise than the picture does."""
@@ -422,19 +520,28 @@ class ClipFitter:
         scale = (self.options.robust_percent * width) ** 2
         return 2 * scale * ((1 + (off * off).sum(-1) / scale).sqrt() - 1)
 
-    def priors(self, variables: Variables, params: BodyParams) -> dict[str, Tensor]:
+    def priors(self, variables: Variables, targets: Targets, params: BodyParams) -> dict[str, Tensor]:
         """What is likely without looking at the picture."""
         options = self.options
         expression = params.expression
         beyond = torch.relu(-expression - 0.1) + torch.relu(expression - 1.1)
-        pose = params.body_pose - self.rest_pose
-        stiffness = pose.new_full((21, 1), 1.0)
-        stiffness[[joint - 1 for joint in SPINE]] = 5.0
-        stiffness[[joint - 1 for joint in COLLARS]] = 5.0
-        stiffness[[joint - 1 for joint in (*SHOULDERS, *ELBOWS)]] = 0.05
+        pose = params.body_pose - variables.body_start
+        stiffness = pose.new_ones(len(pose), 21, 1)
+        stiffness[:, [joint - 1 for joint in (*SPINE, *COLLARS)]] = 5.0
+        stiffness[:, [joint - 1 for pair in ARMS for joint in pair]] = (
+            STIFF_UNSEEN + (STIFF_SEEN - STIFF_UNSEEN) * targets.arm_seen
+        )
         turn = variables.global_orient * variables.global_orient.new_tensor([3.0, 0.5, 3.0])
         jaw, eyes = variables.jaw_pose, variables.eye_pose
+        left, right = (variables.body_pose[:, joint - 1] for joint in ELBOWS)
+        wrists = variables.body_pose[:, [joint - 1 for joint in WRISTS]]
+        # An elbow is a hinge that opens to straight, and twists with the forearm.
+        bent = torch.stack([left[:, 1], -right[:, 1]])
+        twist, off = (torch.stack([left[:, axis], right[:, axis]]) for axis in (0, 2))
+        limits = torch.relu(bent).square() + torch.relu(-bent - MAX_BEND).square()
+        limits = limits + off.square() + torch.relu(twist.abs() - MAX_TWIST).square()
         return {
+            "limits": options.limit_prior * (limits.mean() + torch.relu(wrists.abs() - MAX_WRIST).square().mean()),
             "shape": options.shape_prior * (variables.betas**2).sum(),
             "expression_offset": options.expression_offset_prior * (variables.expression_offset**2).sum(),
             "expression": options.expression_prior * (variables.expression**2).sum(-1).mean(),
@@ -489,7 +596,9 @@ class ClipFitter:
             [{"params": [getattr(variables, name)], "lr": rate} for name, rate in rates.items()]
         )
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps, eta_min=0)
-        for _ in progress(range(num_steps), desc=title, unit="step"):
+        for step in progress(range(num_steps), desc=title, unit="step"):
+            if step % OUTLINE_EVERY == 0:
+                self.nearest = None
             optimizer.zero_grad()
             loss = sum(self.terms(variables, targets).values())
             loss.backward()
@@ -530,7 +639,8 @@ def refined_start(
     """Start values for `frames` from a solution at the frames `at`: its difference from the start values,
     interpolated.
     """
-    moved = {"betas": coarse.betas, "expression_offset": coarse.expression_offset, "head_start": start.head_start}
+    moved = {name: getattr(coarse, name) for name in CLIP_RATES}
+    moved |= {"head_start": start.head_start, "body_start": start.body_start}
     for name in FRAME_RATES:
         base = getattr(start, name)
         change = (getattr(coarse, name) - getattr(coarse_start, name)).flatten(1).numpy()
@@ -557,9 +667,10 @@ def fit(
         raise ValueError("no person found: no frame shows a face that the detector knows")
     focal = options.focal_per_side * max(detections.width, detections.height)
     intrinsics = np.array([[focal, 0, detections.width / 2], [0, focal, detections.height / 2], [0, 0, 1]], np.float32)
-    fitter = ClipFitter(body, landmarks, intrinsics, options)
-
+    outline = outline_of(detections, frames, body)
     at = coarse_frames(frames, detections, options)
+    rows = torch.from_numpy(np.searchsorted(frames, at))
+    fitter = ClipFitter(body, landmarks, intrinsics, options, outline=outline.rows(rows))
     targets = targets_of(detections, landmarks, at, options)
     variables = fitter.start(targets, detections)
     coarse_start = replace(variables, **{name: getattr(variables, name).clone() for name in FRAME_RATES})
@@ -567,6 +678,7 @@ def fit(
     rates = {name: rate / 3 for name, rate in FRAME_RATES.items()}
     if len(at) < len(frames):
         targets = targets_of(detections, landmarks, frames, options)
+        fitter = ClipFitter(body, landmarks, intrinsics, options, outline=outline)
         variables = refined_start(variables, coarse_start, fitter.start(targets, detections), at, frames)
         fitter.minimise(variables, targets, rates, options.num_fine_steps, progress, "fit motion")
     if source is not None:
@@ -574,8 +686,8 @@ def fit(
             params = fitter.points(variables)[0]
         motion = measure_motion(source, detections, frames, body, params, intrinsics, progress)
         if motion is not None:
-            loose = {"pose_prior": options.followed_pose_prior, "body_smoothness": options.followed_body_smoothness}
-            fitter = ClipFitter(body, landmarks, intrinsics, replace(options, **loose), motion)
+            # The outline has done its part for shape and arms; without its points a step takes half the time.
+            fitter = ClipFitter(body, landmarks, intrinsics, options, motion)
             fitter.minimise(variables, targets, rates, options.num_motion_steps, progress, "fit surface")
     return track_of(fitter, variables, targets, detections)
 
@@ -584,7 +696,7 @@ def track_of(fitter: ClipFitter, variables: Variables, targets: Targets, detecti
     """Spread the solved frames over the clip; frames that no face explains are invalid and hold zeros."""
     with torch.no_grad():
         params, points = fitter.points(variables)
-        face, body = fitter.project(points.face), fitter.project(points.body)
+        face, body, hands = (fitter.project(part) for part in (points.face, points.body, points.hands))
         motion, motion_error = fitter.motion, None
         if motion is not None:
             off = fitter.motion_off(motion, points.surface, 100 / targets.face_height[:, None])
@@ -604,11 +716,21 @@ def track_of(fitter: ClipFitter, variables: Variables, targets: Targets, detecti
     whole = params.map(lambda value: value if value.dim() == 1 else spread(value))
     frame_valid = np.zeros(count, bool)
     frame_valid[index] = True
-    pose = np.full((count, 33, 2), np.nan, np.float32)
-    pose_weight = np.zeros((count, 33), np.float32)
     columns = fitter.landmarks.pose_index
-    pose[np.ix_(index, columns)] = body.numpy()[good]
-    pose_weight[np.ix_(index, columns)] = targets.pose_weight.numpy()[good]
-    fitted = np.full((count, 478, 2), np.nan, np.float32)
-    fitted[index] = face.numpy()[good]
-    return Track(whole, frame_valid, fitter.intrinsics.numpy(), fitted, pose, pose_weight, motion_error)
+
+    def drawn(values: Tensor, shape: tuple[int, ...], fill: float, at: NDArray[np.int64] | None = None) -> Floats:
+        full = np.full((count, *shape), fill, np.float32)
+        full[index if at is None else np.ix_(index, at)] = values.numpy()[good]
+        return full
+
+    return Track(
+        whole,
+        frame_valid,
+        fitter.intrinsics.numpy(),
+        face=drawn(face, (478, 2), np.nan),
+        pose=drawn(body, (33, 2), np.nan, columns),
+        pose_weight=drawn(targets.pose_weight, (33,), 0.0, columns),
+        hands=drawn(hands, (2, 21, 2), np.nan),
+        hand_weight=drawn(targets.hand_weight, (2,), 0.0),
+        motion_error_percent=motion_error,
+    )

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from networks.body import BodyModel
 from tools.track.detect import Detections
 from tools.track.fit import BROW_PAIRS, Track
+from tools.track.matte import steady_masks
+from tools.track.render import fill_triangles
 
 Floats = NDArray[np.float32]
+SURE = 0.5  # weight of a hand above which the detector is sure of it
+NUM_SILHOUETTES = 24  # frames
 MOUTH, RIGHT_EYE, LEFT_EYE = ((13, 14),), ((159, 145),), ((386, 374),)
 
 
@@ -45,6 +51,7 @@ def report_of(detections: Detections, track: Track) -> dict[str, Any]:
     else:
         report["body_error_px"] = report["body_error_percent"] = None
         report["body_error_reason"] = "no body point was seen inside the picture"
+    report |= hand_error(detections, track)
     for name, pairs in (
         ("mouth", MOUTH),
         ("right_eye", RIGHT_EYE),
@@ -60,6 +67,40 @@ def report_of(detections: Detections, track: Track) -> dict[str, Any]:
     if track.motion_error_percent is None:
         report["motion_error_reason"] = "one frame, or no video to follow"
     return report
+
+
+def hand_error(detections: Detections, track: Track) -> dict[str, Any]:
+    """Mean distance of hand points in percent of the face's height, where the detector is sure of the hand."""
+    found = np.stack([detections.left_hand, detections.right_hand], 1)[..., :2]
+    sure = (track.hand_weight > SURE) & detections.has_face[:, None]
+    if not sure.any():
+        return {"hand_error_percent": None, "hand_error_reason": "no hand was surely seen"}
+    off = np.linalg.norm(track.hands - found, axis=-1).mean(-1) / detections.face_height[:, None] * 100
+    return {
+        "hands_per_frame": float(sure.sum(-1)[track.frame_valid].mean()),
+        "hand_error_percent": float(off[sure].mean()),
+    }
+
+
+def silhouette_iou(detections: Detections, track: Track, body: BodyModel) -> float:
+    """Mean intersection over union of the posed body and the matte, over frames spread through the clip.
+
+    Hair and cloth are not the body's: it is below 1 for the best of tracks.
+    """
+    frames = np.flatnonzero(track.frame_valid)
+    masks = steady_masks(detections, track.frame_valid)
+    scale, faces = masks.shape[2] / detections.width, body.faces.numpy()
+    shares = []
+    for frame in frames[np.linspace(0, len(frames) - 1, min(len(frames), NUM_SILHOUETTES)).astype(int)]:
+        params = track.params.map(lambda value, t=frame: value[None] if value.dim() == 1 else value[t : t + 1])
+        with torch.no_grad():
+            points = body(params)[0][0].numpy() * np.array([1, -1, -1], np.float32)
+        pixels = (points[:, :2] / points[:, 2:] * track.intrinsics[0, 0] + track.intrinsics[:2, 2]) * scale
+        screen = pixels.astype(np.float64), points[:, 2].astype(np.float64)
+        drawn = fill_triangles(*screen, faces, *masks.shape[1:]) >= 0
+        person = masks[frame] > 127
+        shares.append((drawn & person).sum() / max((drawn | person).sum(), 1))
+    return float(np.mean(shares))
 
 
 def opening(face: Floats, pairs: tuple[tuple[int, int], ...]) -> Floats:

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from networks.body import BodyModel
-from tools.track.detect import Detections, is_image, read_frames, rotation, video_info
+from tools.track.detect import NUM_HAND_POINTS, Detections, is_image, read_frames, rotation, video_info
 from tools.track.fit import WORLD_TO_CAMERA, Track
 from tools.track.matte import refine, steady_masks
 from tools.track.render import visible_triangles
@@ -93,8 +93,8 @@ def keeps_its_bytes(source: Path, num_frames: int) -> bool:
 
 
 class Overlay:
-    """Draws the fitted mesh over a frame, as lit skin half shining through, and the face points, detected and
-    fitted.
+    """Draws the fitted mesh over a frame, as lit skin half shining through, and the points of face, body and
+    hands, detected and fitted.
     """
 
     def __init__(self, body: BodyModel, detections: Detections, track: Track) -> None:
@@ -126,9 +126,15 @@ class Overlay:
             (self.track.face[index], (255, 0, 0)),
             (self.detections.pose[index][self.track.pose_weight[index] > 0.1, :2], (255, 255, 0)),
             (self.track.pose[index][self.track.pose_weight[index] > 0.1], (255, 0, 255)),
+            (self.detections.left_hand[index, :, :2], (255, 255, 0)),
+            (self.detections.right_hand[index, :, :2], (255, 255, 0)),
+            *(
+                (self.track.hands[index, side], (255, 0, 255))
+                for side in np.flatnonzero(self.track.hand_weight[index] > 0.1)
+            ),
         ):
-            radius = 0 if len(points) == len(self.track.face[index]) else max(2, size // 200)
-            dots(picture, points, colour, radius)
+            is_dense = len(points) in (len(self.track.face[index]), NUM_HAND_POINTS)
+            dots(picture, points, colour, 0 if is_dense else max(2, size // 200))
         return np.clip(picture, 0, 255).astype(np.uint8)
 
 
