@@ -38,8 +38,9 @@ class Region(IntEnum):
 
     FACE = 0  # with ears, throat and all that lids and lips hide
     SCALP = 1
-    TORSO = 2  # with the arms
+    TORSO = 2  # with neck and legs
     HANDS = 3
+    ARMS = 4
 
 
 # Kind -> how far a Gaussian may lie from its anchor, m; least opacity of what is not hidden by the photo's matte.
@@ -60,6 +61,7 @@ RIM_REACH = 0.012  # m from the mouth's inside: skin that mouth shapes move and 
 LID_REACH = 0.004  # m from an eyeball: skin that lies so near is lids, the lower ones too, which a blink hardly moves
 MOVED = 0.0005  # m at a full expression: skin that moves so far is face
 EAR = (0.058, 0.02, 0.05, -0.005, 0.04)  # m from the head's joint: beyond x; y and its reach; z and its reach
+ARM_JOINTS = (16, 17, 18, 19)  # upper arms and forearms
 CROWN = 0.08  # m above the head's joint: no face so high
 _MOUTH_SHAPES = ("mouthRollLower", "mouthRollUpper", "mouthPucker", "mouthShrugLower", "mouthShrugUpper")
 
@@ -151,11 +153,13 @@ def _regions(body: BodyModel, kind: Tensor) -> Tensor:
     weights = body.lbs_weights
     is_head = weights[:, list(HEAD_JOINTS)].sum(dim=1) > 0.5
     is_hand = torch.stack([weights[:, list(joints)].sum(dim=1) > 0.5 for joints in HAND_JOINTS.values()]).any(dim=0)
+    is_arm = weights[:, list(ARM_JOINTS)].sum(dim=1) > 0.5
     x, y, z = (body.v_template - body.joint_template[HEAD_JOINTS[0]]).unbind(dim=1)
     is_ear = (x.abs() > EAR[0]) & ((y - EAR[1]).abs() < EAR[2]) & ((z - EAR[3]).abs() < EAR[4])
     is_scalp = is_head & (kind == int(Kind.BODY)) & ~is_ear & ((z < 0) | (y > CROWN))
     region = torch.where(is_head, int(Region.FACE), int(Region.TORSO))
     region[is_scalp] = int(Region.SCALP)
+    region[is_arm] = int(Region.ARMS)
     region[is_hand] = int(Region.HANDS)
     return region
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_OPAQUE = 0.99  # of a start, so that its logit can still move
 _LEAST_OPAQUE = 1e-3  # below it a Gaussian is not drawn, at the start or ever
+_MOST_SPREAD = 0.1  # of a change of colour: what a Gaussian gives for its neighbours' gaps is nobody else's
 _LEAST_DRAWN = 3 / 8  # of `steps`: so often each photo is drawn at least
 _COOL_DOWN = 0.3  # share of the steps over which the rates fall to nothing
 
@@ -284,11 +285,22 @@ class _Fit:
             last = self.loss()
         return self._result(first, last)
 
+    def _spread(self, change: Tensor, seen: Tensor) -> Tensor:
+        """Changes `[B,N,3]` of colour, with those of what is not `seen [B,N]` filled from the rest."""
+        network, texture = self.reconstructor, self.avatar.texture
+        assert isinstance(texture, Texture)
+        count = seen.shape[1]
+        colors = self.start.colors[:, :count]
+        sources = network.sources(self.photo, texture.places[:, :count], colors, texture.seen[:, :count])
+        sources = torch.where(texture.seen[:, :count] > 0, sources, seen)  # what further photos show
+        spread = network.diffuse(change.clamp(-_MOST_SPREAD, _MOST_SPREAD), sources)
+        return torch.where(seen[..., None] > 0, change, spread)
+
     @torch.no_grad()
     def _result(self, first: Tensor, last: Tensor) -> Avatar:
         count = self.rest.shape[1]
         color = self.changes["color"]
-        color[:, :count] = self.reconstructor.diffuse(color[:, :count], self.seen[:, :count])
+        color[:, :count] = self._spread(color[:, :count], self.seen[:, :count])
         fitted = self.changed(self.start)
         is_better = self.is_finite & (last <= first)
         if not bool(is_better.all()):

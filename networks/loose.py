@@ -34,8 +34,11 @@ HIDDEN = 0.5  # how far what the photo does not show covers: the back of the hea
 CARRIERS = 4  # every so many Gaussians of the template one may carry loose ones
 NEAREST = 8  # carriers of a loose Gaussian
 BEHIND = 0.03  # m behind its carriers: they are the nearest that the photo shows, the silhouette lies behind them
+HELD = 0.25  # share of a cell that is a hand before the trunk
+BEFORE = 0.02  # m by which such a hand lies before the trunk
 # Forearms and hands carry what they hold, not the chair, lap or cloth that they pass before: they count as farther.
 LIMBS = (18, 19, 20, 21, *range(25, 55))  # joints
+FOREARMS = {18: (18, 20, *range(25, 40)), 19: (19, 21, *range(40, 55))}  # joints of elbows, and what hangs on each
 FARTHER = 0.05  # shares of the photo's side
 REACH = 0.02  # share of the photo's side by which a farther carrier counts 1/e
 
@@ -51,6 +54,8 @@ class Seen:
         skin_weights: `[N,55]`.
         part: `[N]` codes (`networks.regions.part_code`).
         transforms: `[B,55,3,4]` of the joints, from the T-pose to the photo's.
+        before: `[B,1,H,W]` 1 where the photo shows hands before the trunk that the template has elsewhere.
+        depth: `[B,1,H,W]` m, of the posed template; 0 where there is none.
     """
 
     posed: Gaussians
@@ -59,6 +64,8 @@ class Seen:
     skin_weights: Tensor
     part: Tensor
     transforms: Tensor
+    before: Tensor
+    depth: Tensor
 
 
 @dataclass
@@ -100,7 +107,9 @@ def lift_loose(
     )  # of the batch; who has fewer gets transparent ones
     opacity, cells = free.topk(most, dim=1)
     places = torch.stack([(cells % grid + 0.5) / grid, (cells // grid + 0.5) / grid], dim=-1) * 2 - 1
-    index, weight = _carriers(seen, places)
+    held = F.grid_sample(F.adaptive_avg_pool2d(seen.before, grid), places[:, :, None], "nearest", align_corners=False)
+    held = held[:, 0, :, 0] > HELD
+    index, weight = _carriers(seen, places, held)
 
     def carried(value: Tensor) -> Tensor:
         """Mean over the carriers of a value `[B,S,D]` -> `[B,M,D]`."""
@@ -110,6 +119,8 @@ def lift_loose(
     rotation, shift = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
     camera_points = seen.posed.means[:, ::CARRIERS] @ rotation.mT + shift[:, None]
     depth = carried(camera_points[..., 2:]) + BEHIND
+    trunk = F.grid_sample(seen.depth, places[:, :, None], "nearest", align_corners=False)[:, 0]
+    depth = torch.where(held[..., None] & (trunk > 0), torch.minimum(depth, trunk - BEFORE), depth)
     size = places.new_tensor([photo.shape[-1], photo.shape[-2]])
     pixels = torch.cat([(places + 1) / 2 * size, torch.ones_like(depth)], dim=-1)
     means = (depth * (pixels @ torch.linalg.inv(intrinsics).mT) - shift[:, None]) @ rotation
@@ -127,6 +138,7 @@ def lift_loose(
     )
     batch = len(places)
     skin_weights = carried(seen.skin_weights[::CARRIERS].expand(batch, -1, -1))
+    skin_weights = torch.where(held[..., None], _by_forearm(skin_weights), skin_weights)
     part = carried(seen.part[::CARRIERS, None].expand(batch, -1, -1))[..., 0]
     return Lifted(Loose(unposed(posed, skin_weights, seen.transforms), skin_weights), posed, places, part)
 
@@ -148,14 +160,26 @@ def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Te
     alpha = maps.alpha.permute(0, 3, 1, 2)
     shown = covered_by_photo(maps.image.permute(0, 3, 1, 2), alpha)
     covered = alpha * torch.lerp(shown, torch.ones_like(shown), HIDDEN)
+    covered = covered * (1 - seen.before)
     inside = (5 * mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
     return F.adaptive_avg_pool2d(inside * (1 - covered), grid)[:, 0]
 
 
-def _carriers(seen: Seen, places: Tensor) -> tuple[Tensor, Tensor]:
-    """The template's Gaussians nearest in the photo to `places [B,M,2]`: indices and weights `[B,M,NEAREST]`."""
+def _by_forearm(skin_weights: Tensor) -> Tensor:
+    """Weights `[B,M,55]` of what one forearm carries as a whole: that of the side with the greater part of these."""
+    side = torch.stack([skin_weights[..., list(joints)].sum(dim=-1) for joints in FOREARMS.values()], dim=-1)
+    joints = torch.tensor(list(FOREARMS), device=side.device)[side.argmax(dim=-1)]
+    return F.one_hot(joints, skin_weights.shape[-1]).to(skin_weights)
+
+
+def _carriers(seen: Seen, places: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """The template's Gaussians nearest in the photo to `places [B,M,2]`: indices and weights `[B,M,NEAREST]`.
+
+    Where the photo shows hands before the trunk, `held [B,M]`, they are of the limbs, seen or not.
+    """
     distance = torch.cdist(places, seen.places[:, ::CARRIERS]) / 2  # shares of the photo's side
-    distance = distance + 10.0 * (1 - seen.shown[:, None, ::CARRIERS])  # what it does not show lies behind
-    distance = distance + FARTHER * seen.skin_weights[::CARRIERS, LIMBS].sum(dim=-1)
+    limb = seen.skin_weights[::CARRIERS, LIMBS].sum(dim=-1)
+    hidden = 1 - seen.shown[:, None, ::CARRIERS]  # what the photo does not show lies behind
+    distance = distance + torch.where(held[..., None], 10.0 * (limb < 0.5), 10.0 * hidden + FARTHER * limb)
     near = distance.topk(NEAREST, dim=-1, largest=False)
     return near.indices, torch.softmax((near.values[..., :1] - near.values) / REACH, dim=-1)

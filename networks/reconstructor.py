@@ -33,11 +33,16 @@ from networks.loose import GRID, Seen, lift_loose
 from networks.precision import full_precision
 from networks.rasterizer.mesh import view_mesh
 from networks.regions import part_code
+from networks.skin import before_trunk, skin_tone
 from networks.surface import cell_size, lift_surface
 
 VISIBLE_WITHIN = 0.003  # m
 LEAST_FACING = 0.15  # cosine between an anchor's normal and the view
 MESH_OVERSAMPLING = 4  # z-buffer's pixels along one of the photo's
+CHEST_JOINTS = (0, 3, 6, 9)  # without shoulders and neck: what lies before these is hair or their own skin
+EDGE = 1 / 128  # share of the photo's side: colours so near the matte's edge hold what lies behind
+LEAST_SEEN = 20  # anchors of hands in the colour of skin, from which on they stand for the others
+LEAST_CLOTH = 0.5  # share of what the photo shows of a trunk, from which on it is clothed below the neckline too
 DIFFUSION_STEPS = 100  # of Jacobi's iteration
 INNER_CHANGE = 0.1  # most that the network changes the colour of eyeballs and the mouth's inside
 
@@ -73,11 +78,15 @@ class Projection:
         grid: `[B,N,2]` coordinates of `grid_sample` (align_corners false).
         visible: `[B,N]` 1 where the photo shows the anchor, else 0.
         normals: `[B,N,3]` unit normals in the camera's axes.
+        before: `[B,1,H,W]` 1 where the photo shows hands before the trunk that the template has elsewhere, else 0.
+        depth: `[B,1,H,W]` m, of the posed template; 0 where there is none.
     """
 
     grid: Tensor
     visible: Tensor
     normals: Tensor
+    before: Tensor
+    depth: Tensor
 
 
 @dataclass
@@ -264,6 +273,9 @@ class GaussianReconstructor(nn.Module):
         self.register_buffer("least_opacity", anatomy.least_opacity[ids], persistent=False)
         self.register_buffer("region", anatomy.region[ids], persistent=False)
         apart = self.label * len(Region) + self.region
+        self.register_buffer("face_region", anatomy.region[body.faces[:, 0]], persistent=False)
+        chest = body.lbs_weights[:, list(CHEST_JOINTS)].sum(dim=1) > 0.5
+        self.register_buffer("is_chest", chest[body.faces[:, 0]], persistent=False)
         self.register_buffer("neighbours", _neighbours(points, apart), persistent=False)
 
     def anchors(self, betas: Tensor) -> Tensor:
@@ -313,7 +325,23 @@ class GaussianReconstructor(nn.Module):
             in_front = is_uncovered | ((inside[..., 2] < there + VISIBLE_WITHIN) & (label == self.label))
             in_front &= ~self.is_inner | (self.kind == int(Kind.EYEBALL)) | fills
             visible = in_front & (facing > LEAST_FACING) & (covered > 0.8) & (grid.abs() < 1).all(-1)
-        return Projection(grid=grid, visible=visible.float(), normals=normals)
+            centre = MESH_OVERSAMPLING // 2
+            coarse = view.face[:, centre::MESH_OVERSAMPLING, centre::MESH_OVERSAMPLING]
+            before = self._before_trunk(photo, grid, visible, coarse)
+            is_hidden = F.grid_sample(before, grid[:, :, None], mode="nearest", align_corners=False)[:, 0, :, 0] > 0.5
+            visible &= ~(is_hidden & (self.region == int(Region.TORSO)))
+            front = torch.where(view.face < 0, 0.0, view.depth)[:, None]
+            front = front[..., centre::MESH_OVERSAMPLING, centre::MESH_OVERSAMPLING]
+        return Projection(grid, visible.float(), normals, before, front)
+
+    def _before_trunk(self, photo: Photo, grid: Tensor, visible: Tensor, face: Tensor) -> Tensor:
+        """`Projection.before`, by the front triangles `face [B,H,W]` of the photo's pixels."""
+        colors = F.grid_sample(photo.image, grid[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
+        tone = skin_tone(colors, visible & (self.kind == int(Kind.FACE)))
+        skin = tone.is_skin(photo.image.permute(0, 2, 3, 1)) & (photo.mask[:, 0] > 0.8)
+        is_head = (self.face_region[face.clamp_min(0)] == int(Region.FACE)) & (face >= 0)
+        is_chest = self.is_chest[face.clamp_min(0)] & (face >= 0)
+        return before_trunk(skin, is_head, is_chest)[:, None].float()
 
     def bare(self, photo: Photo) -> Avatar:
         """The template in the person's shape, opaque and without colour."""
@@ -334,32 +362,60 @@ class GaussianReconstructor(nn.Module):
             background=photo.background,
         )
 
-    def _fill(self, colors: Tensor, visible: Tensor) -> Tensor:
+    def _fill(self, colors: Tensor, visible: Tensor, sources: Tensor) -> Tensor:
         """Colour of every anchor: seen, else the mirrored anchor's, else a distance-weighted mean of what is seen.
 
         Args:
             colors: `[B,N,3]` sampled from the photo.
             visible: `[B,N]`.
+            sources: `[B,N]` see `sources`.
         """
-        spread = self.diffuse(colors, visible)
+        spread = torch.where(visible[..., None] > 0, colors, self.diffuse(colors, sources))
         return torch.where(
             self.is_inner[:, None] & (visible[..., None] == 0), self._inner_colors(colors, visible), spread
         )
 
+    def sources(self, photo: Photo, grid: Tensor, colors: Tensor, visible: Tensor) -> Tensor:
+        """`[B,N]` 1 where the colour of a seen anchor may stand for others, which the photo does not show.
+
+        Not at the matte's edge, where colours are mixed with what lies behind. Hands take skin alone; a trunk of which
+        the photo shows cloth takes no skin: the chest below a neckline is clothed.
+
+        Args:
+            photo: what shows the anchors.
+            grid: `[B,N,2]` as `Projection.grid`.
+            colors: `[B,N,3]` the photo's at the anchors.
+            visible: `[B,N]`.
+        """
+        reach = max(1, round(EDGE * photo.mask.shape[-1]))
+        eroded = -F.max_pool2d(-photo.mask, 2 * reach + 1, 1, reach)
+        inside = F.grid_sample(eroded, grid[:, :, None], padding_mode="border", align_corners=False)[:, 0, :, 0] > 0.8
+        is_seen = visible > 0
+        is_skin = skin_tone(colors, is_seen & (self.kind == int(Kind.FACE))).is_skin(colors)
+        hands, trunk = self.region == int(Region.HANDS), self.region == int(Region.TORSO)
+        found = is_seen & (inside | ~(hands | (self.region == int(Region.ARMS)))) & (is_skin | ~hands)
+        found &= ~hands | ((found & hands).sum(dim=1, keepdim=True) >= LEAST_SEEN)
+        cloth, most = (found & trunk & ~is_skin).sum(dim=1, keepdim=True), (found & trunk).sum(dim=1, keepdim=True)
+        is_clothed = cloth >= LEAST_CLOTH * most
+        return (found & ~(is_clothed & trunk & is_skin)).float()
+
     def _blend_seen(self, values: Tensor, visible: Tensor) -> Tensor:
         """`[B,N,3]`: means of what is seen of an anchor's region, weighted by the distance between clusters of anchors.
 
-        A region of which nothing is seen takes the face's mean, as hands do under sleeves; or that of all.
+        A region of which nothing is seen takes the face's median, as hands do under sleeves; or that of all. Arms take
+        the torso's cloth first.
         """
         everywhere = _mean_where(values, visible)
-        is_face = visible * (self.kind == int(Kind.FACE))
-        fallback = torch.where(is_face.sum(dim=1)[:, None] > 0, _mean_where(values, is_face), everywhere)
+        is_face = (visible > 0) & (self.kind == int(Kind.FACE))
+        face = torch.where(is_face[..., None], values, torch.nan).nanmedian(dim=1).values  # without brows and hair
+        fallback = torch.where(is_face.any(dim=1, keepdim=True), face, everywhere)
         blended = fallback[:, None].expand_as(values)
         for region in Region:
             mine = self.region == int(region)
             seen = visible * mine
             has_any = (seen.sum(dim=1) > 0)[:, None, None]
-            blended = torch.where(mine[:, None] & has_any, self._blend(values, seen), blended)
+            is_taken = mine | (self.region == int(Region.ARMS)) if region is Region.TORSO else mine
+            blended = torch.where(is_taken[:, None] & has_any, self._blend(values, seen), blended)
         return blended
 
     def _blend(self, values: Tensor, seen: Tensor) -> Tensor:
@@ -412,7 +468,8 @@ class GaussianReconstructor(nn.Module):
         grid = projection.grid[:, :, None]
         sampled = F.grid_sample(detail, grid, padding_mode="border", align_corners=False)[..., 0].mT
         colors = F.grid_sample(photo.image, grid, padding_mode="border", align_corners=False)[..., 0].mT
-        filled = self._fill(colors, projection.visible)
+        sources = self.sources(photo, projection.grid, colors, projection.visible)
+        filled = self._fill(colors, projection.visible, sources)
         visible = projection.visible[..., None]
         sampled = sampled * visible * float(self.use_visual)
         local = torch.cat([sampled, filled * 2 - 1, visible, projection.normals], dim=-1)
@@ -422,7 +479,7 @@ class GaussianReconstructor(nn.Module):
         raw = self.heads(self.anchor(torch.cat([local, prior, spread], dim=-1)))
         if not use_heads:
             raw = torch.zeros_like(raw)
-        return self._avatar(photo, raw, filled, projection.visible, lift=use_heads), tokens_sem
+        return self._avatar(photo, raw, filled, projection, lift=use_heads), tokens_sem
 
     def _cluster_tokens(self, local: Tensor, semantic: Tensor) -> Tensor:
         """`[B,K,D]`: anchors' features averaged by cluster, with `F_prior`, through the transformer."""
@@ -436,7 +493,7 @@ class GaussianReconstructor(nn.Module):
             tokens = block(tokens, context)
         return tokens
 
-    def _avatar(self, photo: Photo, raw: Tensor, filled: Tensor, visible: Tensor, lift: bool) -> Avatar:
+    def _avatar(self, photo: Photo, raw: Tensor, filled: Tensor, projection: Projection, lift: bool) -> Avatar:
         """Read the heads' output `[B,N,14+C]` as changes of the coloured template; the photo becomes its texture."""
         bare = self.bare(photo)
         offset, scale, turn, opacity, colour, features, trust = raw.split(
@@ -454,9 +511,9 @@ class GaussianReconstructor(nn.Module):
             features=features,
         )
         avatar = replace(bare, gaussians=gaussians)
-        return self._with_photo(avatar, photo, visible, torch.sigmoid(trust[..., 0] + 2), lift)
+        return self._with_photo(avatar, photo, projection, torch.sigmoid(trust[..., 0] + 2), lift)
 
-    def _with_photo(self, avatar: Avatar, photo: Photo, visible: Tensor, trust: Tensor, lift: bool) -> Avatar:
+    def _with_photo(self, avatar: Avatar, photo: Photo, projection: Projection, trust: Tensor, lift: bool) -> Avatar:
         """The avatar with the photo as its texture, and with loose and surface Gaussians where `lift` says so.
 
         Opacities are cut to the photo's hull. Gradients flow to the avatar's Gaussians and to `trust [B,N]`.
@@ -466,20 +523,23 @@ class GaussianReconstructor(nn.Module):
             posed = Gaussians(**{name: value[:, 0] for name, value in vars(carried).items()})
             camera, size = (photo.intrinsics, photo.world_to_camera), (photo.image.shape[-2], photo.image.shape[-1])
             places = image_places(posed.means, *camera, size)
-            shown, part, loose = visible * (places.abs() < 1).all(-1), self.part.expand_as(visible), None
+            shown = projection.visible * (places.abs() < 1).all(-1)
+            part, loose = self.part.expand_as(shown), None
             inside = _in_hull(places, photo.mask) if self.use_hull else torch.ones_like(shown)
             cell = cell_size(size[1], self.pixels_per_gaussian) if lift else 0.0
             grid, surface = round(size[1] / cell) if cell else 0, None
             if lift and self.use_loose:  # by the template before the hull cuts its rim, which is no hole to be filled
                 transforms = self.body.joint_transforms(photo.body)[..., :3, :]
-                seen = Seen(posed, places, shown, self.body.lbs_weights[avatar.vertex_ids], self.part, transforms)
+                weights = self.body.lbs_weights[avatar.vertex_ids]
+                before, depth = projection.before, projection.depth
+                seen = Seen(posed, places, shown, weights, self.part, transforms, before, depth)
                 lifted = lift_loose(seen, photo.image, photo.mask, *camera, max(grid, GRID))
                 loose = lifted.loose
                 posed = concatenated([replace(posed, opacities=posed.opacities * inside), lifted.posed])
                 places, part = torch.cat([places, lifted.places], dim=1), torch.cat([part, lifted.part], dim=1)
                 shown = torch.cat([shown, torch.ones_like(lifted.part)], dim=1)
             if grid:
-                on = lift_surface(avatar, self.body, self.corner_rows, photo, grid)
+                on = lift_surface(avatar, self.body, self.corner_rows, photo, projection.before, grid)
                 surface, code = on.surface, on.surface.mixed(self.part[None, None, :, None])[:, 0, :, 0]
                 posed = concatenated([replace(posed, features=posed.features[..., :0]), on.posed])
                 places, part = torch.cat([places, on.places], dim=1), torch.cat([part, code], dim=1)

@@ -61,7 +61,9 @@ def cell_size(size: int, chosen: float | None) -> float:
 
 @torch.no_grad()
 @full_precision
-def lift_surface(avatar: Avatar, body: BodyModel, rows: Tensor, photo: Photo, side: int) -> LiftedSurface:
+def lift_surface(
+    avatar: Avatar, body: BodyModel, rows: Tensor, photo: Photo, before: Tensor, side: int
+) -> LiftedSurface:
     """A Gaussian for each cell in which the photo shows the front of one of the template's triangles.
 
     Args:
@@ -69,6 +71,7 @@ def lift_surface(avatar: Avatar, body: BodyModel, rows: Tensor, photo: Photo, si
         body: the body model.
         rows: `[F,3]` the template's Gaussians at the corners of each triangle; -1 for a vertex without.
         photo: what the avatar is made of.
+        before: `[B,1,H,W]` as `networks.reconstructor.Projection.before`: hands are no part of the trunk's surface.
         side: G.
     """
     size, camera = photo.image.shape[-2:], photo.world_to_camera
@@ -81,7 +84,8 @@ def lift_surface(avatar: Avatar, body: BodyModel, rows: Tensor, photo: Photo, si
     normals = _facet_normals(vertices, body.faces, hit) @ camera[:, :3, :3].mT
     facing = -(normals * F.normalize(rays, dim=-1)).sum(dim=-1)
     inside = F.adaptive_avg_pool2d((5 * photo.mask - 4).clamp(0, 1), side).flatten(1)  # edges hold what lies behind
-    is_used = (face >= 0) & (rows[hit] >= 0).all(dim=-1) & (facing > LEAST_FACING) & (inside > 0)
+    is_free = F.adaptive_max_pool2d(before, side).flatten(1) == 0
+    is_used = (face >= 0) & (rows[hit] >= 0).all(dim=-1) & (facing > LEAST_FACING) & (inside > 0) & is_free
     # Used cells first, in their order; who has fewer than another of the batch gets transparent ones.
     order = is_used.long().argsort(dim=1, descending=True, stable=True)[:, : int(is_used.sum(dim=1).max())]
     batch = torch.arange(len(order), device=order.device)[:, None]

@@ -20,6 +20,7 @@ from datamodules.schedule import Phase
 from datamodules.sources import ClipSource
 from datamodules.video import Augment, VideoDataModule, WindowReader
 from lightning_modules.stage import build_reconstructor
+from networks.anatomy import Region
 from networks.avatar_batch import mix_colours, stack_avatars
 from networks.body import BodyParams
 from networks.codec import BlockCodec
@@ -281,17 +282,27 @@ COLOUR = torch.tensor([[[1.1, 0.2, -0.1], [0.05, 0.8, 0.1], [-0.2, 0.1, 1.3]]])
 
 
 @torch.no_grad()
-def test_mixing_an_avatar_is_mixing_its_photo(reconstructor: GaussianReconstructor, clip_path: Path) -> None:
-    """Where nothing is clamped; before matting, over grey, which mixing keeps."""
+def test_mixing_an_avatar_is_mixing_its_photo(
+    reconstructor: GaussianReconstructor, clip_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is clamped; before matting, over grey, which mixing keeps, and with the same pixels as skin."""
     photo = read(clip_path)
     inside = torch.nn.functional.pad(torch.ones(1, 1, 28, 28), (2, 2, 2, 2))  # beyond its border a photo reads as black
     pale = replace(photo, image=0.5 + 0.3 * inside * (photo.image - 0.5), mask=inside * photo.mask)
     mixed_photo = replace(pale, image=torch.einsum("bdc,bchw->bdhw", COLOUR, pale.image - 0.5) + 0.5)
     assert 0 < mixed_photo.image.min() < mixed_photo.image.max() < 1
-    avatar, expected = (reconstructor(one)[0] for one in (pale, mixed_photo))
+    avatar = reconstructor(pale)[0]
+    projection, count = reconstructor.project(pale), avatar.gaussians.means.shape[1]
+    visible = projection.visible
+    sources = reconstructor.sources(pale, projection.grid, avatar.gaussians.colors, visible)
+    monkeypatch.setattr(reconstructor, "project", lambda _: projection)
+    monkeypatch.setattr(reconstructor, "sources", lambda *_: sources)
+    expected = reconstructor(mixed_photo)[0]
     mixed = mix_colours(avatar, COLOUR)
     assert (expected.gaussians.colors - avatar.gaussians.colors).abs().max() > 0.02
-    skin = ~reconstructor.is_inner  # colours of what no photo shows go by the face's luminance
+    # Colours of inner parts go by the face's luminance, those of hands that no photo shows by the face's median.
+    skin = ~reconstructor.is_inner & ~((reconstructor.region == int(Region.HANDS)) & (visible[0] == 0))
+    assert skin.sum() > count / 2
     torch.testing.assert_close(mixed.gaussians.colors[:, skin], expected.gaussians.colors[:, skin], rtol=0, atol=1e-5)
     torch.testing.assert_close(mixed.loose.gaussians.colors, expected.loose.gaussians.colors, rtol=0, atol=1e-5)
     torch.testing.assert_close(mixed.texture.photo, mixed_photo.image, rtol=0, atol=1e-6)
