@@ -3,8 +3,9 @@
 Each clip's person is reconstructed from its photo and fitted with several settings: other numbers of steps, and each
 term of `FitOptions` off. PSNR (dB) and perceptual distance (`vgg`) of the avatar with the photo as texture and of its
 splat alone, in the photo's own pose (`own`) and in the clip's held-out block (its validation block; of a clip without
-splits, its most moving 48 frames). Then the seconds of a fit of the first clip at 128 and 384 px, and the share of
-them that the rasterizer takes, forward and backward.
+splits, its most moving 48 frames). `block_fragment_px` is the largest piece of the textured avatar that floats beside
+the person, in the worst frame of the block. Then the seconds of a fit of the first clip at 128 and 384 px, and the
+share of them that the rasterizer takes, forward and backward.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from datamodules.sources import clip_files
 from datamodules.video import WindowReader
 from metrics.image import psnr
 from metrics.perceptual import metric_network, perceptual_measures
+from metrics.silhouette import largest_fragment
 from metrics.table import format_table
 from networks.conditioner import photo_of
 from networks.fit import FitOptions, fit_avatar
@@ -79,6 +81,7 @@ def measure(reconstructor: GaussianReconstructor, avatar: Avatar, batch: VideoBa
     for place, maps, truth in (("own", own, batch.reference), ("block", block, batch.frames[0])):
         for row, frames in (("textured", maps.textured[0]), ("splat", maps.rgb[0])):
             figures[f"{place}_{row}_psnr"], figures[f"{place}_{row}_perceptual"] = compare(frames, truth)
+    figures["block_fragment_px"] = float(largest_fragment(block.coverage[0], batch.masks[0]).max())
     return figures
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -22,6 +23,7 @@ from metrics.image import colour_error, masked_psnr, psnr, ssim
 from metrics.inception import fid_distances, inception_distances
 from metrics.perceptual import metric_network, perceptual_measures
 from metrics.sharpness import bands_of, sharpness, spectrum, with_grain
+from metrics.silhouette import largest_fragment
 from metrics.table import format_bands, format_people, format_table, report_metrics, write_metrics
 from metrics.temporal import flicker, temporal_error, tlp, unrest
 from metrics.warping import motion_of, optical_flow, warp, warping_error
@@ -515,3 +517,20 @@ def test_metrics_file_is_whole_and_its_path_is_printed_last(tmp_path: Path, caps
         write_metrics(path, {"a": {"psnr": math.inf}}, config="", seed=0, protocol="")
     assert json.loads(path.read_text()) == content
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
+
+
+def test_the_largest_fragment_is_that_of_scipys_labels() -> None:
+    """Random blots, of which the largest is the person; part of the others lies on the mask."""
+    generator = torch.Generator().manual_seed(0)
+    blots = F.avg_pool2d(torch.rand(4, 1, 44, 44, generator=generator), 5, 1) > 0.53
+    masks = torch.zeros(4, 1, 40, 40)
+    masks[..., :15] = 1.0
+    expected = []
+    for frame, mask in zip(blots[:, 0].numpy(), masks[:, 0].numpy(), strict=True):
+        labels, count = scipy.ndimage.label(frame, np.ones((3, 3)))
+        sizes = np.bincount(labels.ravel())[1:]
+        others = [i for i in range(1, count + 1) if i != 1 + sizes.argmax()]
+        expected.append(max(int(((labels == i) & (mask < 0.1)).sum()) for i in others))
+    assert min(expected) > 5
+    assert largest_fragment(blots.float(), masks).tolist() == expected
+    assert largest_fragment(torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)).tolist() == [0, 0]

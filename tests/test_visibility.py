@@ -12,8 +12,9 @@ from torch import Tensor
 from datamodules.clip import Clip
 from datamodules.video import WindowReader
 from lightning_modules.stage import build_reconstructor
-from networks.anatomy import Kind
+from networks.anatomy import Kind, Region
 from networks.conditioner import photo_of
+from networks.rasterizer.mesh import view_mesh
 from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
 from tests.conftest import ROOT
 from tests.test_mesh import hits
@@ -186,3 +187,26 @@ def test_hidden_teeth_take_a_colour_of_their_own(reconstructor: GaussianReconstr
     torch.testing.assert_close(light[teeth], reconstructor.prior_color[teeth], atol=1e-3, rtol=0)
     torch.testing.assert_close(dark[teeth], light[teeth] / 2, atol=1e-3, rtol=0)
     assert light[teeth].mean() > light[cavity].mean() + 0.3
+
+
+@pytest.mark.parametrize(("lift", "bend"), [(-1.2, 0.0), (1.0, 0.0), (0.0, 2.0), (0.6, 1.8)])
+def test_arms_have_no_gaps_in_any_pose(
+    reconstructor: GaussianReconstructor, photo: Photo, lift: float, bend: float
+) -> None:
+    """Down, up and with bent elbows (radians): alpha is whole wherever the mesh has an arm or a hand."""
+    params = photo.body.map(torch.zeros_like)
+    params.body_pose[0, 15, 2], params.body_pose[0, 16, 2] = lift, -lift  # shoulders
+    params.body_pose[0, 17, 1], params.body_pose[0, 18, 1] = -bend, bend  # elbows
+    camera = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))[None]
+    camera[0, 1:3, 3] = torch.tensor([0.25, 2.6])
+    intrinsics = torch.tensor([[[460.0, 0, 128], [0, 460, 128], [0, 0, 1]]])
+    avatar = reconstructor.bare(replace(photo, body=params))
+    with torch.no_grad():
+        timed = params.map(lambda value: value[:, None])
+        alpha = avatar.render(reconstructor.body, timed, intrinsics[:, None], camera[:, None], 256).alpha[0, 0, 0]
+        vertices, _ = reconstructor.body(params)
+    face = view_mesh(vertices, reconstructor.body.faces, intrinsics, camera, 256, 256).face[0]
+    is_arm = torch.isin(reconstructor.face_region[face.clamp_min(0)], torch.tensor([Region.ARMS, Region.HANDS]))
+    inner = scipy.ndimage.binary_erosion((face >= 0).numpy(), np.ones((3, 3)))
+    assert (inner & is_arm.numpy()).sum() > 500
+    assert alpha[torch.from_numpy(inner) & is_arm].min() > 0.97
