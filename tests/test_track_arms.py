@@ -59,7 +59,7 @@ def seen_from_afar(body: BodyModel, landmarks: Landmarks, params: BodyParams) ->
     )
 
 
-def laid(body: BodyModel, params: BodyParams, turns: torch.Tensor) -> BodyParams:
+def laid(params: BodyParams, turns: torch.Tensor) -> BodyParams:
     """`params` with local rotation matrices `[N,2,3,3,3]` in its arms."""
     pose = params.body_pose.clone()
     for row, pair in enumerate(ARMS):
@@ -71,7 +71,7 @@ def test_arms_are_laid_on_the_points_that_the_body_shows(body: BodyModel, landma
     params = gestures(body)
     points = seen_from_afar(body, landmarks, params)
     collar = body.joint_transforms(params)[:, list(COLLARS), :3, :3]
-    found = laid(body, params, arm_rotations(points, rest_arms(body, landmarks), collar))
+    found = laid(params, arm_rotations(points, rest_arms(body, landmarks), collar))
     again = seen_from_afar(body, landmarks, found)
     assert (again.arms - points.arms).norm(dim=-1).max() / SCALE < 0.002  # m
     assert (again.palm - points.palm).norm(dim=-1).max() / SCALE < 0.004

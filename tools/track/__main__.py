@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from networks.body import BodyModel
+from tools.export_avatar import WEIGHTS, load_reconstructor
 from tools.track.batch import find_sources, run_batch, share, table, track_in_process
 from tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
 from tools.track.detect import detect, is_image, keep_longest_shot, require_mediapipe
 from tools.track.fit import fit
+from tools.track.refine import refine_file
 from tools.track.report import report_of, silhouette_iou
 from tools.track.write import write_clip
 
 
-def track_file(source: Path, out: Path, body_path: Path, landmarks_path: Path) -> dict[str, Any]:
-    """Track one video or image into `out`; returns the report. ValueError (one line) for bad input; nothing is left
+def track_file(
+    source: Path, out: Path, body_path: Path, landmarks_path: Path, weights: Path | None = None
+) -> dict[str, Any]:
+    """Track one video or image into `out`; returns the report. With `weights` of the reconstruction, poses are refined
+    by rendering the person's avatar (`tools.track.refine`). ValueError (one line) for bad input; nothing is left
     half-written.
     """
     if not source.is_file():
@@ -34,8 +39,11 @@ def track_file(source: Path, out: Path, body_path: Path, landmarks_path: Path) -
     report = {"source": source.name, "source_bytes": source.stat().st_size, "body_model": body_path.name}
     report |= report_of(detections, track)
     report["silhouette_iou"] = silhouette_iou(detections, track, body)
-    write_clip(source, out, detections, track, report, body, body_path.name)
-    return report
+    reconstructor = None
+    if weights is not None and not is_image(source):  # before minutes are spent on writing: the file may be wrong
+        reconstructor = load_reconstructor(str(body_path), str(weights))
+    paths = write_clip(source, out, detections, track, report, body, body_path.name)
+    return report if reconstructor is None else report | refine_file(paths[0], reconstructor)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
         default=DEFAULT_LANDMARKS,
         help="the body file's landmarks, made by python -m tools.track.correspond (default: %(default)s)",
     )
+    parser.add_argument(
+        "--refine", action="store_true", help="turn torso and arms until the person's own avatar fits the pictures"
+    )
+    parser.add_argument("--weights", type=Path, default=Path(WEIGHTS), help="of that avatar (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="clips at a time (default: %(default)s)")
     parser.add_argument("--shard", default=None, help="I/N: track the I-th of N equal parts only, counted from 0")
     given = parser.parse_args(arguments)
@@ -64,7 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _track_one(given: argparse.Namespace) -> int:
-    report = track_file(given.sources[0], given.out, given.body, given.landmarks)
+    weights = given.weights if given.refine else None
+    report = track_file(given.sources[0], given.out, given.body, given.landmarks, weights)
     for name, value in report.items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     print(given.out / f"{given.sources[0].stem}.track.npz")
@@ -81,6 +94,7 @@ def _track_many(given: argparse.Namespace) -> int:
         print(f"shard {given.shard} is empty: there are fewer files than shards")
         return 0
     options = ["--body", str(given.body), "--landmarks", str(given.landmarks)]
+    options += ["--refine", "--weights", str(given.weights)] if given.refine else []
     num_threads = max((os.cpu_count() or 1) // given.workers, 1)
     track_one = partial(track_in_process, out=given.out, options=options, num_threads=num_threads)
     result = run_batch(sources, given.out, track_one, given.workers, given.shard)

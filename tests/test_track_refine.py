@@ -1,0 +1,135 @@
+"""Render and compare: poses refined by the pixels of a person whose pose is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.batch import VideoBatch
+from datamodules.clip import Clip, load_track
+from datamodules.video import WindowReader
+from lightning_modules.stage import build_reconstructor
+from networks.body import BodyParams
+from networks.conditioner import photo_of
+from networks.gaussians import Avatar
+from networks.rasterizer import rasterize
+from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from tests.conftest import ROOT
+from tools.export_avatar import BODY, WEIGHTS, load_reconstructor
+from tools.track.refine import FIELDS, RefineOptions, _Comparison, refine_clip, refine_file, turned
+
+SIZE, HEAD, ELBOW, FRAMES = 64, 15, 18, 3
+CHANGED = (0, 3, 6, 9, 13, 14, 16, 17, 18, 19, 20, 21)  # joints of a correction, in its order
+OPTIONS = RefineOptions(size=SIZE, num_photos=1, stride=3, batch_size=4, steps=6, rate=0.003)
+
+
+@pytest.fixture(scope="module")
+def reconstructor() -> GaussianReconstructor:
+    torch.manual_seed(0)
+    options = ReconstructorOptions(num_clusters=64)
+    return build_reconstructor(str(ROOT / "assets/body/smplx_anny.npz"), True, 4, options).eval().requires_grad_(False)
+
+
+def corrections(count: int) -> torch.Tensor:
+    torch.manual_seed(1)
+    return 0.2 * torch.randn(count, len(CHANGED), 3)
+
+
+def test_torso_and_arms_turn_and_the_head_stays(reconstructor: GaussianReconstructor) -> None:
+    body = reconstructor.body
+    torch.manual_seed(2)
+    params = BodyParams.zeros((4,), body.num_expressions)
+    params.global_orient, params.transl = 0.3 * torch.randn(4, 3), torch.randn(4, 3)
+    params.body_pose = 0.3 * torch.randn(4, 21, 3)
+    change = corrections(4)
+    moved = turned(body, params, change)
+    head = body.joint_transforms(params)[:, HEAD], body.joint_transforms(moved)[:, HEAD]
+    torch.testing.assert_close(*head, atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved.global_orient, params.global_orient + change[:, 0])
+    rows = torch.tensor(CHANGED[1:]) - 1
+    torch.testing.assert_close(moved.body_pose[:, rows], params.body_pose[:, rows] + change[:, 1:])
+    # By the whole chain, not only for what was asked: wrists have moved, the jaw's joint has not.
+    joints = body(params)[1], body(moved)[1]
+    assert (joints[0] - joints[1])[:, 20].norm(dim=-1).min() > 0.01
+    torch.testing.assert_close(joints[0][:, 22], joints[1][:, 22], atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def scene(reconstructor: GaussianReconstructor, clip_path: Path) -> tuple[Avatar, VideoBatch]:
+    """An opaque body in many colours, arms before it, drawn in poses that are known."""
+    body = reconstructor.body
+    clip = Clip(clip_path)
+    batch = WindowReader((0.5, 0.5, 0.5)).read(clip, np.arange(FRAMES), 0, SIZE)
+    avatar = reconstructor.bare(photo_of(batch))
+    torch.manual_seed(3)
+    places = avatar.gaussians.means
+    colors = 0.5 + 0.4 * torch.sin(25 * places + torch.tensor([0.0, 2.0, 4.0]))
+    avatar = replace(avatar, gaussians=replace(avatar.gaussians, colors=colors))
+    pose = torch.zeros(FRAMES, 21, 3)
+    pose[:, 16 - 1, 2], pose[:, 17 - 1, 2] = -1.0, 1.0
+    pose[:, ELBOW - 1, 1] = torch.tensor([-1.0, -1.1, -1.2])
+    params = replace(batch.body, body_pose=pose[None])
+    with torch.no_grad():
+        posed = avatar.pose(body, params)
+    values = [getattr(posed, name)[0] for name in ("means", "quats", "scales", "opacities", "colors")]
+    maps = rasterize(*values, batch.intrinsics[0], batch.world_to_camera[0], width=SIZE, height=SIZE)
+    image, alpha = (value.permute(0, 3, 1, 2)[None] for value in (maps.image, maps.alpha))
+    frames = image + batch.background[:, None, :, None, None] * (1 - alpha)
+    return avatar, replace(batch, frames=frames, masks=alpha, body=params)
+
+
+def test_a_wrong_elbow_is_found_again(reconstructor: GaussianReconstructor, scene: tuple[Avatar, VideoBatch]) -> None:
+    avatar, batch = scene
+    truth = batch.body[0]
+    compare = _Comparison(reconstructor, avatar, RefineOptions(size=SIZE, steps=60, pull=0.001, smoothness=0.001))
+    wrong = truth.body_pose.clone()
+    wrong[:, ELBOW - 1, 1] += 0.25
+    wrong[:, 17 - 1, 2] += 0.15
+    off = replace(truth, body_pose=wrong)
+    change, before, after = compare.refine(replace(batch, body=off.map(lambda value: value[None])), None)
+    assert (after < 0.4 * before).all()
+    with torch.no_grad():
+        wrists = [reconstructor.body(params)[1][:, [20, 21]] for params in (truth, off)]
+        found = reconstructor.body(turned(reconstructor.body, off, change))[1][:, [20, 21]]
+    assert (found - wrists[0]).norm(dim=-1).mean() < 0.5 * (wrists[1] - wrists[0]).norm(dim=-1).mean()
+
+
+def test_right_poses_stay(reconstructor: GaussianReconstructor, scene: tuple[Avatar, VideoBatch]) -> None:
+    avatar, batch = scene
+    change, before, after = _Comparison(reconstructor, avatar, RefineOptions(size=SIZE, steps=10)).refine(batch, None)
+    assert before.max() < 1e-5
+    assert after.max() < 2e-3
+    assert change.abs().max() < 0.05
+
+
+def test_a_tracked_man_fits_his_pictures_better(tmp_path: Path) -> None:
+    """Shoulders half a hand too high are pulled down; what a refinement does not change stays bit for bit."""
+    source = ROOT / "assets/clips/webcam_man.mp4"
+    for end in (".mp4", ".mask.mp4"):
+        shutil.copyfile(source.with_name(source.stem + end), tmp_path / f"man{end}")
+    before = load_track(source.with_name("webcam_man.track.npz"))
+    before["body_pose"][:, [12, 13], 2] += np.array([0.25, -0.25], np.float32)
+    before["frame_valid"][40:] = False
+    np.savez(tmp_path / "man.track.npz", **before)
+    report = tmp_path / "man.report.json"
+    report.write_text(json.dumps({"source": "x.mp4"}))
+    options = RefineOptions(size=SIZE, num_photos=1, stride=10, steps=25)
+    figures = refine_file(tmp_path / "man.mp4", load_reconstructor(str(ROOT / BODY), str(ROOT / WEIGHTS)), options)
+    after = load_track(tmp_path / "man.track.npz")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert np.array_equal(value, after[name]) != (name in FIELDS), name
+    assert figures["refined_picture_error"] < 0.95 * figures["picture_error"]
+    assert json.loads(report.read_text()) == {"source": "x.mp4", **figures}
+
+
+def test_one_frame_stays_as_it_is(reconstructor: GaussianReconstructor, clip_path: Path) -> None:
+    clip = Clip(clip_path)
+    clip.track["frame_valid"][1:] = False
+    assert refine_clip(clip, reconstructor, OPTIONS) == ({}, {})

@@ -1,0 +1,247 @@
+"""Render and compare: `python -m tools.track.refine CLIP...` refines the poses of tracked clips by their pixels.
+
+Landmarks see a shoulder or a forearm to a few percent of the face's height, the person's own avatar sees them to a
+pixel. An avatar is made of some of the clip's frames and held against every few of the others through the rasterizer:
+torso and arms turn until its colours and its silhouette are the picture's. The head stays where the face puts it. What
+lies between two compared frames takes the corrections of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules.batch import VideoBatch
+from datamodules.clip import Clip, load_track
+from datamodules.spread import spread_frames
+from datamodules.video import WindowReader
+from networks.body import BodyModel, BodyParams, rotation_matrices
+from networks.conditioner import photo_of
+from networks.fit import FitOptions, fit_avatar
+from networks.gaussians import Avatar
+from networks.rasterizer import rasterize
+from networks.reconstructor import GaussianReconstructor
+from runtime.files import atomic_path
+from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from tools.track.fit import COLLARS, ELBOWS, HEAD, NECK, SHOULDERS, SPINE, WRISTS, matrix_to_axis_angle
+
+FIELDS = ("transl", "global_orient", "body_pose")  # of a track, that a refinement changes
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How a clip's poses are refined.
+
+    Attributes:
+        size: of the compared pictures, px.
+        num_photos: frames that the avatar is made of.
+        stride: every n-th frame is compared.
+        batch_size: frames that are compared at once.
+        steps: of Adam, for each batch.
+        rate: its learning rate, rad.
+        alpha_weight: of the L1 of alpha and matte, beside that of colour.
+        pull: weight of the squared corrections (rad) against the mean error of all pixels.
+        smoothness: of the squared differences between the corrections of compared frames.
+    """
+
+    size: int = 96
+    num_photos: int = 4
+    stride: int = 3
+    batch_size: int = 12
+    steps: int = 40
+    rate: float = 0.02
+    alpha_weight: float = 1.0
+    pull: float = 0.004
+    smoothness: float = 0.01
+
+
+# Joints that turn; what is stiff moves less: the pull counts so many times.
+_STIFFNESS = {0: 4.0, **dict.fromkeys((*SPINE, *COLLARS), 4.0), **dict.fromkeys((*SHOULDERS, *ELBOWS, *WRISTS), 1.0)}
+_JOINTS = tuple(_STIFFNESS)
+
+
+def turned(body: BodyModel, params: BodyParams, change: Tensor) -> BodyParams:
+    """Turn torso and arms and leave the head where it is, in place and direction.
+
+    Args:
+        body: the body model.
+        params: `[T,...]`.
+        change: `[T,J,3]` rad, added to the axis-angles of pelvis, spine, collars, shoulders, elbows and wrists.
+    """
+    rows = torch.tensor([joint - 1 for joint in _JOINTS[1:]])
+    pose = params.body_pose.index_add(1, rows, change[:, 1:])
+    orient = params.global_orient + change[:, 0]
+    torso = rotation_matrices(orient)
+    for joint in (*SPINE, NECK):
+        torso = torso @ rotation_matrices(pose[:, joint - 1])
+    none = torch.zeros(0, dtype=torch.long)
+    head = body.joint_transforms(params)[:, HEAD, :3, :3]
+    local = matrix_to_axis_angle(torso.mT @ head)
+    moved = replace(
+        params, global_orient=orient, body_pose=torch.cat([pose[:, : HEAD - 1], local[:, None], pose[:, HEAD:]], dim=1)
+    )
+    shift = body(params, none)[1][:, HEAD] - body(moved, none)[1][:, HEAD]
+    return replace(moved, transl=params.transl + shift)
+
+
+class _Comparison:
+    """A clip's avatar against frames of the clip.
+
+    Args:
+        reconstructor: made the avatar.
+        avatar: of the clip's person, `[1,...]`.
+        options: see `RefineOptions`.
+    """
+
+    def __init__(self, reconstructor: GaussianReconstructor, avatar: Avatar, options: RefineOptions) -> None:
+        self.body, self.avatar, self.options = reconstructor.body, avatar, options
+        self.stiffness = torch.tensor(list(_STIFFNESS.values()))[:, None]
+
+    def errors(self, params: BodyParams, batch: VideoBatch) -> Tensor:
+        """`[T]` mean L1 of colour and alpha over a frame's pixels, with the poses `params [T,...]`."""
+        posed = self.avatar.pose(self.body, params.map(lambda value: value[None]))
+        gaussians = {name: value.flatten(0, 1) for name, value in vars(posed).items()}
+        size = batch.frames.shape[-1]
+        maps = rasterize(
+            *(gaussians[name] for name in ("means", "quats", "scales", "opacities", "colors")),
+            batch.intrinsics[0],
+            batch.world_to_camera[0],
+            width=size,
+            height=size,
+        )
+        image, alpha = (value.permute(0, 3, 1, 2) for value in (maps.image, maps.alpha))
+        image = image + batch.background[0][:, None, None] * (1 - alpha)
+        error = (image - batch.frames[0]).abs().mean(dim=1)
+        return (error + self.options.alpha_weight * (alpha - batch.masks[0]).abs()[:, 0]).mean(dim=(1, 2))
+
+    def refine(self, batch: VideoBatch, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the corrections of T frames.
+
+        Args:
+            batch: the frames, `[1,T,...]`.
+            before: `[J,3]` the correction of the frame before them; None for the first.
+
+        Returns:
+            corrections `[T,J,3]` rad, and the errors `[T]` without and with them.
+        """
+        options, params = self.options, batch.body[0]
+        count = params.transl.shape[0]
+        start = torch.zeros(len(_JOINTS), 3) if before is None else before
+        change = start.expand(count, -1, -1).clone().requires_grad_()
+        optimizer = torch.optim.Adam([change], lr=options.rate, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+        for _ in range(options.steps):
+            optimizer.zero_grad()
+            steps = change.diff(dim=0, prepend=(change[:1].detach() if before is None else before[None]))
+            pull = options.pull * (self.stiffness * change.square()).sum() + options.smoothness * steps.square().sum()
+            (self.errors(turned(self.body, params, change), batch).sum() + pull).backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            first, last = (
+                self.errors(turned(self.body, params, value), batch) for value in (0 * change, change.detach())
+            )
+        return change.detach(), first, last
+
+
+def refine_clip(
+    clip: Clip,
+    reconstructor: GaussianReconstructor,
+    options: RefineOptions | None = None,
+    progress: Callable[..., Iterable[Any]] = tqdm,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Refine the poses of a tracked clip.
+
+    Args:
+        clip: tracked; one with a single valid frame stays as it is.
+        reconstructor: makes the avatar.
+        options: see `RefineOptions`.
+        progress: as `tqdm`.
+
+    Returns:
+        the track's changed arrays (`transl`, `global_orient`, `body_pose`; none where that made nothing better), and
+        the mean error of the compared frames before and after.
+    """
+    options = options or RefineOptions()
+    valid = np.flatnonzero(clip.track["frame_valid"])
+    numbers = valid[np.unique(np.r_[np.arange(0, len(valid), options.stride), len(valid) - 1])]
+    if len(numbers) < 2:
+        return {}, {}
+    reader, body = WindowReader(BACKGROUND), reconstructor.body
+    first = clip.reference_frame() if clip.sidecar(".splits.yaml").is_file() else int(valid[0])
+    photos = [
+        photo_of(reader.read(clip, np.asarray([frame]), frame, options.size))
+        for frame in spread_frames(clip, valid, options.num_photos, first, body)
+    ]
+    with torch.no_grad():
+        avatar, _ = reconstructor(photos[0])
+    avatar = fit_avatar(reconstructor, avatar, photos[0], FitOptions(), further=photos[1:])
+    compare = _Comparison(reconstructor, avatar, options)
+    changes, figures = [], []
+    for start in progress(range(0, len(numbers), options.batch_size), desc="refine", unit="batch"):
+        rows = numbers[start : start + options.batch_size]
+        batch = reader.read(clip, rows, first, options.size)
+        change, *errors = compare.refine(batch, changes[-1][-1] if changes else None)
+        changes.append(change)
+        figures.append(torch.stack(errors))
+    before, after = torch.cat(figures, dim=1).mean(dim=1).tolist()
+    errors = {"picture_error": before, "refined_picture_error": min(after, before)}
+    if after >= before:
+        return {}, errors
+    known = torch.cat(changes).flatten(1).numpy()
+    between = np.stack([np.interp(valid, numbers, column) for column in known.T], axis=-1).astype(np.float32)
+    params = BodyParams.from_track(clip.track, valid)
+    with torch.no_grad():
+        refined = turned(body, params, torch.from_numpy(between).unflatten(1, (len(_JOINTS), 3)))
+    arrays = {name: np.array(clip.track[name]) for name in FIELDS}
+    for name, value in arrays.items():
+        value[valid] = getattr(refined, name).numpy()
+    return arrays, errors
+
+
+def refine_file(
+    path: Path, reconstructor: GaussianReconstructor, options: RefineOptions | None = None
+) -> dict[str, float]:
+    """Refine the track beside a clip, in place; the errors are returned, and written into its report if it has one."""
+    clip = Clip(path)
+    arrays, figures = refine_clip(clip, reconstructor, options)
+    # A clip in memory is cropped to its person: what it does not change is taken from the file.
+    track = load_track(clip.sidecar(".track.npz")) | arrays
+    with atomic_path(clip.sidecar(".track.npz")) as scratch, open(scratch, "wb") as file:
+        np.savez_compressed(file, **track)
+    report = clip.sidecar(".report.json")
+    if report.is_file():
+        with atomic_path(report) as scratch:
+            scratch.write_text(json.dumps(json.loads(report.read_text()) | figures, indent=1) + "\n")
+    return figures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.track.refine", description=__doc__)
+    parser.add_argument("clips", type=Path, nargs="+", help="tracked clips, whose tracks are replaced")
+    parser.add_argument("--body", default=BODY, help="body model of the tracks (default: %(default)s)")
+    parser.add_argument("--weights", default=WEIGHTS, help="of the reconstruction (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        reconstructor = load_reconstructor(given.body, given.weights)
+        for path in given.clips:
+            refine_file(path, reconstructor)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
