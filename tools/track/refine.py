@@ -2,8 +2,8 @@
 
 Landmarks see a shoulder or a forearm to a few percent of the face's height, the person's own avatar sees them to a
 pixel. An avatar is made of some of the clip's frames and held against every few of the others through the rasterizer:
-torso and arms turn until its colours and its silhouette are the picture's. The head stays where the face puts it. What
-lies between two compared frames takes the corrections of both.
+torso, arms and head move until its colours and its silhouette are the picture's. The torso hangs on the head, not the
+head on the torso. What lies between two compared frames takes the corrections of both.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from datamodules.batch import VideoBatch
 from datamodules.clip import Clip, load_track
+from datamodules.sources import clip_files
 from datamodules.spread import spread_frames
 from datamodules.video import WindowReader
 from networks.body import BodyModel, BodyParams, rotation_matrices
@@ -35,6 +36,9 @@ from runtime.files import atomic_path
 from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 from tools.track.fit import COLLARS, ELBOWS, HEAD, NECK, SHOULDERS, SPINE, WRISTS, matrix_to_axis_angle
 
+PLACE = 0.1  # m: a head moves as readily by a centimetre as a joint turns by 0.1 rad
+HEAD_STIFFNESS = 2.0
+ERRORS = ("picture_error", "refined_picture_error")  # of a report: mean L1 of colour and alpha, before and after
 FIELDS = ("transl", "global_orient", "body_pose")  # of a track, that a refinement changes
 
 
@@ -54,7 +58,7 @@ class RefineOptions:
         smoothness: of the squared differences between the corrections of compared frames.
     """
 
-    size: int = 96
+    size: int = 128
     num_photos: int = 4
     stride: int = 3
     batch_size: int = 12
@@ -65,33 +69,35 @@ class RefineOptions:
     smoothness: float = 0.01
 
 
-# Joints that turn; what is stiff moves less: the pull counts so many times.
-_STIFFNESS = {0: 4.0, **dict.fromkeys((*SPINE, *COLLARS), 4.0), **dict.fromkeys((*SHOULDERS, *ELBOWS, *WRISTS), 1.0)}
-_JOINTS = tuple(_STIFFNESS)
+# Rows of a correction: joints whose axis-angles change, then the head's turn in the world and its place. What is stiff
+# moves less: the pull counts so many times.
+_JOINTS = (0, *SPINE, *COLLARS, *SHOULDERS, *ELBOWS, *WRISTS)
+_STIFFNESS = torch.tensor([4.0] * 6 + [1.0] * 6 + [HEAD_STIFFNESS] * 2)[:, None]
+_NUM_ROWS = len(_STIFFNESS)
 
 
-def turned(body: BodyModel, params: BodyParams, change: Tensor) -> BodyParams:
-    """Turn torso and arms and leave the head where it is, in place and direction.
+def moved(body: BodyModel, params: BodyParams, change: Tensor) -> BodyParams:
+    """Turn torso and arms under the head, and move the head.
 
     Args:
         body: the body model.
         params: `[T,...]`.
-        change: `[T,J,3]` rad, added to the axis-angles of pelvis, spine, collars, shoulders, elbows and wrists.
+        change: `[T,R,3]` rad, added to the axis-angles of pelvis, spine, collars, shoulders, elbows and wrists; the
+            head's turn in the world; and how far its joint moves, in units of `PLACE` m.
     """
     rows = torch.tensor([joint - 1 for joint in _JOINTS[1:]])
-    pose = params.body_pose.index_add(1, rows, change[:, 1:])
+    pose = params.body_pose.index_add(1, rows, change[:, 1 : len(_JOINTS)])
     orient = params.global_orient + change[:, 0]
     torso = rotation_matrices(orient)
     for joint in (*SPINE, NECK):
         torso = torso @ rotation_matrices(pose[:, joint - 1])
     none = torch.zeros(0, dtype=torch.long)
-    head = body.joint_transforms(params)[:, HEAD, :3, :3]
+    head = rotation_matrices(change[:, -2]) @ body.joint_transforms(params)[:, HEAD, :3, :3]
     local = matrix_to_axis_angle(torso.mT @ head)
-    moved = replace(
-        params, global_orient=orient, body_pose=torch.cat([pose[:, : HEAD - 1], local[:, None], pose[:, HEAD:]], dim=1)
-    )
-    shift = body(params, none)[1][:, HEAD] - body(moved, none)[1][:, HEAD]
-    return replace(moved, transl=params.transl + shift)
+    pose = torch.cat([pose[:, : HEAD - 1], local[:, None], pose[:, HEAD:]], dim=1)
+    result = replace(params, global_orient=orient, body_pose=pose)
+    place = body(params, none)[1][:, HEAD] + PLACE * change[:, -1]
+    return replace(result, transl=params.transl + place - body(result, none)[1][:, HEAD])
 
 
 class _Comparison:
@@ -105,7 +111,6 @@ class _Comparison:
 
     def __init__(self, reconstructor: GaussianReconstructor, avatar: Avatar, options: RefineOptions) -> None:
         self.body, self.avatar, self.options = reconstructor.body, avatar, options
-        self.stiffness = torch.tensor(list(_STIFFNESS.values()))[:, None]
 
     def errors(self, params: BodyParams, batch: VideoBatch) -> Tensor:
         """`[T]` mean L1 of colour and alpha over a frame's pixels, with the poses `params [T,...]`."""
@@ -129,27 +134,27 @@ class _Comparison:
 
         Args:
             batch: the frames, `[1,T,...]`.
-            before: `[J,3]` the correction of the frame before them; None for the first.
+            before: `[R,3]` the correction of the frame before them; None for the first.
 
         Returns:
-            corrections `[T,J,3]` rad, and the errors `[T]` without and with them.
+            corrections `[T,R,3]` (see `moved`), and the errors `[T]` without and with them.
         """
         options, params = self.options, batch.body[0]
         count = params.transl.shape[0]
-        start = torch.zeros(len(_JOINTS), 3) if before is None else before
+        start = torch.zeros(_NUM_ROWS, 3) if before is None else before
         change = start.expand(count, -1, -1).clone().requires_grad_()
         optimizer = torch.optim.Adam([change], lr=options.rate, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         for _ in range(options.steps):
             optimizer.zero_grad()
             steps = change.diff(dim=0, prepend=(change[:1].detach() if before is None else before[None]))
-            pull = options.pull * (self.stiffness * change.square()).sum() + options.smoothness * steps.square().sum()
-            (self.errors(turned(self.body, params, change), batch).sum() + pull).backward()
+            pull = options.pull * (_STIFFNESS * change.square()).sum() + options.smoothness * steps.square().sum()
+            (self.errors(moved(self.body, params, change), batch).sum() + pull).backward()
             optimizer.step()
             schedule.step()
         with torch.no_grad():
             first, last = (
-                self.errors(turned(self.body, params, value), batch) for value in (0 * change, change.detach())
+                self.errors(moved(self.body, params, value), batch) for value in (0 * change, change.detach())
             )
         return change.detach(), first, last
 
@@ -195,14 +200,14 @@ def refine_clip(
         changes.append(change)
         figures.append(torch.stack(errors))
     before, after = torch.cat(figures, dim=1).mean(dim=1).tolist()
-    errors = {"picture_error": before, "refined_picture_error": min(after, before)}
+    errors = dict(zip(ERRORS, (before, min(after, before)), strict=True))
     if after >= before:
         return {}, errors
     known = torch.cat(changes).flatten(1).numpy()
     between = np.stack([np.interp(valid, numbers, column) for column in known.T], axis=-1).astype(np.float32)
     params = BodyParams.from_track(clip.track, valid)
     with torch.no_grad():
-        refined = turned(body, params, torch.from_numpy(between).unflatten(1, (len(_JOINTS), 3)))
+        refined = moved(body, params, torch.from_numpy(between).unflatten(1, (_NUM_ROWS, 3)))
     arrays = {name: np.array(clip.track[name]) for name in FIELDS}
     for name, value in arrays.items():
         value[valid] = getattr(refined, name).numpy()
@@ -229,14 +234,17 @@ def refine_file(
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.track.refine", description=__doc__)
-    parser.add_argument("clips", type=Path, nargs="+", help="tracked clips, whose tracks are replaced")
+    parser.add_argument("clips", nargs="+", help="tracked clips, or folders or patterns of them; tracks are replaced")
     parser.add_argument("--body", default=BODY, help="body model of the tracks (default: %(default)s)")
     parser.add_argument("--weights", default=WEIGHTS, help="of the reconstruction (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
+        paths = [path for source in given.clips for path in clip_files(source)[0]]
         reconstructor = load_reconstructor(given.body, given.weights)
-        for path in given.clips:
-            refine_file(path, reconstructor)
+        for path in paths:
+            figures = refine_file(path, reconstructor)
+            errors = [f"{figures[name]:.4f}" for name in ERRORS if name in figures]
+            print(f"{path}: {' -> '.join(errors) or 'one frame, left as it is'}", flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
