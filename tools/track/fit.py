@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
@@ -50,6 +51,7 @@ BROW_PAIRS = (
 # How stiffly a joint of an arm keeps to its start where what it turns is seen, and where it is not; spine and collars
 # are 5, others 1.
 STIFF_SEEN, STIFF_UNSEEN = 0.05, 20.0
+STEADY_FRAMES = 9  # in most of which a hand is found
 MAX_WRIST_START = 1.2  # rad
 OUTLINE_REACH = 12.0  # percent of the face's height
 OUTLINE_EVERY = 10  # steps after which the outline's nearest surface points are sought anew
@@ -204,8 +206,7 @@ def targets_of(detections: Detections, landmarks: Landmarks, frames: NDArray[np.
     pose = np.nan_to_num(detections.pose[frames][:, landmarks.pose_index, :2])
     outside = ((pose < 0) | (pose > (detections.width, detections.height))).any(-1)
     hands = np.stack([detections.left_hand[frames, :, :2], detections.right_hand[frames, :, :2]], 1)
-    wrists = np.nan_to_num(detections.pose[frames][:, (15, 16), 3])  # the hand network also answers where no hand is
-    hand_weight = np.isfinite(hands[:, :, 0, 0]) * np.clip((wrists - 0.5) / 0.4, 0, 1)
+    hand_weight = np.isfinite(hands[:, :, 0, 0]) * hands_seen(detections)[frames]
     arm_seen = arms_seen(detections)[frames].transpose(0, 2, 1).reshape(len(frames), 6, 1)
     steps = (np.diff(frames) == 1) & (np.diff(detections.shot[frames]) == 0)
     first = np.flatnonzero(steps[:-1] & steps[1:])
@@ -319,27 +320,39 @@ def point_model(body: BodyModel, landmarks: Landmarks, surface: Tensor) -> BodyM
     )
 
 
+def hands_seen(detections: Detections) -> Floats:
+    """[T, 2] in [0, 1]: how surely a hand is where the detector says: it answers where no hand is, but then the wrist
+    is not seen, and not in most frames around.
+    """
+    found = np.isfinite(np.stack([detections.left_hand, detections.right_hand], 1)[:, :, 0, 0])
+    wrists = np.nan_to_num(detections.pose[:, (15, 16), 3])
+    steady = ndimage.uniform_filter1d(found.astype(np.float32), STEADY_FRAMES, axis=0, mode="nearest")
+    return np.clip(np.maximum((wrists - 0.5) / 0.4, (steady - 0.6) / 0.3), 0, 1).astype(np.float32)
+
+
 def arms_seen(detections: Detections) -> Floats:
     """[T, 2, 3] in [0, 1]: how surely the detector sees what shoulder, elbow and wrist turn, and not for a moment
     only: the elbow, the wrist and the hand; left and right.
     """
     visibility = np.nan_to_num(detections.pose[:, list(ARM_POINTS), 3])[..., 1:]  # [T, 2, 2]
-    hands = np.stack([detections.left_hand, detections.right_hand], 1)[:, :, 0, :1]
-    known = np.concatenate([visibility, np.isfinite(hands) * visibility[..., 1:]], -1)
-    steady = median_in_time(known.reshape(len(known), -1)).reshape(known.shape)
-    return np.clip((steady - 0.3) / 0.4, 0, 1).astype(np.float32)
+    steady = median_in_time(visibility.reshape(len(visibility), -1)).reshape(visibility.shape)
+    elbow, wrist = np.moveaxis(np.clip((steady - 0.3) / 0.4, 0, 1), -1, 0)
+    found = np.isfinite(np.stack([detections.left_hand, detections.right_hand], 1)[:, :, 0, 0])
+    hand = hands_seen(detections) * (median_in_time(found.astype(np.float32)) > 0.5)
+    return np.stack([np.maximum(elbow, hand), np.maximum(wrist, hand), hand], -1).astype(np.float32)
 
 
 def arm_points(detections: Detections, frames: NDArray[np.int64], scale: Tensor) -> ArmPoints:
     """What the detector says of the arms in `frames [N]`, its jumps taken out; `scale [N]` px a metre."""
     towards = np.array([1, -1, -1], np.float32)
     pose = interpolate(detections.pose[:, list(ARM_POINTS), :3])  # [T, 2, 3, 3]
+    hands = np.stack([detections.left_hand, detections.right_hand], 1)
+    has_palm = np.isfinite(hands[:, :, list(PALM)]).all((-1, -2))
+    pose[:, :, 2, :2] = np.where(has_palm[..., None], hands[:, :, 0, :2], pose[:, :, 2, :2])  # nearer than the body's
     pose = median_in_time(pose.reshape(len(pose), -1), 2).reshape(pose.shape)
-    hands = np.stack([detections.left_hand, detections.right_hand], 1)[:, :, list(PALM)]
-    has_palm = np.isfinite(hands).all((-1, -2))
     return ArmPoints(
-        arms=torch.from_numpy((pose * towards)[frames]),
-        palm=torch.from_numpy((np.nan_to_num(hands) * towards)[frames]),
+        arms=torch.from_numpy((pose * towards)[frames].astype(np.float32)),
+        palm=torch.from_numpy((np.nan_to_num(hands[:, :, list(PALM)]) * towards)[frames]),
         has_palm=torch.from_numpy(has_palm[frames]),
         scale=scale,
     )
