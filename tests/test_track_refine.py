@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import benchmarks.tracker
 from datamodules.batch import VideoBatch
 from datamodules.clip import Clip, load_track
 from datamodules.video import WindowReader
@@ -22,6 +25,7 @@ from networks.rasterizer import rasterize
 from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from tests.conftest import ROOT
 from tools.export_avatar import BODY, WEIGHTS, load_reconstructor
+from tools.track.fit import FitOptions, fit
 from tools.track.refine import FIELDS, PLACE, RefineOptions, _Comparison, moved, refine_clip, refine_file
 
 SIZE, HEAD, ELBOW, FRAMES = 64, 15, 18, 3
@@ -131,3 +135,20 @@ def test_one_frame_stays_as_it_is(reconstructor: GaussianReconstructor, clip_pat
     clip = Clip(clip_path)
     clip.track["frame_valid"][1:] = False
     assert refine_clip(clip, reconstructor, OPTIONS) == ({}, {})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="the extra `track` is not installed")
+def test_the_benchmark_counts_every_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    short = FitOptions(num_coarse_steps=2, num_fine_steps=2, num_motion_steps=2)
+    monkeypatch.setattr(benchmarks.tracker, "fit", partial(fit, options=short))
+    monkeypatch.setattr(benchmarks.tracker, "refine_clip", partial(refine_clip, options=OPTIONS))
+    threads = torch.get_num_threads()
+    benchmarks.tracker.main(["--frames", "8", "--json"])
+    torch.set_num_threads(threads)
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["frames"] == 8
+    steps = [value for name, value in figures.items() if name.endswith("_s_per_frame")]
+    assert len(steps) >= 5
+    # What no loop counts (decoding, masks) is in the whole alone.
+    assert sum(steps) <= 1.01 / figures["track_and_refine_fps"]
+    assert figures["track_and_refine_fps"] < figures["track_fps"]
