@@ -39,7 +39,8 @@ BEFORE = 0.02  # m by which such a hand lies before the trunk
 # Forearms and hands carry what they hold, not the chair, lap or cloth that they pass before: they count as farther.
 LIMBS = (18, 19, 20, 21, *range(25, 55))  # joints
 FOREARMS = {18: (18, 20, *range(25, 40)), 19: (19, 21, *range(40, 55))}  # joints of elbows, and what hangs on each
-FARTHER = 0.05  # shares of the photo's side
+FARTHER = 0.15  # shares of the photo's side
+FINGERS = {20: tuple(range(25, 40)), 21: tuple(range(40, 55))}  # joints of wrists, and of the fingers on each
 REACH = 0.02  # share of the photo's side by which a farther carrier counts 1/e
 
 
@@ -137,7 +138,7 @@ def lift_loose(
         features=carried(seen.posed.features[:, ::CARRIERS]),
     )
     batch = len(places)
-    skin_weights = carried(seen.skin_weights[::CARRIERS].expand(batch, -1, -1))
+    skin_weights = _by_wrists(carried(seen.skin_weights[::CARRIERS].expand(batch, -1, -1)))
     skin_weights = torch.where(held[..., None], _by_forearm(skin_weights), skin_weights)
     part = carried(seen.part[::CARRIERS, None].expand(batch, -1, -1))[..., 0]
     return Lifted(Loose(unposed(posed, skin_weights, seen.transforms), skin_weights), posed, places, part)
@@ -163,6 +164,15 @@ def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Te
     covered = covered * (1 - seen.before)
     inside = (5 * mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
     return F.adaptive_avg_pool2d(inside * (1 - covered), grid)[:, 0]
+
+
+def _by_wrists(skin_weights: Tensor) -> Tensor:
+    """Weights `[B,M,55]`, the fingers at their wrists: what a hand holds does not scatter when its fingers move."""
+    moved = skin_weights.clone()
+    for wrist, fingers in FINGERS.items():
+        moved[..., wrist] += skin_weights[..., fingers].sum(dim=-1)
+        moved[..., fingers] = 0.0
+    return moved
 
 
 def _by_forearm(skin_weights: Tensor) -> Tensor:

@@ -135,3 +135,25 @@ def test_in_the_photo_loose_gaussians_face_the_camera_at_their_pixels(
     )
     axes = Rotation.from_quat(quats[:, [1, 2, 3, 0]]).as_matrix()[..., 2] @ camera[:3, :3].T
     assert np.abs(axes[:, 2]).min() > 0.999  # the thin axis is the camera's
+
+
+def test_what_is_lifted_does_not_scatter_with_the_fingers(reconstructor: GaussianReconstructor, bare: Photo) -> None:
+    """A red thing beside every raised hand: it goes with forearms and wrists, whatever the fingers do."""
+    raised = bare.body.map(torch.clone)
+    raised.body_pose[:, 16 - 1, 2], raised.body_pose[:, 18 - 1, 1] = -0.9, -2.2
+    raised.body_pose[:, 17 - 1, 2], raised.body_pose[:, 19 - 1, 1] = 0.9, 2.2
+    photo = replace(bare, body=raised, mask=torch.ones_like(bare.mask))
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo)
+    weights = avatar.loose.skin_weights
+    assert weights[..., 25:].sum() == 0
+    assert weights[..., 18:22].sum() > 1  # arms do carry some of it
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    closed = raised.map(torch.clone)
+    closed.left_hand_pose[..., 2], closed.right_hand_pose[..., 2] = -1.0, 1.0
+    count = avatar.gaussians.means.shape[1]
+    places = [
+        avatar.pose(reconstructor.body, params.map(lambda value: value[:, None])).means[0, 0, count:]
+        for params in (raised, closed)
+    ]
+    torch.testing.assert_close(*places, atol=1e-5, rtol=0)
