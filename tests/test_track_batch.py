@@ -113,6 +113,17 @@ def test_a_half_written_clip_is_not_finished(tmp_path: Path) -> None:
     assert finished(source, out) is None
 
 
+def test_a_clip_that_is_to_be_refined_is_not_finished_before(tmp_path: Path) -> None:
+    (source,) = files(tmp_path, "a.mp4")
+    out = tmp_path / "out"
+    write_result(source, out)
+    assert finished(source, out) is not None
+    assert finished(source, out, is_refined=True) is None
+    report = json.loads((out / "a.report.json").read_text())
+    (out / "a.report.json").write_text(json.dumps(report | {"refined_picture_error": 0.02}))
+    assert finished(source, out, is_refined=True) is not None
+
+
 def test_an_interrupted_batch_goes_on_where_it_was(tmp_path: Path) -> None:
     sources, out = files(tmp_path / "in", "a.mp4", "b.mp4", "c.mp4"), tmp_path / "out"
 

@@ -26,7 +26,7 @@ from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from tests.conftest import ROOT
 from tools.export_avatar import BODY, WEIGHTS, load_reconstructor
 from tools.track.fit import FitOptions, fit
-from tools.track.refine import FIELDS, PLACE, RefineOptions, _Comparison, moved, refine_clip, refine_file
+from tools.track.refine import ERRORS, FIELDS, PLACE, RefineOptions, _Comparison, moved, refine_clip, refine_file
 
 SIZE, HEAD, ELBOW, FRAMES = 64, 15, 18, 3
 CHANGED = (0, 3, 6, 9, 13, 14, 16, 17, 18, 19, 20, 21)  # joints of a correction, in its order
@@ -134,7 +134,7 @@ def test_a_tracked_man_fits_his_pictures_better(tmp_path: Path) -> None:
 def test_one_frame_stays_as_it_is(reconstructor: GaussianReconstructor, clip_path: Path) -> None:
     clip = Clip(clip_path)
     clip.track["frame_valid"][1:] = False
-    assert refine_clip(clip, reconstructor, OPTIONS) == ({}, {})
+    assert refine_clip(clip, reconstructor, OPTIONS) == ({}, dict.fromkeys(ERRORS))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="the extra `track` is not installed")

@@ -31,6 +31,9 @@ def track_file(
         raise ValueError(f"{source}: no such file: give the path of a video or an image")
     require_mediapipe()
     body, landmarks = BodyModel.from_file(body_path), Landmarks.load(landmarks_path)
+    # Before minutes are spent on tracking: the weights may be missing.
+    is_refined = weights is not None and not is_image(source)
+    reconstructor = load_reconstructor(str(body_path), str(weights)) if is_refined else None
     detections = keep_longest_shot(detect(source))
     try:
         track = fit(detections, body, landmarks, source=None if is_image(source) else source)
@@ -39,9 +42,6 @@ def track_file(
     report = {"source": source.name, "source_bytes": source.stat().st_size, "body_model": body_path.name}
     report |= report_of(detections, track)
     report["silhouette_iou"] = silhouette_iou(detections, track, body)
-    reconstructor = None
-    if weights is not None and not is_image(source):  # before minutes are spent on writing: the file may be wrong
-        reconstructor = load_reconstructor(str(body_path), str(weights))
     paths = write_clip(source, out, detections, track, report, body, body_path.name)
     return report if reconstructor is None else report | refine_file(paths[0], reconstructor)
 
@@ -97,7 +97,7 @@ def _track_many(given: argparse.Namespace) -> int:
     options += ["--refine", "--weights", str(given.weights)] if given.refine else []
     num_threads = max((os.cpu_count() or 1) // given.workers, 1)
     track_one = partial(track_in_process, out=given.out, options=options, num_threads=num_threads)
-    result = run_batch(sources, given.out, track_one, given.workers, given.shard)
+    result = run_batch(sources, given.out, track_one, given.workers, given.shard, given.refine)
     print(table(result))
     return int(result["num_failed"] == result["num_clips"])
 

@@ -70,11 +70,14 @@ def share(sources: list[Path], shard: str) -> list[Path]:
     return sources[index::count]
 
 
-def finished(source: Path, out: Path) -> dict[str, Any] | None:
-    """The report of a clip that is whole and was made from this very file; None if it is still to be tracked."""
+def finished(source: Path, out: Path, is_refined: bool = False) -> dict[str, Any] | None:
+    """The report of a clip that is whole, was made from this very file and is refined where that is asked; None if it
+    is still to be tracked.
+    """
     try:
         report = json.loads((out / f"{source.stem}.report.json").read_text())
         whole = (out / f"{source.stem}.track.npz").is_file() and report["source"] == source.name
+        whole = whole and (not is_refined or is_image(source) or "refined_picture_error" in report)
         return report if whole and report.get("source_bytes") == source.stat().st_size else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -100,6 +103,7 @@ def run_batch(
     track_one: Callable[[Path], str | None],
     num_workers: int = 1,
     shard: str | None = None,
+    is_refined: bool = False,
 ) -> dict[str, Any]:
     """Track what is not finished yet, `num_workers` clips at a time; a clip that fails is listed and the rest goes on.
 
@@ -110,6 +114,7 @@ def run_batch(
         track_one: tracks one file; returns None, or why it failed.
         num_workers: clips at a time.
         shard: "I/N", for the report's name alone.
+        is_refined: a clip whose poses are not refined is not finished.
 
     Returns:
         the batch's report: `num_done`, `num_skipped` (finished before), `num_failed` and one record a clip.
@@ -139,7 +144,7 @@ def run_batch(
     result: dict[str, Any] = {}
     waiting = []
     for source in sources:
-        if finished(source, out):
+        if finished(source, out, is_refined):
             result = record(source, "skipped", None, None)
         else:
             waiting.append(source)

@@ -31,13 +31,15 @@ _LEGS = (4, 5, 7, 8, 10, 11)
 
 @dataclass
 class Outline:
-    """Attributes:
-    vertex_ids: `[S]` the body model's vertices that are held against the outline.
-    is_head: `[S]` those of head and neck.
-    spacing: of the surface points of torso and arms, m.
-    distance: `[N,1,h,w]` px (of the clip) from each place to the person; 0 on it.
-    places: `[N,E,2]` px, on the outline and inside of the picture; NaN where a frame has fewer.
-    size: width and height of the clip, px.
+    """Mattes of the solved frames, and what of the body is held against them.
+
+    Attributes:
+        vertex_ids: `[S]` the body model's vertices that are held against the outline.
+        is_head: `[S]` those of head and neck.
+        spacing: of the surface points of torso and arms, m.
+        distance: `[N,1,h,w]` px (of the clip) from each place to the person; 0 on it.
+        places: `[N,E,2]` px, on the outline and inside of the picture; NaN where a frame has fewer.
+        size: width and height of the clip, px.
     """
 
     vertex_ids: Tensor

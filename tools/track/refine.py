@@ -164,7 +164,7 @@ def refine_clip(
     reconstructor: GaussianReconstructor,
     options: RefineOptions | None = None,
     progress: Callable[..., Iterable[Any]] = tqdm,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
     """Refine the poses of a tracked clip.
 
     Args:
@@ -175,13 +175,13 @@ def refine_clip(
 
     Returns:
         the track's changed arrays (`transl`, `global_orient`, `body_pose`; none where that made nothing better), and
-        the mean error of the compared frames before and after.
+        the mean error of the compared frames before and after (None for a single frame).
     """
     options = options or RefineOptions()
     valid = np.flatnonzero(clip.track["frame_valid"])
     numbers = valid[np.unique(np.r_[np.arange(0, len(valid), options.stride), len(valid) - 1])]
     if len(numbers) < 2:
-        return {}, {}
+        return {}, dict.fromkeys(ERRORS)
     reader, body = WindowReader(BACKGROUND), reconstructor.body
     first = clip.reference_frame() if clip.sidecar(".splits.yaml").is_file() else int(valid[0])
     photos = [
@@ -200,7 +200,7 @@ def refine_clip(
         changes.append(change)
         figures.append(torch.stack(errors))
     before, after = torch.cat(figures, dim=1).mean(dim=1).tolist()
-    errors = dict(zip(ERRORS, (before, min(after, before)), strict=True))
+    errors: dict[str, float | None] = dict(zip(ERRORS, (before, min(after, before)), strict=True))
     if after >= before:
         return {}, errors
     known = torch.cat(changes).flatten(1).numpy()
@@ -216,7 +216,7 @@ def refine_clip(
 
 def refine_file(
     path: Path, reconstructor: GaussianReconstructor, options: RefineOptions | None = None
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Refine the track beside a clip, in place; the errors are returned, and written into its report if it has one."""
     clip = Clip(path)
     arrays, figures = refine_clip(clip, reconstructor, options)
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         reconstructor = load_reconstructor(given.body, given.weights)
         for path in paths:
             figures = refine_file(path, reconstructor)
-            errors = [f"{figures[name]:.4f}" for name in ERRORS if name in figures]
+            errors = [f"{value:.4f}" for value in figures.values() if value is not None]
             print(f"{path}: {' -> '.join(errors) or 'one frame, left as it is'}", flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
