@@ -49,12 +49,16 @@ OFFSET_BOUNDS = {
     Kind.CAVITY: 0.002,
 }  # fmt: skip
 LEAST_OPACITY = {kind: 0.0 if kind is Kind.BODY else 0.95 for kind in Kind}
-# Colour of what the photo does not show, for skin of luminance 1/2; it is scaled by the person's own.
+# Colour of what the photo does not show, for skin of luminance 1/2; it is scaled by the person's own. Of 31 people who
+# talk, by where the track has each part (docs/reconstruction.md): in the shade of lids and lips all are darker than in
+# the light. Upper teeth are those of a smile: means of all that is there in their place look like none.
 PRIOR_COLORS = {
-    Kind.EYEBALL: (0.78, 0.75, 0.72), Kind.TEETH: (0.78, 0.73, 0.64), Kind.TONGUE: (0.55, 0.27, 0.26),
-    Kind.CAVITY: (0.22, 0.08, 0.08),
+    Kind.EYEBALL: (0.55, 0.48, 0.44), Kind.TEETH: (0.78, 0.70, 0.62), Kind.TONGUE: (0.38, 0.21, 0.19),
+    Kind.CAVITY: (0.22, 0.10, 0.09),
 }  # fmt: skip
-IRIS_COLOR = (0.22, 0.15, 0.11)
+LOWER_TEETH_COLOR = (0.42, 0.30, 0.26)  # behind the lower lip, which moves with them
+IRIS_COLOR = (0.20, 0.15, 0.13)
+FRONT, SHADED, SHADE = 0.004, 0.02, 0.4  # m behind the foremost tooth: in the light up to there, darkest so far beyond
 IRIS_ANGLE = 0.5  # radians from an eyeball's axis of sight
 INNER = tuple(PRIOR_COLORS)  # what lids and lips hide
 RIM_REACH = 0.012  # m from the mouth's inside: skin that mouth shapes move and that lies so near is lips
@@ -74,12 +78,14 @@ class Anatomy:
         kind: `[V]` int64, a `Kind`.
         region: `[V]` int64, a `Region`.
         iris: `[V]` bool, the vertices of an eyeball that its iris covers.
+        prior_color: `[V,3]` for skin of luminance 1/2; zeros for skin.
         is_lid: `[V]` bool, the rims that a blink moves or that lie on an eyeball.
     """
 
     kind: Tensor
     region: Tensor
     iris: Tensor
+    prior_color: Tensor
     is_lid: Tensor
 
     @property
@@ -96,15 +102,6 @@ class Anatomy:
     def is_inner(self) -> Tensor:
         """`[V]` bool: eyeballs and the mouth's inside."""
         return self.kind >= int(INNER[0])
-
-    @property
-    def prior_color(self) -> Tensor:
-        """`[V,3]` for skin of luminance 1/2; zeros for skin."""
-        colors = torch.zeros(len(self.kind), 3, device=self.kind.device)
-        for kind, color in PRIOR_COLORS.items():
-            colors[self.kind == kind] = colors.new_tensor(color)
-        colors[self.iris] = colors.new_tensor(IRIS_COLOR)
-        return colors
 
 
 def _table(values: dict[Kind, float], kind: Tensor) -> Tensor:
@@ -145,7 +142,28 @@ def read_anatomy(body: BodyModel) -> Anatomy:
     if shapes and bool(inside.any()):
         near = torch.cdist(body.v_template, body.v_template[inside]).amin(dim=1) < RIM_REACH
         kind[is_skin & near & (directions[:, shapes].amax(dim=1) > 4 * MOVED)] = int(Kind.RIM)
-    return Anatomy(kind=kind, region=_regions(body, kind), iris=_iris(body, eyeballs), is_lid=is_lid)
+    iris = _iris(body, eyeballs)
+    return Anatomy(
+        kind=kind, region=_regions(body, kind), iris=iris, prior_color=_prior_colors(body, kind, iris), is_lid=is_lid
+    )
+
+
+def _prior_colors(body: BodyModel, kind: Tensor, iris: Tensor) -> Tensor:
+    """`[V,3]`: `Anatomy.prior_color`, darker the deeper it lies in the mouth."""
+    colors = torch.zeros(len(kind), 3, device=kind.device)
+    for one, color in PRIOR_COLORS.items():
+        colors[kind == one] = colors.new_tensor(color)
+    for index, name in enumerate(body.part_names):
+        if name == "teeth_lower":
+            colors[body.part == index] = colors.new_tensor(LOWER_TEETH_COLOR)
+    colors[iris] = colors.new_tensor(IRIS_COLOR)
+    teeth = kind == int(Kind.TEETH)
+    if bool(teeth.any()):
+        depth = body.v_template[teeth, 2].max() - body.v_template[:, 2]
+        light = 1 - (1 - SHADE) * ((depth - FRONT) / SHADED).clamp(0, 1)
+        is_shaded = teeth | (kind == int(Kind.TONGUE))
+        colors = torch.where(is_shaded[:, None], colors * light[:, None], colors)
+    return colors
 
 
 def _regions(body: BodyModel, kind: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from networks.body import NUM_JOINTS
-from networks.gaussians import Avatar, Gaussians, Loose, Surface, Texture
+from networks.gaussians import Avatar, Gaussians, Loose, Pattern, Record, Surface, Texture
 from networks.precision import full_precision
 
 # B people, N Gaussians of the template, M loose ones, S on its surface.
@@ -44,7 +44,14 @@ def mix_colours(avatar: Avatar, colour: Tensor) -> Avatar:
         None if part is None else replace(part, gaussians=mixed(part.gaussians))
         for part in (avatar.loose, avatar.surface)
     )
-    return replace(avatar, gaussians=mixed(avatar.gaussians), texture=texture, loose=loose, surface=surface)
+    pattern = avatar.pattern
+    if pattern is not None:
+        cloth = pattern.picture.movedim(1, -1)
+        change = _change(cloth, torch.ones_like(cloth[..., :1]), colour).movedim(-1, 1)
+        pattern = replace(pattern, picture=pattern.picture + change)
+    return replace(
+        avatar, gaussians=mixed(avatar.gaussians), texture=texture, loose=loose, surface=surface, pattern=pattern
+    )
 
 
 def _change(values: Tensor, matte: Tensor, colour: Tensor) -> Tensor:
@@ -94,14 +101,34 @@ def stack_avatars(avatars: Sequence[Avatar]) -> Avatar:
         )
         if surface
         else None,
+        pattern=_joined_patterns(avatars),
     )
+
+
+def _joined_patterns(avatars: Sequence[Avatar]) -> Pattern | None:
+    """Of avatars of which some have one; pictures of another size are enlarged to the largest."""
+    patterns = [avatar.pattern for avatar in avatars]
+    held = [pattern for pattern in patterns if pattern is not None]
+    if not held:
+        return None
+    size = tuple(max(pattern.picture.shape[axis] for pattern in held) for axis in (-2, -1))
+    parts = []
+    for avatar, pattern in zip(avatars, patterns, strict=True):
+        if pattern is None:
+            weight = avatar.gaussians.opacities.new_zeros(avatar.gaussians.opacities.shape)
+            pattern = Pattern(weight.new_zeros(len(weight), 3, *size), weight.new_zeros(*weight.shape, 2), weight)
+        picture = pattern.picture
+        if picture.shape[-2:] != size:
+            picture = F.interpolate(picture, size, mode="bilinear")
+        parts.append(replace(pattern, picture=picture))
+    return _joined(parts)
 
 
 def _count(part: Loose | Surface | None) -> int:
     return 0 if part is None else part.gaussians.means.shape[1]
 
 
-def _joined(records: Sequence[Gaussians] | Sequence[Texture]) -> Gaussians | Texture:
+def _joined(records: Sequence[Record]) -> Record:
     """Records of tensors `[B_i,...]` as one."""
     names = vars(records[0])
     return type(records[0])(**{name: torch.cat([getattr(record, name) for record in records]) for name in names})

@@ -13,6 +13,7 @@ from torch import Tensor
 from datamodules.template import HEAD_JOINTS
 from networks.anatomy import read_anatomy
 from networks.body import BodyModel, BodyParams
+from networks.continuation import REACH
 from networks.precision import full_precision
 from networks.rasterizer import rasterize
 from networks.smoothing import b3_smooth
@@ -34,6 +35,7 @@ ALIKE_ANGLE, ALIKE_SHAPE = 0.025, 0.002
 COHERENT = 20.0  # how much more the mean move of the head counts than a Gaussian's own: lips of one photo, not of two
 SHARPNESS = 2.0  # power of the photos' shares in a pixel: a mean of two is a blurred one
 LEAST_AGREEING = 0.25  # share of the photos, from which on they stand for the others whose part is another one
+LEAST_PATTERN = 1 / 42  # share of the picture's side: half the width of what shows a pattern; narrower is a rim
 MOST_GROWN = 4.0  # closed lids grow to 2.5 times their size; more is a Gaussian gone astray
 
 
@@ -122,6 +124,21 @@ class Texture:
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """Cloth beyond what the photo shows, in the photo's own picture plane (`networks.continuation`).
+
+    Attributes:
+        picture: `[B,3,rows,columns]` in [0,1], which has REACH times the photo's sides and its centre.
+        places: `[B,N,2]` of the template's Gaussians as `Texture.places`, -REACH to REACH.
+        weight: `[B,N]` 1 for Gaussians that have the pattern, else 0.
+    """
+
+    picture: Tensor
+    places: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
 class PhotoSet:
     """Several photos as one avatar's texture: for each Gaussian of a frame, the photos that show it most alike.
 
@@ -163,8 +180,8 @@ class SplatMaps:
         rgb: `[B,T,3,H,W]` over the background colour.
         alpha: `[B,T,1,H,W]`.
         features: `[B,T,C,H,W]`, premultiplied by alpha.
-        textured: `[B,T,3,H,W]` `rgb` with the photo's own pixels where the photo shows the surface; `rgb` itself for an
-            avatar without texture.
+        textured: `[B,T,3,H,W]` `rgb` with the photo's own pixels where the photo shows the surface, and the pattern's
+            where cloth goes on; `rgb` itself for an avatar without texture.
         seen: `[B,T,1,H,W]` share of the photo's pixels in `textured`.
         coverage: `[B,T,1,H,W]` alpha of `textured`: the photo's matte where its pixels stand, else `alpha`.
     """
@@ -376,6 +393,8 @@ class Avatar:
         texture: the photo or photos it was made of; None renders from the Gaussians' colours alone.
         loose: M Gaussians beside the template; None has none.
         surface: S Gaussians on the template's triangles; None has none.
+        pattern: of cloth that the photo does not show, drawn with a texture alone; None leaves the Gaussians'
+            colours there.
     """
 
     gaussians: Gaussians
@@ -385,6 +404,7 @@ class Avatar:
     texture: Texture | PhotoSet | None = None
     loose: Loose | None = None
     surface: Surface | None = None
+    pattern: Pattern | None = None
     # The body model that posed the avatar last, its vertices that carry Gaussians and their edges at lids: cut out
     # once, not at every call.
     _carriers: list[tuple[BodyModel, BodyModel, LidEdges]] = field(
@@ -514,11 +534,12 @@ class Avatar:
         """
         posed = self.pose(body, params)
         if not isinstance(self.texture, PhotoSet):
-            return splat(posed, intrinsics, world_to_camera, size, self.background, self.texture)
+            return splat(posed, intrinsics, world_to_camera, size, self.background, self.texture, self.pattern)
         positions = self.head_positions(body, params, posed.means)
         shares = self.texture.shares(view_directions(posed, world_to_camera), positions)
+        photos = self.texture.textures
         return splat_photos(
-            posed, intrinsics, world_to_camera, size, self.background, self.texture.textures, shares.detach()
+            posed, intrinsics, world_to_camera, size, self.background, photos, shares.detach(), self.pattern
         )
 
     def head_positions(self, body: BodyModel, params: BodyParams, means: Tensor) -> Tensor:
@@ -558,8 +579,12 @@ def splat(
     size: int,
     background: Tensor,
     texture: Texture | None = None,
+    pattern: Pattern | None = None,
 ) -> SplatMaps:
-    """Rasterize `[B,T]` sets of Gaussians; colours are laid over `background [B,3]`."""
+    """Rasterize `[B,T]` sets of Gaussians; colours are laid over `background [B,3]`.
+
+    Without a texture nothing is read of a pattern.
+    """
     batch, frames = gaussians.means.shape[:2]
     channels = torch.cat([gaussians.colors, gaussians.features], dim=-1)
     if texture is not None:
@@ -567,7 +592,8 @@ def splat(
         seen = texture.seen[:, None, :, None].expand(-1, frames, -1, -1)
         trust, part = (value[:, None, :, None] for value in (texture.trust, texture.part))
         moved = (texture.places[:, None] - now) * seen
-        channels = torch.cat([channels, moved, seen, part.expand_as(seen), seen * trust], dim=-1)
+        beyond = _pattern_channels(pattern, now)
+        channels = torch.cat([channels, *beyond, moved, seen, part.expand_as(seen), seen * trust], dim=-1)
     result = rasterize(
         gaussians.means.flatten(0, 1),
         gaussians.quats.flatten(0, 1),
@@ -584,7 +610,8 @@ def splat(
     rgb = image[:, :, :3] + background[:, None, :, None, None] * (1 - alpha)
     if texture is None:
         return SplatMaps(rgb, alpha, image[:, :, 3:], textured=rgb, seen=torch.zeros_like(alpha), coverage=alpha)
-    features, flow, shown, part, trusted = image[:, :, 3:].split([gaussians.features.shape[-1], 2, 1, 1, 1], dim=2)
+    widths = [gaussians.features.shape[-1], *(3 for _ in beyond), 2, 1, 1, 1]
+    features, *beyond, flow, shown, part, trusted = image[:, :, 3:].split(widths, dim=2)
     flow = flow.detach() / shown.detach().clamp_min(1e-4)
     # Between pixel centres bilinear weights blur: of the finest octave 3 to 4 dB are lost, with cubic ones 2 to 3.
     pixels = _read_photo(texture.photo, flow, "bicubic").clamp(0, 1)
@@ -598,7 +625,8 @@ def splat(
     seen = seen * ((OTHER_PART - between) / (OTHER_PART - SAME_PART)).clamp(0, 1)
     # The photo was matted over the same background: where the flow leads out of the person, the background stands.
     coverage = torch.lerp(alpha, inside, seen)
-    return SplatMaps(rgb, alpha, features, textured=torch.lerp(rgb, pixels, seen), seen=seen, coverage=coverage)
+    textured = torch.lerp(_with_pattern(rgb, pattern, beyond, alpha), pixels, seen)
+    return SplatMaps(rgb, alpha, features, textured=textured, seen=seen, coverage=coverage)
 
 
 @full_precision
@@ -610,6 +638,7 @@ def splat_photos(
     background: Tensor,
     textures: Texture,
     shares: Tensor,
+    pattern: Pattern | None = None,
 ) -> SplatMaps:
     """`splat` with textures of K photos `[B,K,...]`, of which each has `shares [B,T,K,N]` in each Gaussian.
 
@@ -623,7 +652,8 @@ def splat_photos(
     weight = shares[..., None]
     moved = (textures.places[:, None] - now[:, :, None]) * weight
     photo_channels = torch.cat([moved, weight, weight * textures.trust[:, None, ..., None]], dim=-1)  # [B,T,K,N,4]
-    channels = [gaussians.colors, gaussians.features, part, anywhere, *photo_channels.unbind(2)]
+    beyond = _pattern_channels(pattern, now)
+    channels = [gaussians.colors, gaussians.features, *beyond, part, anywhere, *photo_channels.unbind(2)]
     result = rasterize(
         gaussians.means.flatten(0, 1),
         gaussians.quats.flatten(0, 1),
@@ -637,8 +667,8 @@ def splat_photos(
     )
     image = result.image.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
     alpha = result.alpha.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
-    widths = [3, gaussians.features.shape[-1], 1, 1, 4 * count]
-    colors, features, part, shown, maps = image.split(widths, dim=2)
+    widths = [3, gaussians.features.shape[-1], *(3 for _ in beyond), 1, 1, 4 * count]
+    colors, features, *beyond, part, shown, maps = image.split(widths, dim=2)
     rgb = colors + background[:, None, :, None, None] * (1 - alpha)
     moved, weight, trusted = maps.unflatten(2, (count, 4)).split([2, 1, 1], dim=3)  # [B,T,K,.,H,W]
     near_weight, near_trusted = (_near(value.flatten(0, 2)).view_as(value) for value in (weight, trusted))
@@ -660,7 +690,7 @@ def splat_photos(
     whole = whole * (weighed.sum(dim=2) / (LEAST_AGREEING * total)).clamp(0, 1)
     share = fraction * trust * whole[:, :, None]
     seen = share.sum(dim=2)
-    textured = rgb * (1 - seen) + (share * torch.stack(pixels, dim=2)).sum(dim=2)
+    textured = _with_pattern(rgb, pattern, beyond, alpha) * (1 - seen) + (share * torch.stack(pixels, dim=2)).sum(dim=2)
     coverage = alpha * (1 - seen) + (share * torch.stack(inside, dim=2)).sum(dim=2)
     return SplatMaps(rgb, alpha, features, textured=textured, seen=seen, coverage=coverage)
 
@@ -722,6 +752,32 @@ def with_places(texture: Texture, posed: Gaussians, intrinsics: Tensor, world_to
     return replace(texture, places=places, photo_part=part)
 
 
+def _pattern_channels(pattern: Pattern | None, now: Tensor) -> list[Tensor]:
+    """What to splat of a pattern, `[B,T,N,3]`: motion from places `now [B,T,N,2]` to the pattern's, and its weight."""
+    if pattern is None:
+        return []
+    beside = now.shape[2] - pattern.weight.shape[1]  # loose and surface Gaussians are what the photo shows
+    places, weight = F.pad(pattern.places, (0, 0, 0, beside))[:, None], F.pad(pattern.weight, (0, beside))
+    weight = weight[:, None, :, None].expand(-1, now.shape[1], -1, -1)
+    return [torch.cat([(places - now) * weight, weight], dim=-1)]
+
+
+def _with_pattern(rgb: Tensor, pattern: Pattern | None, beyond: list[Tensor], alpha: Tensor) -> Tensor:
+    """`rgb [B,T,3,H,W]` with the pattern where it stands before all else, by what was splatted of it.
+
+    The picture behind is left as it is: the silhouette stays the Gaussians'.
+    """
+    if pattern is None:
+        return rgb
+    moved, weight = beyond[0].split([2, 1], dim=2)
+    flow = moved / weight.clamp_min(1e-4)
+    side = 2 * round(LEAST_PATTERN * rgb.shape[-1]) + 1
+    share = covered_by_photo(weight, alpha).flatten(0, 1)
+    core = -F.max_pool2d(-share, side, 1, side // 2)
+    share = torch.minimum(share, F.max_pool2d(core, side, 1, side // 2)).view_as(alpha) * alpha
+    return torch.lerp(rgb, _read_photo(pattern.picture, flow.detach(), "bicubic", REACH).clamp(0, 1), share.detach())
+
+
 def _share_of_photo(shown: Tensor, trusted: Tensor, alpha: Tensor) -> Tensor:
     """How far the photo stands for each pixel `[B,T,1,H,W]`: whether it shows the front surface, times its trust there.
 
@@ -762,15 +818,17 @@ def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, siz
     return pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3) / pixels.new_tensor([size[1], size[0]]) * 2 - 1
 
 
-def _read_photo(photo: Tensor, flow: Tensor, mode: str) -> Tensor:
+def _read_photo(photo: Tensor, flow: Tensor, mode: str, reach: float = 1.0) -> Tensor:
     """Pixels of `photo [B,D,H,W]` to which `flow [B,T,2,h,w]` leads -> `[B,T,D,h,w]`, borders repeated.
+
+    The photo covers places from -`reach` to `reach`.
 
     `mode`: "bilinear", or "bicubic" (Keys, "Cubic convolution interpolation", 1981), which overshoots at edges.
     """
     frames, (height, width) = flow.shape[1], flow.shape[-2:]
     rows, columns = (2 * torch.arange(n, device=flow.device, dtype=flow.dtype) / n + 1 / n - 1 for n in (height, width))
     start = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
-    grid = start + flow.permute(0, 1, 3, 4, 2).flatten(0, 1)
+    grid = (start + flow.permute(0, 1, 3, 4, 2).flatten(0, 1)) / reach
     repeated = photo[:, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
     read = F.grid_sample(repeated, grid, mode=mode, padding_mode="border", align_corners=False)
     return read.unflatten(0, (-1, frames))

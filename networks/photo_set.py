@@ -121,4 +121,8 @@ def with_photos(
         part = shown_part(still, shown.seen, first.part, photo.intrinsics, camera, size)
         textures.append(Texture(photo.image, photo.mask, places, shown.seen, shown.trust, first.part, part))
     photo_set = PhotoSet(stacked(textures), torch.stack(directions, dim=1), torch.stack(positions, dim=1))
-    return replace(avatar, texture=photo_set)
+    pattern = avatar.pattern
+    if pattern is not None:  # of cloth that no photo shows
+        shown = photo_set.textures.seen[..., : pattern.weight.shape[1]].amax(dim=1)
+        pattern = replace(pattern, weight=pattern.weight * (1 - shown))
+    return replace(avatar, texture=photo_set, pattern=pattern)

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from datamodules.template import Template, refine_template
 from networks.anatomy import Kind, Region, read_anatomy
 from networks.body import BodyModel, BodyParams
+from networks.continuation import continued, median_color, opened, without_alike
 from networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
 from networks.gaussians import (
     Avatar,
     Gaussians,
+    Pattern,
     Texture,
     concatenated,
     image_places,
@@ -33,7 +35,7 @@ from networks.loose import GRID, Seen, lift_loose
 from networks.precision import full_precision
 from networks.rasterizer.mesh import view_mesh
 from networks.regions import part_code
-from networks.skin import before_trunk, skin_tone
+from networks.skin import SkinTone, before_trunk, skin_tone
 from networks.surface import cell_size, lift_surface
 
 VISIBLE_WITHIN = 0.003  # m
@@ -80,6 +82,8 @@ class Projection:
         normals: `[B,N,3]` unit normals in the camera's axes.
         before: `[B,1,H,W]` 1 where the photo shows hands before the trunk that the template has elsewhere, else 0.
         depth: `[B,1,H,W]` m, of the posed template; 0 where there is none.
+        cloth: `[B,H,W]` bool, pixels of the clothes of trunk and arms.
+        tone: the colour of the person's skin.
     """
 
     grid: Tensor
@@ -87,6 +91,8 @@ class Projection:
     normals: Tensor
     before: Tensor
     depth: Tensor
+    cloth: Tensor
+    tone: SkinTone
 
 
 @dataclass
@@ -327,21 +333,49 @@ class GaussianReconstructor(nn.Module):
             visible = in_front & (facing > LEAST_FACING) & (covered > 0.8) & (grid.abs() < 1).all(-1)
             centre = MESH_OVERSAMPLING // 2
             coarse = view.face[:, centre::MESH_OVERSAMPLING, centre::MESH_OVERSAMPLING]
-            before = self._before_trunk(photo, grid, visible, coarse)
+            tone, skin, before = self._skin(photo, grid, visible, coarse)
+            cloth = self._cloth(photo, skin, before[:, 0] > 0.5, coarse)
             is_hidden = F.grid_sample(before, grid[:, :, None], mode="nearest", align_corners=False)[:, 0, :, 0] > 0.5
             visible &= ~(is_hidden & (self.region == int(Region.TORSO)))
             front = torch.where(view.face < 0, 0.0, view.depth)[:, None]
             front = front[..., centre::MESH_OVERSAMPLING, centre::MESH_OVERSAMPLING]
-        return Projection(grid, visible.float(), normals, before, front)
+        return Projection(grid, visible.float(), normals, before, front, cloth, tone)
 
-    def _before_trunk(self, photo: Photo, grid: Tensor, visible: Tensor, face: Tensor) -> Tensor:
-        """`Projection.before`, by the front triangles `face [B,H,W]` of the photo's pixels."""
+    def _skin(self, photo: Photo, grid: Tensor, visible: Tensor, face: Tensor) -> tuple[SkinTone, Tensor, Tensor]:
+        """Its colour, its pixels `[B,H,W]`, and `Projection.before`; `face [B,H,W]` are the pixels' front triangles."""
         colors = F.grid_sample(photo.image, grid[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
         tone = skin_tone(colors, visible & (self.kind == int(Kind.FACE)))
         skin = tone.is_skin(photo.image.permute(0, 2, 3, 1)) & (photo.mask[:, 0] > 0.8)
         is_head = (self.face_region[face.clamp_min(0)] == int(Region.FACE)) & (face >= 0)
         is_chest = self.is_chest[face.clamp_min(0)] & (face >= 0)
-        return before_trunk(skin, is_head, is_chest)[:, None].float()
+        return tone, skin, before_trunk(skin, is_head, is_chest)[:, None].float()
+
+    def _cloth(self, photo: Photo, skin: Tensor, before: Tensor, face: Tensor) -> Tensor:
+        """`Projection.cloth`, by `skin` and `before [B,H,W]` and the front triangles `face [B,H,W]` of the pixels."""
+        region = torch.where(face >= 0, self.face_region[face.clamp_min(0)], -1)
+        is_own = (_eroded(photo.mask, 3)[:, 0] > 0.9) & ~skin
+        trunk = is_own & ~before & ((region == int(Region.TORSO)) | (region == int(Region.ARMS)))
+        hair, head = is_own & (region == int(Region.SCALP)), region == int(Region.FACE)
+        return opened(without_alike(photo.image, trunk, [median_color(photo.image, part) for part in (hair, head)]))
+
+    def _pattern(
+        self, photo: Photo, projection: Projection, avatar: Avatar, places: Tensor, shown: Tensor
+    ) -> Pattern | None:
+        """Cloth of trunk and arms where they lie outside of the photo, or behind hands; bare arms have none.
+
+        Args:
+            photo: what the avatar is made of.
+            projection: of it.
+            avatar: with the colours of the anchors.
+            places: `[B,N,2]` of the anchors in the photo.
+            shown: `[B,N]` 1 where it shows them, else 0.
+        """
+        picture, has_any = continued(photo.image, projection.cloth)
+        before = F.grid_sample(projection.before, places[:, :, None], mode="nearest", align_corners=False)[:, 0, :, 0]
+        is_used = (self.region == int(Region.TORSO)) | (self.region == int(Region.ARMS))
+        is_used = is_used & has_any[:, None] & (shown == 0) & ((before > 0) | (places.abs() > 1).any(dim=-1))
+        is_used &= ~projection.tone.is_skin(avatar.gaussians.colors)
+        return Pattern(picture, places, is_used.float()) if bool(is_used.any()) else None
 
     def bare(self, photo: Photo) -> Avatar:
         """The template in the person's shape, opaque and without colour."""
@@ -387,9 +421,8 @@ class GaussianReconstructor(nn.Module):
             colors: `[B,N,3]` the photo's at the anchors.
             visible: `[B,N]`.
         """
-        reach = max(1, round(EDGE * photo.mask.shape[-1]))
-        eroded = -F.max_pool2d(-photo.mask, 2 * reach + 1, 1, reach)
-        inside = F.grid_sample(eroded, grid[:, :, None], padding_mode="border", align_corners=False)[:, 0, :, 0] > 0.8
+        matte = _eroded(photo.mask)
+        inside = F.grid_sample(matte, grid[:, :, None], padding_mode="border", align_corners=False)[:, 0, :, 0] > 0.8
         is_seen = visible > 0
         is_skin = skin_tone(colors, is_seen & (self.kind == int(Kind.FACE))).is_skin(colors)
         hands, trunk = self.region == int(Region.HANDS), self.region == int(Region.TORSO)
@@ -545,6 +578,8 @@ class GaussianReconstructor(nn.Module):
                 places, part = torch.cat([places, on.places], dim=1), torch.cat([part, code], dim=1)
                 shown = torch.cat([shown, torch.ones_like(code)], dim=1)
             photo_part = shown_part(posed, shown, part, *camera, size)
+            count = trust.shape[1]
+            pattern = self._pattern(photo, projection, avatar, places[:, :count], shown[:, :count]) if lift else None
         trusts = [trust]
         if loose is not None:
             trusts.append(torch.ones_like(loose.gaussians.opacities))
@@ -554,7 +589,7 @@ class GaussianReconstructor(nn.Module):
             surface = replace(surface, gaussians=replace(surface.gaussians, features=features))
         texture = Texture(photo.image, photo.mask, places, shown, torch.cat(trusts, dim=1), part, photo_part)
         cut = replace(avatar.gaussians, opacities=avatar.gaussians.opacities * inside)
-        return replace(avatar, gaussians=cut, texture=texture, loose=loose, surface=surface)
+        return replace(avatar, gaussians=cut, texture=texture, loose=loose, surface=surface, pattern=pattern)
 
 
 class FeatureDecoder(nn.Module):
@@ -583,6 +618,12 @@ class FeatureDecoder(nn.Module):
 def _mean_where(values: Tensor, seen: Tensor) -> Tensor:
     """`[B,D]` mean of `values [B,N,D]` where `seen [B,N]`; zeros where nothing is."""
     return (values * seen[..., None]).sum(dim=1) / seen.sum(dim=1)[:, None].clamp_min(1.0)
+
+
+def _eroded(matte: Tensor, times: int = 1) -> Tensor:
+    """A matte `[B,1,H,W]` without the pixels at its edge."""
+    reach = times * max(1, round(EDGE * matte.shape[-1]))
+    return -F.max_pool2d(-matte, 2 * reach + 1, 1, reach)
 
 
 def _in_hull(places: Tensor, matte: Tensor) -> Tensor:

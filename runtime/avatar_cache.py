@@ -18,7 +18,7 @@ from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOp
 from runtime.avatar_files import FORMAT, body_fingerprint, load_avatar, save_avatar
 
 # Raise it with any change of the code that makes another avatar of the same photo: older entries are then made anew.
-VERSION = 4
+VERSION = 5
 
 
 class AvatarCache:

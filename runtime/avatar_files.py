@@ -12,13 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from networks.body import BodyModel
-from networks.gaussians import Avatar, Gaussians, Loose, PhotoSet, Surface, Texture
+from networks.gaussians import Avatar, Gaussians, Loose, Pattern, PhotoSet, Surface, Texture
 from runtime.files import atomic_path
 
 FORMAT = "avatar-5"
 GAUSSIANS = [f.name for f in dataclasses.fields(Gaussians)]
 PHOTO_SET = ("directions", "positions")  # beside the textures of several photos
 RIDING = ("corners", "corner_weights")  # of surface Gaussians, on the template's
+PATTERN = [f.name for f in dataclasses.fields(Pattern)]
 MADE_BY = "python -m tools.export_avatar --image PHOTO --out NAME.safetensors"
 
 
@@ -57,6 +58,8 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
         texture = texture.textures
     if texture is not None:
         tensors |= {f"texture.{f.name}": getattr(texture, f.name) for f in dataclasses.fields(Texture)}
+    if avatar.pattern is not None:
+        tensors |= {f"pattern.{name}": getattr(avatar.pattern, name) for name in PATTERN}
     header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body), "key": key}
     with atomic_path(path) as scratch:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -99,11 +102,11 @@ def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Av
     texture = {f.name: f"texture.{f.name}" for f in dataclasses.fields(Texture)}
     loose = {name: f"loose.{name}" for name in (*GAUSSIANS, "skin_weights")}
     surface = {name: f"surface.{name}" for name in (*GAUSSIANS, *RIDING)}
-    held = [any(name in tensors for name in keys.values()) for keys in (texture, loose, surface)]
-    has_texture, has_loose, has_surface = held
-    needed += [
-        key for keys, is_held in zip((texture, loose, surface), held, strict=True) if is_held for key in keys.values()
-    ]
+    pattern = {name: f"pattern.{name}" for name in PATTERN}
+    parts = (texture, loose, surface, pattern)
+    held = [any(name in tensors for name in keys.values()) for keys in parts]
+    has_texture, has_loose, has_surface, has_pattern = held
+    needed += [key for keys, is_held in zip(parts, held, strict=True) if is_held for key in keys.values()]
     has_several = any(f"texture.{name}" in tensors for name in PHOTO_SET)
     needed += [f"texture.{name}" for name in PHOTO_SET if has_several]
     missing = [name for name in needed if name not in tensors]
@@ -123,6 +126,7 @@ def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Av
         texture=several or photo,
         loose=Loose(beside, tensors["loose.skin_weights"]) if beside is not None else None,
         surface=Surface(on, *(tensors[surface[name]] for name in RIDING)) if on is not None else None,
+        pattern=Pattern(**{name: tensors[key] for name, key in pattern.items()}) if has_pattern else None,
     )
 
 
@@ -136,6 +140,7 @@ def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> N
     photos = tensors["texture.directions"].shape[1:2] if "texture.directions" in tensors else ()
     of_photos = (batch, *photos, count + beside + on)
     sizes |= {f"surface.{name}": (batch, on) for name in (*GAUSSIANS, *RIDING)}
+    sizes |= {"pattern.picture": (batch, 3), "pattern.places": (batch, count, 2), "pattern.weight": (batch, count)}
     sizes |= {f"texture.{name}": of_photos for name in ("places", "seen", "trust", "part", *PHOTO_SET)}
     wrong = [name for name, size in sizes.items() if name in tensors and tensors[name].shape[: len(size)] != size]
     if bool(((corners < 0) | (corners >= count)).any()):

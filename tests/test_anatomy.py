@@ -83,9 +83,22 @@ def test_bounds_opacity_and_colours_by_kind(anatomy: Anatomy) -> None:
     assert (color[~anatomy.is_inner] == 0).all()
     luminance = color.mean(dim=1)
     teeth, cavity, tongue = (luminance[anatomy.kind == int(k)].mean() for k in (Kind.TEETH, Kind.CAVITY, Kind.TONGUE))
-    assert teeth > tongue + 0.15 > cavity + 0.3
+    assert teeth > cavity + 0.15
+    assert teeth > tongue + 0.1 > cavity + 0.1
     white = (anatomy.kind == int(Kind.EYEBALL)) & ~anatomy.iris
     assert luminance[white].min() > luminance[anatomy.iris].max() + 0.3
+
+
+def test_the_mouth_is_darker_the_deeper_and_upper_teeth_are_the_brightest(body: BodyModel, anatomy: Anatomy) -> None:
+    light, depth = anatomy.prior_color.mean(dim=1), -body.v_template[:, 2]
+    upper, lower = (body.part == body.part_names.index(name) for name in ("teeth_upper", "teeth_lower"))
+    for part in (upper, lower, anatomy.kind == int(Kind.TONGUE)):
+        order = light[part][depth[part].argsort()]
+        assert (order.diff() <= 1e-6).all()
+        assert order[-1] < order[0]
+    cavity = light[anatomy.kind == int(Kind.CAVITY)].max()
+    assert light[upper].max() > light[lower].max() + 0.3
+    assert light[lower].max() > cavity + 0.15
 
 
 def test_a_file_without_labels_and_names_has_eyeballs_and_face_alone(body: BodyModel, tmp_path: Path) -> None:
