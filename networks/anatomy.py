@@ -54,11 +54,11 @@ LEAST_OPACITY = {kind: 0.0 if kind is Kind.BODY else 0.95 for kind in Kind}
 # the light. Upper teeth are those of a smile: means of all that is there in their place look like none.
 PRIOR_COLORS = {
     Kind.EYEBALL: (0.55, 0.48, 0.44), Kind.TEETH: (0.78, 0.70, 0.62), Kind.TONGUE: (0.38, 0.21, 0.19),
-    Kind.CAVITY: (0.22, 0.10, 0.09),
+    Kind.CAVITY: (0.17, 0.07, 0.06),
 }  # fmt: skip
-LOWER_TEETH_COLOR = (0.42, 0.30, 0.26)  # behind the lower lip, which moves with them
+LOWER_TEETH_COLOR = (0.46, 0.35, 0.31)  # behind the lower lip, which moves with them
 IRIS_COLOR = (0.20, 0.15, 0.13)
-FRONT, SHADED, SHADE = 0.004, 0.02, 0.4  # m behind the foremost tooth: in the light up to there, darkest so far beyond
+FRONT, SHADED, SHADE = 0.004, 0.02, 0.5  # m behind the foremost tooth: in the light up to there, darkest so far beyond
 IRIS_ANGLE = 0.5  # radians from an eyeball's axis of sight
 INNER = tuple(PRIOR_COLORS)  # what lids and lips hide
 RIM_REACH = 0.012  # m from the mouth's inside: skin that mouth shapes move and that lies so near is lips

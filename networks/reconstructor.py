@@ -296,7 +296,8 @@ class GaussianReconstructor(nn.Module):
 
         An anchor is seen where nothing lies more than VISIBLE_WITHIN before it, where the front triangle is of its own
         part (a tooth does not take the lip's pixel), where it faces the camera and the photo's matte holds it. What
-        lies in the mouth is seen where it fills a pixel: a chink between lips has no colour of its own.
+        lies in the mouth is seen where it fills a pixel, an eyeball where it fills one's height: a chink between lips
+        or lids has no colour of its own.
         """
         with torch.no_grad():
             vertices, _ = self.body(photo.body)
@@ -326,10 +327,11 @@ class GaussianReconstructor(nn.Module):
             labels = torch.where(view.face < 0, -1, self.face_label[view.face.clamp_min(0)]).float()
             label, half = read(labels), (-0.5, 0.0, 0.5)
             fills = torch.stack([read(labels, x, y) == label for x in half for y in half]).all(dim=0)
+            gapes = torch.stack([read(labels, 0.0, y) == label for y in half]).all(dim=0)
             covered = F.grid_sample(photo.mask, grid[:, :, None], mode="bilinear", align_corners=False)[:, 0, :, 0]
             facing = -(normals * F.normalize(inside, dim=-1)).sum(-1)
             in_front = is_uncovered | ((inside[..., 2] < there + VISIBLE_WITHIN) & (label == self.label))
-            in_front &= ~self.is_inner | (self.kind == int(Kind.EYEBALL)) | fills
+            in_front &= ~self.is_inner | fills | ((self.kind == int(Kind.EYEBALL)) & gapes)
             visible = in_front & (facing > LEAST_FACING) & (covered > 0.8) & (grid.abs() < 1).all(-1)
             centre = MESH_OVERSAMPLING // 2
             coarse = view.face[:, centre::MESH_OVERSAMPLING, centre::MESH_OVERSAMPLING]
