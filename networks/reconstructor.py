@@ -45,6 +45,7 @@ CHEST_JOINTS = (0, 3, 6, 9)  # without shoulders and neck: what lies before thes
 EDGE = 1 / 128  # share of the photo's side: colours so near the matte's edge hold what lies behind
 LEAST_SEEN = 20  # anchors of hands in the colour of skin, from which on they stand for the others
 LEAST_CLOTH = 0.5  # share of what the photo shows of a trunk, from which on it is clothed below the neckline too
+LEAST_OPEN = 0.12  # share of an eyeball's disc that a photo must show: a half with open lids, a quarter when squinting
 DIFFUSION_STEPS = 100  # of Jacobi's iteration
 INNER_CHANGE = 0.1  # most that the network changes the colour of eyeballs and the mouth's inside
 
@@ -296,8 +297,8 @@ class GaussianReconstructor(nn.Module):
 
         An anchor is seen where nothing lies more than VISIBLE_WITHIN before it, where the front triangle is of its own
         part (a tooth does not take the lip's pixel), where it faces the camera and the photo's matte holds it. What
-        lies in the mouth is seen where it fills a pixel, an eyeball where it fills one's height: a chink between lips
-        or lids has no colour of its own.
+        lies in the mouth is seen where it fills a pixel, and an eyeball where lids leave LEAST_OPEN of it: a chink
+        between lips or lids has no colour of its own.
         """
         with torch.no_grad():
             vertices, _ = self.body(photo.body)
@@ -327,11 +328,10 @@ class GaussianReconstructor(nn.Module):
             labels = torch.where(view.face < 0, -1, self.face_label[view.face.clamp_min(0)]).float()
             label, half = read(labels), (-0.5, 0.0, 0.5)
             fills = torch.stack([read(labels, x, y) == label for x in half for y in half]).all(dim=0)
-            gapes = torch.stack([read(labels, 0.0, y) == label for y in half]).all(dim=0)
             covered = F.grid_sample(photo.mask, grid[:, :, None], mode="bilinear", align_corners=False)[:, 0, :, 0]
             facing = -(normals * F.normalize(inside, dim=-1)).sum(-1)
             in_front = is_uncovered | ((inside[..., 2] < there + VISIBLE_WITHIN) & (label == self.label))
-            in_front &= ~self.is_inner | fills | ((self.kind == int(Kind.EYEBALL)) & gapes)
+            in_front &= ~self.is_inner | fills | ((self.kind == int(Kind.EYEBALL)) & self._is_open(labels, grid))
             visible = in_front & (facing > LEAST_FACING) & (covered > 0.8) & (grid.abs() < 1).all(-1)
             centre = MESH_OVERSAMPLING // 2
             coarse = view.face[:, centre::MESH_OVERSAMPLING, centre::MESH_OVERSAMPLING]
@@ -342,6 +342,20 @@ class GaussianReconstructor(nn.Module):
             front = torch.where(view.face < 0, 0.0, view.depth)[:, None]
             front = front[..., centre::MESH_OVERSAMPLING, centre::MESH_OVERSAMPLING]
         return Projection(grid, visible.float(), normals, before, front, cloth, tone)
+
+    def _is_open(self, labels: Tensor, grid: Tensor) -> Tensor:
+        """`[B,N]` bool: anchors of eyeballs that lids leave open, by the front triangles' `labels [B,h,w]`."""
+        is_open = torch.zeros(grid.shape[:2], dtype=torch.bool, device=grid.device)
+        size = grid.new_tensor([labels.shape[-1], labels.shape[-2]]) / 2
+        for index, name in enumerate(self.body.part_names):
+            if name.startswith("eyeball"):
+                mine = self.label == index
+                places = grid[:, mine] * size
+                extent = (places.amax(dim=1) - places.amin(dim=1)).clamp_min(1.0)
+                area = math.pi / 4 * extent.prod(dim=1)
+                share = (labels == index).flatten(1).sum(dim=1) / area
+                is_open |= mine & (share > LEAST_OPEN)[:, None]
+        return is_open
 
     def _skin(self, photo: Photo, grid: Tensor, visible: Tensor, face: Tensor) -> tuple[SkinTone, Tensor, Tensor]:
         """Its colour, its pixels `[B,H,W]`, and `Projection.before`; `face [B,H,W]` are the pixels' front triangles."""

@@ -186,7 +186,7 @@ def test_hidden_teeth_take_a_colour_of_their_own(reconstructor: GaussianReconstr
     teeth, cavity = (reconstructor.kind == int(kind) for kind in (Kind.TEETH, Kind.CAVITY))
     torch.testing.assert_close(light[teeth], reconstructor.prior_color[teeth], atol=1e-3, rtol=0)
     torch.testing.assert_close(dark[teeth], light[teeth] / 2, atol=1e-3, rtol=0)
-    assert light[teeth].mean() > light[cavity].mean() + 0.3
+    assert light[teeth].mean() > light[cavity].mean() + 0.2  # in the shade of lips: measured on people
 
 
 @pytest.mark.parametrize(("lift", "bend"), [(-1.2, 0.0), (1.0, 0.0), (0.0, 2.0), (0.6, 1.8)])
