@@ -48,6 +48,7 @@ class StageCLI(LightningCLI):
             parser.add_argument("--photos", type=int, default=None, help="frames of the clip to take as photos (8)")
             parser.add_argument("--driving", required=True, help="motion: a .track.npz, see python -m tools.track")
             parser.add_argument("--out", default="out.mp4", help="video to write")
+            parser.add_argument("--size", type=int, default=None, help="side of its pictures in px (data.resolution)")
         return parser
 
     def before_instantiate_classes(self) -> None:
@@ -59,7 +60,7 @@ class StageCLI(LightningCLI):
             config.data.test_stride = 4
         if self.subcommand == "predict":
             config.data.predict.image, config.data.predict.driving = config.image, config.driving
-            config.data.predict.photos = config.photos
+            config.data.predict.photos, config.data.predict.size = config.photos, config.size
             if "out" not in config.model.init_args:
                 raise ValueError(
                     f"{config.model.class_path} paints no video: "

@@ -31,6 +31,8 @@ class VideoBatch:
         frame_numbers: `[B,T]` int64 frame numbers in the clip.
         reference_numbers: `[B]` int64.
         further: windows of the same people whose reference photos serve beside this one's; their frames are not read.
+        fine_reference, fine_reference_mask: `[B,3,P,P]` and `[B,1,P,P]`, the photo over `background` at the resolution
+            of pictures that are larger than `frames`; None where they are not.
     """
 
     frames: Tensor
@@ -52,6 +54,8 @@ class VideoBatch:
     frame_numbers: Tensor
     reference_numbers: Tensor
     further: list[VideoBatch] = field(default_factory=list)
+    fine_reference: Tensor | None = None
+    fine_reference_mask: Tensor | None = None
 
     def cut(self, frames: slice | Tensor) -> VideoBatch:
         """The same windows with some of their frames: a slice, or frame indices `[N]` in any order."""

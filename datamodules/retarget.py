@@ -75,10 +75,14 @@ def open_photos(
 
 
 def with_further(
-    batch: VideoBatch, photos: Sequence[tuple[Clip, int]], reader: WindowReader, resolution: int
+    batch: VideoBatch,
+    photos: Sequence[tuple[Clip, int]],
+    reader: WindowReader,
+    resolution: int,
+    fine: int | None = None,
 ) -> VideoBatch:
-    """A batch of one window with further photos of its person, frames of clips."""
-    read = [reader.read(clip, np.asarray([frame]), frame, resolution) for clip, frame in photos]
+    """A batch of one window with further photos of its person, frames of clips; `fine` as in `WindowReader.read`."""
+    read = [reader.read(clip, np.asarray([frame]), frame, resolution, fine=fine) for clip, frame in photos]
     return replace(batch, further=read)
 
 
@@ -90,6 +94,7 @@ def retarget(
     num_frames: int | None,
     body_model: str,
     num_photos: int | None = None,
+    fine: int | None = None,
 ) -> VideoBatch:
     """Put the driver's pose and expression on the photo's person, seen by the photo's camera.
 
@@ -105,6 +110,7 @@ def retarget(
         num_frames: at most so many frames; None takes all.
         body_model: the file that both tracks are fits of.
         num_photos: how many frames of a clip are photos, see `open_photos`.
+        fine: side in px of the photos for pictures larger than `resolution`; None for none.
 
     Returns:
         a batch of one window whose `frames` and `masks` are empty of truth (zeros) and `valid` is False.
@@ -115,8 +121,8 @@ def retarget(
     if len(numbers) == 0:
         raise ValueError(f"{driving} has no valid frame to drive with: track another video")
     name = f"{Path(images[0]).stem}_{Path(driving).name.split('.')[0]}"
-    batch = put_motion_on(*photos[0], motion, numbers, reader, resolution, body, name)
-    return with_further(batch, photos[1:], reader, resolution)
+    batch = put_motion_on(*photos[0], motion, numbers, reader, resolution, body, name, fine)
+    return with_further(batch, photos[1:], reader, resolution, fine)
 
 
 def put_motion_on(
@@ -128,9 +134,10 @@ def put_motion_on(
     resolution: int,
     body: BodyModel,
     name: str,
+    fine: int | None = None,
 ) -> VideoBatch:
     """Frames `numbers` of a track's `motion`, put on the person whom frame `frame` of `photo` shows; see `retarget`."""
-    still = reader.read(photo, np.asarray([frame]), frame, resolution)
+    still = reader.read(photo, np.asarray([frame]), frame, resolution, fine=fine)
     params = BodyParams.from_track(motion, numbers)
     own = BodyParams.from_track(photo.track, np.asarray([frame]))
     count = len(numbers)
@@ -159,6 +166,8 @@ def put_motion_on(
         names=[name],
         frame_numbers=torch.from_numpy(numbers)[None],
         reference_numbers=still.reference_numbers,
+        fine_reference=still.fine_reference,
+        fine_reference_mask=still.fine_reference_mask,
     )
 
 

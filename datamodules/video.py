@@ -70,10 +70,12 @@ class WindowReader:
         rng: np.random.Generator | None = None,
         augment: Augment | None = None,
         crop_reference: bool = True,
+        fine: int | None = None,
     ) -> VideoBatch:
         """Read one window `[1,T,...]`; `rng` and `augment` together turn augmentation on.
 
-        With `crop_reference` False the photo is not cropped, whatever is drawn.
+        With `crop_reference` False the photo is not cropped, whatever is drawn; `fine` px is the side of
+        `fine_reference`.
         """
         is_plain = augment is None or rng is None
         change = plain(self.background) if is_plain else draw(augment, self.background, rng)
@@ -89,6 +91,10 @@ class WindowReader:
             return _matte(mixed.clamp(0, 1), mask, background)
 
         look = (change.colour, change.background)
+        fine_photo = fine_mask = None
+        if fine is not None:
+            fine_photo, fine_mask, _ = source.window(reference_numbers, fine, *crop)
+            fine_photo = finish(fine_photo, fine_mask, *look)
 
         batch = VideoBatch(
             frames=finish(pictures, masks, *look)[None],
@@ -109,6 +115,8 @@ class WindowReader:
             names=[clip.name],
             frame_numbers=torch.from_numpy(frame_numbers)[None],
             reference_numbers=torch.from_numpy(reference_numbers),
+            fine_reference=fine_photo,
+            fine_reference_mask=fine_mask,
         )
         return self._mirrored(batch) if change.is_mirrored else batch
 
@@ -150,6 +158,8 @@ def collate(windows: list[VideoBatch]) -> VideoBatch:
             merged[name] = torch.cat(values)
         elif isinstance(values[0], BodyParams):
             merged[name] = BodyParams.cat(values)
+        elif values[0] is None:
+            merged[name] = None
         else:
             merged[name] = [item for value in values for item in value]
     return VideoBatch(**merged)
@@ -265,12 +275,15 @@ class PredictInput:
         photos: how many frames of a clip are photos; None takes 8.
         driving: a `.track.npz`.
         num_frames: read at most so many frames of the motion; None takes all.
+        size: side of the pictures in px, at least `data.resolution`: painting keeps that one, and the photo is read at
+            this one. None for `data.resolution` itself.
     """
 
     image: str | list[str] | None = None
     photos: int | None = None
     driving: str | None = None
     num_frames: int | None = None
+    size: int | None = None
 
 
 class VideoDataModule(lightning.LightningDataModule):
@@ -470,6 +483,8 @@ class VideoDataModule(lightning.LightningDataModule):
         if not self.predict_input.image or not self.predict_input.driving:
             raise ValueError("predict needs --image PHOTO and --driving MOTION.track.npz")
         source = self.predict_input
+        if source.size is not None and source.size < self.resolution:
+            raise ValueError(f"--size is {source.size}: give {self.resolution} px or more, the size that is painted at")
         batch = retarget(
             source.image,
             source.driving,
@@ -478,5 +493,6 @@ class VideoDataModule(lightning.LightningDataModule):
             source.num_frames,
             self.body_model,
             source.photos,
+            source.size if source.size != self.resolution else None,
         )
         return DataLoader([batch], batch_size=None)

@@ -172,6 +172,36 @@ class PhotoSet:
         return torch.softmax(-penalty - 1e4 * (1 - seen), dim=2) * seen
 
 
+@dataclass(frozen=True)
+class Detail:
+    """An avatar's photos at a finer resolution than it was made at, for pictures of that size (`networks.detail`).
+
+    Attributes:
+        photo: `[B,K,3,P,P]` in [0,1], in the order of the texture's.
+        mask: `[B,K,1,P,P]` soft foreground.
+        pattern: `[B,3,rows,columns]` as `Pattern.picture`; None without a pattern.
+    """
+
+    photo: Tensor
+    mask: Tensor
+    pattern: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What is read of K pictures at each pixel.
+
+    Attributes:
+        moved: `[B,T,K,2,H,W]` motion from each pixel to its place in the picture, times `weight`.
+        weight: `[B,T,K,1,H,W]`.
+        share: `[B,T,K,1,H,W]` of the picture's pixel in the frame.
+    """
+
+    moved: Tensor
+    weight: Tensor
+    share: Tensor
+
+
 @dataclass
 class SplatMaps:
     """What one rasterization gives, `[B,T,...]`.
@@ -184,6 +214,8 @@ class SplatMaps:
             where cloth goes on; `rgb` itself for an avatar without texture.
         seen: `[B,T,1,H,W]` share of the photo's pixels in `textured`.
         coverage: `[B,T,1,H,W]` alpha of `textured`: the photo's matte where its pixels stand, else `alpha`.
+        layers: how `textured` reads its photos; None without a texture.
+        pattern: how it reads the pattern below them; None without a pattern.
     """
 
     rgb: Tensor
@@ -192,6 +224,8 @@ class SplatMaps:
     textured: Tensor
     seen: Tensor
     coverage: Tensor
+    layers: Layers | None = None
+    pattern: Layers | None = None
 
     def gaussian_maps(self) -> Tensor:
         """`[B,T,C+4,H,W]`: features, RGB in [-1,1] and alpha: what the Gaussians alone say."""
@@ -395,6 +429,7 @@ class Avatar:
         surface: S Gaussians on the template's triangles; None has none.
         pattern: of cloth that the photo does not show, drawn with a texture alone; None leaves the Gaussians'
             colours there.
+        detail: the photos at a finer resolution; None has none.
     """
 
     gaussians: Gaussians
@@ -405,6 +440,7 @@ class Avatar:
     loose: Loose | None = None
     surface: Surface | None = None
     pattern: Pattern | None = None
+    detail: Detail | None = None
     # The body model that posed the avatar last, its vertices that carry Gaussians and their edges at lids: cut out
     # once, not at every call.
     _carriers: list[tuple[BodyModel, BodyModel, LidEdges]] = field(
@@ -464,7 +500,10 @@ class Avatar:
             )
         elif texture is not None:
             texture = replace(texture, photo=texture.photo + change * (1 - texture.mask))
-        return replace(self, background=background, texture=texture)
+        detail = self.detail
+        if detail is not None:
+            detail = replace(detail, photo=detail.photo + change[:, None] * (1 - detail.mask))
+        return replace(self, background=background, texture=texture, detail=detail)
 
     def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
         """`[B,T,N+M+S,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
@@ -612,10 +651,11 @@ def splat(
         return SplatMaps(rgb, alpha, image[:, :, 3:], textured=rgb, seen=torch.zeros_like(alpha), coverage=alpha)
     widths = [gaussians.features.shape[-1], *(3 for _ in beyond), 2, 1, 1, 1]
     features, *beyond, flow, shown, part, trusted = image[:, :, 3:].split(widths, dim=2)
-    flow = flow.detach() / shown.detach().clamp_min(1e-4)
+    moved, shown_still = flow.detach(), shown.detach()
+    flow = moved / shown_still.clamp_min(1e-4)
     # Between pixel centres bilinear weights blur: of the finest octave 3 to 4 dB are lost, with cubic ones 2 to 3.
-    pixels = _read_photo(texture.photo, flow, "bicubic").clamp(0, 1)
-    where = _read_photo(torch.cat([texture.mask, texture.photo_part], dim=1), flow, "bilinear")
+    pixels = read_photo(texture.photo, flow, "bicubic").clamp(0, 1)
+    where = read_photo(torch.cat([texture.mask, texture.photo_part], dim=1), flow, "bilinear")
     inside, read_part = where.split(1, dim=2)
     seen = _share_of_photo(shown, trusted, alpha)
     # The flow leads past a part's end there (a lip's, a lid's, the chin's), to what lay beside it in the photo only:
@@ -625,8 +665,10 @@ def splat(
     seen = seen * ((OTHER_PART - between) / (OTHER_PART - SAME_PART)).clamp(0, 1)
     # The photo was matted over the same background: where the flow leads out of the person, the background stands.
     coverage = torch.lerp(alpha, inside, seen)
-    textured = torch.lerp(_with_pattern(rgb, pattern, beyond, alpha), pixels, seen)
-    return SplatMaps(rgb, alpha, features, textured=textured, seen=seen, coverage=coverage)
+    layers = Layers(moved[:, :, None], shown_still[:, :, None], seen.detach()[:, :, None])
+    below = _pattern_layers(pattern, beyond, alpha)
+    textured = torch.lerp(_with_pattern(rgb, pattern, below), pixels, seen)
+    return SplatMaps(rgb, alpha, features, textured, seen, coverage, layers, below)
 
 
 @full_precision
@@ -676,8 +718,8 @@ def splat_photos(
     agreeing, pixels, inside = [], [], []
     for k in range(count):
         flow = (moved[:, :, k] / weight[:, :, k].clamp_min(1e-4)).detach()
-        pixels.append(_read_photo(textures.photo[:, k], flow, "bicubic").clamp(0, 1))
-        where = _read_photo(torch.cat([textures.mask[:, k], textures.photo_part[:, k]], dim=1), flow, "bilinear")
+        pixels.append(read_photo(textures.photo[:, k], flow, "bicubic").clamp(0, 1))
+        where = read_photo(torch.cat([textures.mask[:, k], textures.photo_part[:, k]], dim=1), flow, "bilinear")
         matte, read_part = where.split(1, dim=2)
         inside.append(matte)
         agrees = ((OTHER_PART - (read_part - front).abs()) / (OTHER_PART - SAME_PART)).clamp(0, 1)
@@ -690,9 +732,11 @@ def splat_photos(
     whole = whole * (weighed.sum(dim=2) / (LEAST_AGREEING * total)).clamp(0, 1)
     share = fraction * trust * whole[:, :, None]
     seen = share.sum(dim=2)
-    textured = _with_pattern(rgb, pattern, beyond, alpha) * (1 - seen) + (share * torch.stack(pixels, dim=2)).sum(dim=2)
+    below = _pattern_layers(pattern, beyond, alpha)
+    textured = _with_pattern(rgb, pattern, below) * (1 - seen) + (share * torch.stack(pixels, dim=2)).sum(dim=2)
     coverage = alpha * (1 - seen) + (share * torch.stack(inside, dim=2)).sum(dim=2)
-    return SplatMaps(rgb, alpha, features, textured=textured, seen=seen, coverage=coverage)
+    layers = Layers(moved.detach(), weight.detach(), share.detach())
+    return SplatMaps(rgb, alpha, features, textured, seen, coverage, layers, below)
 
 
 def view_directions(posed: Gaussians, world_to_camera: Tensor) -> Tensor:
@@ -762,20 +806,24 @@ def _pattern_channels(pattern: Pattern | None, now: Tensor) -> list[Tensor]:
     return [torch.cat([(places - now) * weight, weight], dim=-1)]
 
 
-def _with_pattern(rgb: Tensor, pattern: Pattern | None, beyond: list[Tensor], alpha: Tensor) -> Tensor:
-    """`rgb [B,T,3,H,W]` with the pattern where it stands before all else, by what was splatted of it.
-
-    The picture behind is left as it is: the silhouette stays the Gaussians'.
-    """
+def _pattern_layers(pattern: Pattern | None, beyond: list[Tensor], alpha: Tensor) -> Layers | None:
+    """How the pattern is read, by what was splatted of it: where it stands before all else, but for narrow rims."""
     if pattern is None:
-        return rgb
-    moved, weight = beyond[0].split([2, 1], dim=2)
-    flow = moved / weight.clamp_min(1e-4)
-    side = 2 * round(LEAST_PATTERN * rgb.shape[-1]) + 1
+        return None
+    moved, weight = beyond[0].detach().split([2, 1], dim=2)
+    side = 2 * round(LEAST_PATTERN * alpha.shape[-1]) + 1
     share = covered_by_photo(weight, alpha).flatten(0, 1)
     core = -F.max_pool2d(-share, side, 1, side // 2)
-    share = torch.minimum(share, F.max_pool2d(core, side, 1, side // 2)).view_as(alpha) * alpha
-    return torch.lerp(rgb, _read_photo(pattern.picture, flow.detach(), "bicubic", REACH).clamp(0, 1), share.detach())
+    share = torch.minimum(share, F.max_pool2d(core, side, 1, side // 2)).view_as(alpha) * alpha.detach()
+    return Layers(moved[:, :, None], weight[:, :, None], share[:, :, None])
+
+
+def _with_pattern(rgb: Tensor, pattern: Pattern | None, layers: Layers | None) -> Tensor:
+    """`rgb [B,T,3,H,W]` with the pattern; the silhouette stays the Gaussians'."""
+    if pattern is None or layers is None:
+        return rgb
+    flow = layers.moved[:, :, 0] / layers.weight[:, :, 0].clamp_min(1e-4)
+    return torch.lerp(rgb, read_photo(pattern.picture, flow, "bicubic", REACH).clamp(0, 1), layers.share[:, :, 0])
 
 
 def _share_of_photo(shown: Tensor, trusted: Tensor, alpha: Tensor) -> Tensor:
@@ -818,7 +866,7 @@ def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, siz
     return pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3) / pixels.new_tensor([size[1], size[0]]) * 2 - 1
 
 
-def _read_photo(photo: Tensor, flow: Tensor, mode: str, reach: float = 1.0) -> Tensor:
+def read_photo(photo: Tensor, flow: Tensor, mode: str, reach: float = 1.0) -> Tensor:
     """Pixels of `photo [B,D,H,W]` to which `flow [B,T,2,h,w]` leads -> `[B,T,D,h,w]`, borders repeated.
 
     The photo covers places from -`reach` to `reach`.

@@ -10,10 +10,21 @@ from torch import Tensor
 
 from datamodules.batch import VideoBatch
 from networks.body import BodyParams
-from networks.conditioner import Conditioner
+from networks.conditioner import Conditioner, photo_of
+from networks.detail import painted_at, with_detail
 from networks.gaussians import Avatar
 from networks.rollout import CausalRollout
 from networks.shader import ShaderCondition
+
+
+def fine_photos(batch: VideoBatch) -> list[tuple[Tensor, Tensor]]:
+    """The batch's photos and mattes at the resolution of the output; none where it is that of its frames."""
+    found = []
+    for one in [batch, *batch.further]:
+        if one.fine_reference is None or one.fine_reference_mask is None:
+            return []
+        found.append((one.fine_reference, one.fine_reference_mask))
+    return found
 
 
 class AvatarStream:
@@ -37,6 +48,11 @@ class AvatarStream:
     def start(self, batch: VideoBatch) -> None:
         """Reconstruct the photo's person (the batch's reference) and fill the cache with the photo."""
         self._avatar, self._still = self.conditioner.avatar(batch)
+        fine = fine_photos(batch)
+        self._output_size = batch.reference.shape[-1]
+        if fine:
+            self._avatar = with_detail(self.conditioner.reconstructor, self._avatar, photo_of(batch), fine)
+            self._output_size = fine[0][0].shape[-1]
         self.rollout.start(self._still)
         codec = self.conditioner.codec
         self._guides, self._decoder = codec.stream(), codec.stream()
@@ -59,7 +75,8 @@ class AvatarStream:
             world_to_camera: `[1,t,4,4]`.
 
         Returns:
-            painted frames and splatted frames, both `[1,t,3,H,W]`, painted not clamped.
+            painted frames `[1,t,3,P,P]`, not clamped, of the size of the batch's `fine_reference` where it has one; and
+            splatted frames `[1,t,3,H,W]`.
         """
         if self._avatar is None or self._still is None:
             raise ValueError("the stream has not begun: call start with the photo first")
@@ -69,10 +86,13 @@ class AvatarStream:
         )
         latents = self.rollout.step(chunk, self._generator)
         self._is_first = False
-        return splat.matted(self._decoder.decode(latents)), splat.rgb
+        painted = splat.matted(self._decoder.decode(latents))
+        if self._avatar.detail is not None:
+            painted = painted_at(splat, painted, self._avatar.detail, self._output_size)
+        return painted, splat.rgb
 
     def paint(self, batch: VideoBatch) -> tuple[Tensor, Tensor]:
-        """Paint a whole window `[1,T]` in one unbroken rollout -> painted and splatted frames `[T,3,H,W]`.
+        """Paint a whole window `[1,T]` in one unbroken rollout -> painted and splatted frames, see `step`.
 
         `chunk_seconds` then holds the time of each chunk, from its motion to its painted frames.
         """

@@ -1,6 +1,5 @@
 """The avatar: posing against the body model's own skinning, what the untrained network already gives, losses, test."""
 
-import dataclasses
 import json
 import math
 from dataclasses import replace
@@ -468,7 +467,7 @@ def test_where_the_photo_stands_painting_leaves_its_finest_octave_alone() -> Non
     expected = textured.numpy() + share * coarse + (1 - share) * change
     np.testing.assert_allclose(maps.matted(painted).numpy(), expected, atol=1e-12)
 
-    single = SplatMaps(*(getattr(maps, field.name).float() for field in dataclasses.fields(maps)))
+    single = SplatMaps(*(value.float() for value in vars(maps).values() if value is not None))
     with torch.autocast("cpu", torch.bfloat16):  # eight bits of a change are too few
         np.testing.assert_allclose(single.matted(painted.float()).numpy(), expected, atol=1e-6)
         assert single.matted(painted.bfloat16()).dtype == torch.float32

@@ -1,0 +1,122 @@
+"""Pictures larger than the shader's: `python -m benchmarks.output_size [--clips people/validation ...] [--json]`.
+
+Each clip's person is reconstructed and fitted at the shader's size, moved through the clip's held-out block (as in
+`benchmarks.fit`), and shown at the output's: `bicubic` enlarges the small picture, `composed` reads the photo at the
+output's size (`networks.detail`), `drawn` is an avatar made and drawn at that size. PSNR (dB) and perceptual distance
+(`vgg`) to the true frames of that size, and milliseconds a frame from a pose to the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.fit import CLIPS, FIT, compare, read
+from datamodules.batch import VideoBatch
+from datamodules.clip import Clip
+from datamodules.sources import clip_files
+from datamodules.video import WindowReader
+from metrics.table import format_table
+from networks.conditioner import photo_of
+from networks.detail import enlarged, with_detail
+from networks.fit import fit_avatar
+from networks.gaussians import Avatar, SplatMaps
+from networks.reconstructor import GaussianReconstructor
+from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+
+CHUNK = 4  # frames at a time
+
+
+def fitted(reconstructor: GaussianReconstructor, batch: VideoBatch) -> Avatar:
+    """The avatar of the batch's photo."""
+    photo = photo_of(batch)
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo)
+    return fit_avatar(reconstructor, avatar, photo, FIT)
+
+
+@torch.no_grad()
+def shown(
+    reconstructor: GaussianReconstructor, avatar: Avatar, batch: VideoBatch, finish: Callable[[SplatMaps], Tensor]
+) -> tuple[Tensor, float]:
+    """Frames `[T,3,P,P]` of the batch's motion, and milliseconds of each."""
+    frames, size = [], batch.frames.shape[-1]
+    start = time.perf_counter()
+    for first in range(0, batch.frames.shape[1], CHUNK):
+        part = batch.cut(slice(first, first + CHUNK))
+        maps = avatar.render(reconstructor.body, part.body, part.intrinsics, part.world_to_camera, size)
+        frames.append(finish(maps)[0])
+    return torch.cat(frames), 1000 * (time.perf_counter() - start) / batch.frames.shape[1]
+
+
+def measure(reconstructor: GaussianReconstructor, path: str, size: int, output: int, stride: int) -> dict[str, float]:
+    """All figures of one clip."""
+    small, large = read(path, size, stride), read(path, output, stride)
+    clip, number = Clip(path), int(small.reference_numbers[0])
+    fine = WindowReader(BACKGROUND).read(clip, np.asarray([number]), number, size, fine=output)
+    assert fine.fine_reference is not None
+    assert fine.fine_reference_mask is not None
+    avatar = fitted(reconstructor, small)
+    pictures = [(fine.fine_reference, fine.fine_reference_mask)]
+    avatar = with_detail(reconstructor, avatar, photo_of(small), pictures)
+    detail = avatar.detail
+    assert detail is not None
+
+    def bicubic(maps: SplatMaps) -> Tensor:
+        return F.interpolate(maps.textured[0], (output, output), mode="bicubic")[None]
+
+    whole = fitted(reconstructor, large)
+    rows = {
+        "bicubic": shown(reconstructor, avatar, small, bicubic),
+        "composed": shown(reconstructor, avatar, small, lambda maps: enlarged(maps, detail, output).textured),
+        "drawn": shown(reconstructor, whole, large, lambda maps: maps.textured),
+    }
+    figures: dict[str, float] = {}
+    for name, (frames, milliseconds) in rows.items():
+        figures[f"{name}_psnr"], figures[f"{name}_perceptual"] = compare(frames, large.frames[0])
+        figures[f"{name}_ms"] = milliseconds
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
+    parser.add_argument("--clips", nargs="+", default=CLIPS, help="clips, folders or patterns (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="px that geometry is drawn at (default: %(default)s)")
+    parser.add_argument("--output", type=int, default=384, help="px of the pictures (default: %(default)s)")
+    parser.add_argument("--stride", type=int, default=6, help="measure every n-th frame (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    if given.stride < 1:
+        parser.error("--stride must be at least 1")
+    if given.output < given.size:
+        parser.error("--output must be at least --size")
+    reconstructor = load_reconstructor(BODY, WEIGHTS)
+    rows = {}
+    for path in [path for source in given.clips for path in clip_files(source)[0]]:
+        print(path.stem, file=sys.stderr, flush=True)
+        rows[path.stem] = measure(reconstructor, path, given.size, given.output, given.stride)
+    columns = list(next(iter(rows.values())))
+    means = {column: statistics.fmean(row[column] for row in rows.values()) for column in columns}
+    print(format_table({**rows, "mean": means}, columns), file=sys.stderr)
+    gain = 1 - means["composed_perceptual"] / means["bicubic_perceptual"]
+    print(f"composed is {gain:.0%} nearer than bicubic", file=sys.stderr)
+    if given.json:
+        flat = {name: round(value, 4) for name, value in means.items()}
+        print(json.dumps({"clips": len(rows), "gain": round(gain, 4), **flat}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,132 @@
+"""Pictures larger than the splat, against maps drawn at that size and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import output_size
+from datamodules.clip import Clip
+from datamodules.retarget import retarget
+from datamodules.video import PredictInput, VideoDataModule, WindowReader
+from metrics.image import psnr
+from networks.conditioner import photo_of
+from networks.detail import enlarged, painted_at, with_detail
+from networks.gaussians import Detail, Layers, SplatMaps
+from networks.reconstructor import GaussianReconstructor
+from runtime.stream import fine_photos
+from tests.conftest import ROOT
+from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+
+SMALL, LARGE = 32, 128
+CLIP = "assets/clips/webcam_man.mp4"
+
+
+@pytest.fixture(autouse=True)
+def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def reconstructor() -> GaussianReconstructor:
+    return load_reconstructor(str(ROOT / BODY), str(ROOT / WEIGHTS))
+
+
+def still_maps(share: float, motion: float = 0.0) -> SplatMaps:
+    """Maps of one frame that read a photo everywhere, moved by so many photo widths."""
+    ones = torch.ones(1, 1, 1, SMALL, SMALL)
+    moved = torch.cat([2 * motion * ones, 0 * ones], dim=2)[:, :, None]
+    layers = Layers(moved * 0.5, ones[:, :, None] * 0.5, ones[:, :, None] * share)
+    grey = ones.expand(-1, -1, 3, -1, -1) * 0.5
+    return SplatMaps(grey, ones, grey[:, :, :0], grey, ones * share, ones, layers)
+
+
+def noise_detail() -> Detail:
+    generator = torch.Generator().manual_seed(0)
+    photo = torch.rand(1, 1, 3, LARGE, LARGE, generator=generator)
+    return Detail(photo, torch.ones(1, 1, 1, LARGE, LARGE))
+
+
+def test_the_photo_is_read_at_its_own_resolution() -> None:
+    detail = noise_detail()
+    picture = enlarged(still_maps(1.0), detail, LARGE)
+    torch.testing.assert_close(picture.textured[0, 0], detail.photo[0, 0], atol=1e-5, rtol=0)
+    half = enlarged(still_maps(0.5), detail, LARGE)
+    torch.testing.assert_close(half.textured[0, 0], detail.photo[0, 0] / 2 + 0.25, atol=1e-5, rtol=0)
+    assert half.seen.mean() == pytest.approx(0.5)
+    assert picture.features.shape[2] == 0
+
+
+def test_motion_of_whole_pixels_moves_the_photo_by_them() -> None:
+    detail = noise_detail()
+    picture = enlarged(still_maps(1.0, motion=8 / LARGE), detail, LARGE)
+    torch.testing.assert_close(picture.textured[0, 0, :, :, :-8], detail.photo[0, 0, :, :, 8:], atol=1e-5, rtol=0)
+
+
+def test_painting_changes_the_large_picture_by_its_own_change() -> None:
+    detail, maps = noise_detail(), still_maps(1.0)
+    painted = maps.textured + 0.125
+    picture = painted_at(maps, painted, detail, LARGE)
+    torch.testing.assert_close(picture[0, 0], detail.photo[0, 0] + 0.125, atol=1e-5, rtol=0)
+    untouched = painted_at(maps, maps.textured, detail, LARGE)
+    torch.testing.assert_close(untouched, enlarged(maps, detail, LARGE).textured)
+
+
+def test_maps_without_a_texture_are_refused() -> None:
+    with pytest.raises(ValueError, match="without a texture"):
+        enlarged(replace(still_maps(1.0), layers=None), noise_detail(), LARGE)
+
+
+def test_composing_is_sharper_than_enlarging_the_picture(reconstructor: GaussianReconstructor) -> None:
+    clip, size, output = Clip(CLIP), 64, 256
+    number = clip.reference_frame()
+    batch = WindowReader(BACKGROUND).read(clip, np.asarray([number]), number, size, fine=output)
+    truth = WindowReader(BACKGROUND).read(clip, np.asarray([number]), number, output).frames[0]
+    photo = photo_of(batch)
+    with torch.no_grad():
+        avatar = with_detail(reconstructor, reconstructor(photo)[0], photo, fine_photos(batch))
+        maps = avatar.render(reconstructor.body, batch.body, batch.intrinsics, batch.world_to_camera, size)
+        assert avatar.detail is not None
+        picture = enlarged(maps, avatar.detail, output).textured[0]
+    smooth = F.interpolate(maps.textured[0], (output, output), mode="bicubic")
+    gain = psnr(picture.clamp(0, 1), truth).mean() - psnr(smooth.clamp(0, 1), truth).mean()
+    assert gain > 3
+    other = avatar.over(torch.zeros(1, 3))
+    assert other.detail is not None
+    again = other.over(avatar.background)
+    assert again.detail is not None
+    torch.testing.assert_close(again.detail.photo, avatar.detail.photo, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="1 photos and 2 came in detail"):
+        with_detail(reconstructor, avatar, photo, fine_photos(batch) * 2)
+
+
+def test_each_photo_comes_in_detail() -> None:
+    reader, photos = WindowReader(BACKGROUND), ["assets/photos/astronaut.png"] * 2
+    track = str(Path(CLIP).with_suffix(".track.npz"))
+    found = fine_photos(retarget(photos, track, reader, 64, 2, BODY, fine=128))
+    assert [(photo.shape[-1], mask.shape[1]) for photo, mask in found] == [(128, 1), (128, 1)]
+    assert fine_photos(retarget(photos, track, reader, 64, 2, BODY)) == []
+
+
+def test_an_output_smaller_than_what_is_painted_is_refused() -> None:
+    given = PredictInput(image=CLIP, driving=str(Path(CLIP).with_suffix(".track.npz")), size=64)
+    with pytest.raises(ValueError, match="--size is 64: give 128 px or more"):
+        VideoDataModule(predict=given).predict_dataloader()
+
+
+def test_the_benchmark_compares_on_one_truth(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output_size, "FIT", replace(output_size.FIT, steps=2))
+    output_size.main(["--size", "64", "--output", "128", "--stride", "24", "--json"])
+    flat = json.loads(capsys.readouterr().out)
+    assert flat["composed_perceptual"] < flat["bicubic_perceptual"]
+    assert flat["gain"] == pytest.approx(1 - flat["composed_perceptual"] / flat["bicubic_perceptual"], abs=1e-2)
+    with pytest.raises(SystemExit):
+        output_size.main(["--size", "128", "--output", "64"])
