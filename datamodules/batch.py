@@ -30,6 +30,7 @@ class VideoBatch:
         names: B clip names.
         frame_numbers: `[B,T]` int64 frame numbers in the clip.
         reference_numbers: `[B]` int64.
+        fps: B frame rates of the clips, or of the motion that is put on a photo.
         further: windows of the same people whose reference photos serve beside this one's; their frames are not read.
         fine_reference, fine_reference_mask: `[B,3,P,P]` and `[B,1,P,P]`, the photo over `background` at the resolution
             of pictures that are larger than `frames`; None where they are not.
@@ -53,6 +54,7 @@ class VideoBatch:
     names: list[str]
     frame_numbers: Tensor
     reference_numbers: Tensor
+    fps: list[float]
     further: list[VideoBatch] = field(default_factory=list)
     fine_reference: Tensor | None = None
     fine_reference_mask: Tensor | None = None

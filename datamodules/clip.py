@@ -7,6 +7,7 @@ but `betas [10]`. Splits come from `NAME.splits.yaml` beside the clip where ther
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,9 +33,16 @@ TRACK_FIELDS = (
     "world_to_camera",
     "frame_valid",
 )
+DEFAULT_FPS, LARGEST_FPS = 25.0, 1000.0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # A longer clip is centred by the key frames of its mask, so that opening it does not decode it.
 MOST_FRAMES_TO_CENTRE = 1500
+
+
+def frame_rate(track: Mapping[str, np.ndarray]) -> float:
+    """Frames a second of a track; 25 for one that does not say, or says what no camera does."""
+    rate = float(np.asarray(track.get("fps", DEFAULT_FPS)))
+    return rate if 0 < rate < LARGEST_FPS else DEFAULT_FPS
 
 
 def load_track(path: str | Path) -> dict[str, np.ndarray]:
@@ -165,7 +173,7 @@ class Clip:
         self.is_image = self.path.suffix.lower() in IMAGE_SUFFIXES
         self.track = load_track(self.sidecar(".track.npz"))
         self.num_frames = len(self.track["frame_valid"])
-        self.fps = float(self.track.get("fps", 25.0))
+        self.fps = frame_rate(self.track)
         self.splits = Splits() if self.is_image else Splits.read(self.sidecar(".splits.yaml"), self.num_frames)
         self._frames: np.ndarray | None = None
         self._masks: np.ndarray | None = None

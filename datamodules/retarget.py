@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from datamodules.batch import VideoBatch
-from datamodules.clip import IMAGE_SUFFIXES, Clip, load_track
+from datamodules.clip import IMAGE_SUFFIXES, Clip, frame_rate, load_track
 from datamodules.spread import spread_frames
 from networks.body import BodyModel, BodyParams, rotation_matrices
 from networks.gaussians import matrix_to_quaternion
@@ -166,6 +166,7 @@ def put_motion_on(
         names=[name],
         frame_numbers=torch.from_numpy(numbers)[None],
         reference_numbers=still.reference_numbers,
+        fps=[frame_rate(motion)],
         fine_reference=still.fine_reference,
         fine_reference_mask=still.fine_reference_mask,
     )

@@ -115,6 +115,7 @@ class WindowReader:
             names=[clip.name],
             frame_numbers=torch.from_numpy(frame_numbers)[None],
             reference_numbers=torch.from_numpy(reference_numbers),
+            fps=[clip.fps],
             fine_reference=fine_photo,
             fine_reference_mask=fine_mask,
         )

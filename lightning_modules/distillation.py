@@ -278,7 +278,7 @@ class Distillation(ShadingStage):
         begin = time.perf_counter()
         painted = self.paint_student(self.student, batch, self.noise_levels)
         speed = len(painted) / (time.perf_counter() - begin)
-        path = write_video(self.out, painted.clamp(0, 1), fps=25)
+        path = write_video(self.out, painted.clamp(0, 1), fps=batch.fps[0])
         self.print(
             f"{len(painted)} frames painted at {speed:.1f} frames/s (photo, splat, denoising and decoding)\n{path}"
         )

@@ -216,7 +216,9 @@ class Reconstruction(Stage):
         if batch_idx == 0:
             rows = {"truth": batch.frames[0], "splat": maps.rgb[0], "textured": textured, "decoded": refined[0]}
             log_image(self.loggers, "val/sheet", sheet(rows), self.step)
-            log_video(self.loggers, "val/video", side_by_side({"photo": batch.reference[0], **rows}), 25, self.step)
+            log_video(
+                self.loggers, "val/video", side_by_side({"photo": batch.reference[0], **rows}), batch.fps[0], self.step
+            )
 
     def on_test_start(self) -> None:
         """Open the report."""

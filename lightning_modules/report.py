@@ -64,6 +64,7 @@ class TestReport:
         self.masks: dict[str, list[Tensor]] = {}
         self.photo: dict[str, Tensor] = {}
         self.turned: dict[str, list[Tensor]] = {}
+        self.fps: dict[str, float] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         self.further: dict[str, dict[str, Any]] = {}
 
@@ -132,6 +133,7 @@ class TestReport:
         self.truth.setdefault(clip_name, []).append(self._kept(batch.frames[0], batch))
         self.masks.setdefault(clip_name, []).append(batch.masks[0].cpu()[valid].half())
         self.photo.setdefault(clip_name, batch.reference[0].cpu())
+        self.fps.setdefault(clip_name, batch.fps[0])
         self.turned.setdefault(clip_name, []).append(head_turn(self._body, batch)[0, valid] > TURNED)
 
     @staticmethod
@@ -154,7 +156,7 @@ class TestReport:
         self.figures.update({f"{name}{suffix}": measured[name] for name in names})
         shown = {name: joined[name].frames for name in names if name not in order}
         columns = {"photo": photo, **shown, "truth": truth}
-        fps = 25 / max(module.test_stride, 1)
+        fps = self.fps.pop(clip_name) / max(module.test_stride, 1)
         write_video(self.directory / f"{clip_name}.mp4", self._beside(columns, len(truth)), fps)
         times = torch.linspace(0, len(truth) - 1, 8).long()
         write_image(

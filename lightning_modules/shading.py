@@ -196,7 +196,9 @@ class ShadingStage(Stage):
         if batch_idx == 0:
             shown = {"truth": truth, **rows}
             log_image(self.loggers, "val/sheet", sheet(shown), self.step)
-            log_video(self.loggers, "val/video", side_by_side({"photo": batch.reference[0], **shown}), 25, self.step)
+            log_video(
+                self.loggers, "val/video", side_by_side({"photo": batch.reference[0], **shown}), batch.fps[0], self.step
+            )
 
     def on_test_start(self) -> None:
         """Open the report."""

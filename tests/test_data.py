@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from datamodules.baselines import frozen_frame
-from datamodules.clip import Clip, Splits, load_track
+from datamodules.clip import Clip, Splits, frame_rate, load_track
+from datamodules.retarget import retarget
 from datamodules.schedule import Phase, check_phases, phase_at
 from datamodules.template import build_template
-from datamodules.video import Augment, ClipSource, VideoDataModule, WindowReader
+from datamodules.video import Augment, ClipSource, VideoDataModule, WindowReader, collate
 from networks.body import BodyModel, BodyParams
 from tests.conftest import ROOT, clip_track, write_clip
 
@@ -160,3 +161,23 @@ def test_mirror_maps_left_to_right() -> None:
     points = body.v_template[template.vertex_ids]
     flipped = points * torch.tensor([-1.0, 1.0, 1.0])
     assert (points[template.mirror] - flipped).norm(dim=-1).median() < 1e-3
+
+
+def test_the_driver_s_frame_rate_is_the_result_s(clip_path: Path, tmp_path: Path) -> None:
+    track = dict(np.load(clip_path.with_name("person.track.npz")))
+    np.savez(tmp_path / "fast.track.npz", **{**track, "fps": np.float32(60)})
+    reader = WindowReader((0.5, 0.5, 0.5))
+    batch = retarget(
+        str(ROOT / "assets/photos/astronaut.png"),
+        str(tmp_path / "fast.track.npz"),
+        reader,
+        32,
+        3,
+        str(ROOT / "assets/body/smplx_anny.npz"),
+    )
+    assert batch.fps == [60.0]
+    own = reader.read(Clip(clip_path), np.arange(2), 3, 32)
+    assert collate([own, own]).fps == [25.0, 25.0]
+    for wrong in (0, np.nan, -5, 1e9):
+        assert frame_rate({"fps": np.float32(wrong)}) == 25.0
+    assert frame_rate({}) == 25.0
