@@ -41,6 +41,7 @@ from networks.surface import cell_size, lift_surface
 VISIBLE_WITHIN = 0.003  # m
 LEAST_FACING = 0.15  # cosine between an anchor's normal and the view
 MESH_OVERSAMPLING = 4  # z-buffer's pixels along one of the photo's
+FOREARM_JOINTS = (18, 19)
 CHEST_JOINTS = (0, 3, 6, 9)  # without shoulders and neck: what lies before these is hair or their own skin
 EDGE = 1 / 128  # share of the photo's side: colours so near the matte's edge hold what lies behind
 LEAST_SEEN = 20  # anchors of hands in the colour of skin, from which on they stand for the others
@@ -283,6 +284,9 @@ class GaussianReconstructor(nn.Module):
         self.register_buffer("face_region", anatomy.region[body.faces[:, 0]], persistent=False)
         chest = body.lbs_weights[:, list(CHEST_JOINTS)].sum(dim=1) > 0.5
         self.register_buffer("is_chest", chest[body.faces[:, 0]], persistent=False)
+        forearms = body.lbs_weights[:, list(FOREARM_JOINTS)].sum(dim=1) > 0.5  # sleeves end, nobody knows where
+        trunk = (anatomy.region == int(Region.TORSO)) | ((anatomy.region == int(Region.ARMS)) & ~forearms)
+        self.register_buffer("is_trunk", trunk[ids], persistent=False)
         self.register_buffer("neighbours", _neighbours(points, apart), persistent=False)
 
     def anchors(self, betas: Tensor) -> Tensor:
@@ -377,7 +381,7 @@ class GaussianReconstructor(nn.Module):
     def _pattern(
         self, photo: Photo, projection: Projection, avatar: Avatar, places: Tensor, shown: Tensor
     ) -> Pattern | None:
-        """Cloth of trunk and arms where they lie outside of the photo, or behind hands; bare arms have none.
+        """Cloth of trunk and upper arms where they lie outside of the photo, or behind hands; bare ones have none.
 
         Args:
             photo: what the avatar is made of.
@@ -388,8 +392,7 @@ class GaussianReconstructor(nn.Module):
         """
         picture, has_any = continued(photo.image, projection.cloth)
         before = F.grid_sample(projection.before, places[:, :, None], mode="nearest", align_corners=False)[:, 0, :, 0]
-        is_used = (self.region == int(Region.TORSO)) | (self.region == int(Region.ARMS))
-        is_used = is_used & has_any[:, None] & (shown == 0) & ((before > 0) | (places.abs() > 1).any(dim=-1))
+        is_used = self.is_trunk & has_any[:, None] & (shown == 0) & ((before > 0) | (places.abs() > 1).any(dim=-1))
         is_used &= ~projection.tone.is_skin(avatar.gaussians.colors)
         return Pattern(picture, places, is_used.float()) if bool(is_used.any()) else None
 
