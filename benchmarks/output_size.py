@@ -15,23 +15,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.fit import CLIPS, FIT, compare, read
 from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
 from datamodules.sources import clip_files
-from datamodules.video import WindowReader
 from metrics.table import format_table
 from networks.conditioner import photo_of
 from networks.detail import enlarged, with_detail
 from networks.fit import fit_avatar
 from networks.gaussians import Avatar, SplatMaps
 from networks.reconstructor import GaussianReconstructor
-from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from tools.export_avatar import BODY, WEIGHTS, load_reconstructor
 
 CHUNK = 4  # frames at a time
 
@@ -61,13 +58,8 @@ def shown(
 def measure(reconstructor: GaussianReconstructor, path: str, size: int, output: int, stride: int) -> dict[str, float]:
     """All figures of one clip."""
     small, large = read(path, size, stride), read(path, output, stride)
-    clip, number = Clip(path), int(small.reference_numbers[0])
-    fine = WindowReader(BACKGROUND).read(clip, np.asarray([number]), number, size, fine=output)
-    assert fine.fine_reference is not None
-    assert fine.fine_reference_mask is not None
-    avatar = fitted(reconstructor, small)
-    pictures = [(fine.fine_reference, fine.fine_reference_mask)]
-    avatar = with_detail(reconstructor, avatar, photo_of(small), pictures)
+    pictures = [(large.reference, large.reference_mask)]
+    avatar = with_detail(reconstructor, fitted(reconstructor, small), photo_of(small), pictures)
     detail = avatar.detail
     assert detail is not None
 

@@ -82,7 +82,9 @@ def with_further(
     fine: int | None = None,
 ) -> VideoBatch:
     """A batch of one window with further photos of its person, frames of clips; `fine` as in `WindowReader.read`."""
-    read = [reader.read(clip, np.asarray([frame]), frame, resolution, fine=fine) for clip, frame in photos]
+    read = [
+        reader.read(clip, np.asarray([frame]), frame, resolution, fine=fine, is_cleaned=True) for clip, frame in photos
+    ]
     return replace(batch, further=read)
 
 
@@ -100,7 +102,7 @@ def retarget(
 
     The person keeps their own shape. Rotations are the driver's, seen from the camera; the head starts where the
     photo's head is, and moves as the driver's moves, so that framing follows the photo. Frames that the driver's
-    tracker marked invalid are left out.
+    tracker marked invalid are left out. Photos lose the fringe of their background (`datamodules.foreground`).
 
     Args:
         image: the photo or photos, or a clip; tracked. The first photo is the one whose camera and place count.
@@ -137,7 +139,7 @@ def put_motion_on(
     fine: int | None = None,
 ) -> VideoBatch:
     """Frames `numbers` of a track's `motion`, put on the person whom frame `frame` of `photo` shows; see `retarget`."""
-    still = reader.read(photo, np.asarray([frame]), frame, resolution, fine=fine)
+    still = reader.read(photo, np.asarray([frame]), frame, resolution, fine=fine, is_cleaned=True)
     params = BodyParams.from_track(motion, numbers)
     own = BodyParams.from_track(photo.track, np.asarray([frame]))
     count = len(numbers)

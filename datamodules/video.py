@@ -16,6 +16,7 @@ from datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirro
 from datamodules.batch import VideoBatch
 from datamodules.clip import Clip
 from datamodules.decode import BrokenVideo
+from datamodules.foreground import foreground
 from datamodules.references import ReferencePhoto, choose_references
 from datamodules.retarget import retarget
 from datamodules.schedule import Phase, StepSampler, check_phases, describe, phase_at, start_of_rank, step_generator
@@ -71,11 +72,12 @@ class WindowReader:
         augment: Augment | None = None,
         crop_reference: bool = True,
         fine: int | None = None,
+        is_cleaned: bool = False,
     ) -> VideoBatch:
         """Read one window `[1,T,...]`; `rng` and `augment` together turn augmentation on.
 
         With `crop_reference` False the photo is not cropped, whatever is drawn; `fine` px is the side of
-        `fine_reference`.
+        `fine_reference`; with `is_cleaned` the photo's soft edges lose the colours of what lay behind them.
         """
         is_plain = augment is None or rng is None
         change = plain(self.background) if is_plain else draw(augment, self.background, rng)
@@ -85,6 +87,7 @@ class WindowReader:
         pictures, masks, intrinsics = clip.window(frame_numbers, resolution, change.zoom, change.shift)
         crop = (change.photo_zoom, change.photo_shift) if crop_reference else (1.0, (0.0, 0.0))
         photo, photo_mask, photo_intrinsics = source.window(reference_numbers, resolution, *crop)
+        photo = foreground(photo, photo_mask) if is_cleaned else photo
 
         def finish(images: Tensor, mask: Tensor, colour: Tensor, background: Tensor) -> Tensor:
             mixed = torch.einsum("dc,nchw->ndhw", colour, images - 0.5) + 0.5
@@ -94,6 +97,7 @@ class WindowReader:
         fine_photo = fine_mask = None
         if fine is not None:
             fine_photo, fine_mask, _ = source.window(reference_numbers, fine, *crop)
+            fine_photo = foreground(fine_photo, fine_mask) if is_cleaned else fine_photo
             fine_photo = finish(fine_photo, fine_mask, *look)
 
         batch = VideoBatch(
