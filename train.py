@@ -46,7 +46,9 @@ class StageCLI(LightningCLI):
                 "--image", type=str, nargs="+", required=True, help="photo or photos of the person, or a clip"
             )
             parser.add_argument("--photos", type=int, default=None, help="frames of the clip to take as photos (8)")
-            parser.add_argument("--driving", required=True, help="motion: a .track.npz, see python -m tools.track")
+            parser.add_argument(
+                "--driving", required=True, help="motion: a .track.npz, or a video, which is tracked first"
+            )
             parser.add_argument("--out", default="out.mp4", help="video to write")
             parser.add_argument("--size", type=int, default=None, help="side of its pictures in px (data.resolution)")
         return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.batch import VideoBatch
 from datamodules.clip import IMAGE_SUFFIXES, Clip, frame_rate, load_track
@@ -25,23 +27,54 @@ NUM_PHOTOS = 8  # taken from a clip unless told otherwise
 
 
 def open_photo(path: str | Path, body_model: str) -> Clip:
-    """Open a photo (or clip) with the track beside it; one without is tracked now, if the `track` extra is installed.
+    """Open a photo (or clip) with its track, see `tracked`."""
+    return Clip(tracked(path, body_model, "--image")).load()
 
-    The new track lands in a folder `NAME_tracked` beside the photo and is found there the next time.
+
+def tracked(path: str | Path, body_model: str, option: str) -> Path:
+    """A photo or video whose track lies beside it; one without is tracked now, if the `track` extra is installed.
+
+    The new clip lands in a folder `NAME_tracked_DIGEST` beside it, named by the file's content too, so that another
+    photo of the same name is another person; it is found there the next time.
+
+    Args:
+        path: of the photo or video.
+        body_model: the file that the track is a fit of.
+        option: that named it, for the error message.
     """
-    photo = Path(path)
-    if not photo.is_file():
-        raise FileNotFoundError(f"no photo at {photo}: check --image")
-    if photo.with_name(photo.stem + ".track.npz").is_file():
-        return Clip(photo).load()
-    folder = photo.with_name(photo.stem + "_tracked")
-    if not (folder / f"{photo.stem}.track.npz").is_file():
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"no file at {source}: check {option}")
+    if source.with_name(source.stem + ".track.npz").is_file():
+        return source
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
+    folder = source.with_name(f"{source.stem}_tracked_{digest}")
+    suffix = ".png" if source.suffix.lower() in IMAGE_SUFFIXES else ".mp4"
+    if not (folder / f"{source.stem}.track.npz").is_file():
         from tools.track.__main__ import track_file
         from tools.track.correspond import DEFAULT_LANDMARKS
 
-        track_file(photo, folder, Path(body_model), DEFAULT_LANDMARKS)
-    is_photo = photo.suffix.lower() in IMAGE_SUFFIXES
-    return Clip(folder / f"{photo.stem}{'.png' if is_photo else '.mp4'}").load()
+        rank_zero_info(f"{source} has no track: tracked now, into {folder}")
+        track_file(source, folder, Path(body_model), DEFAULT_LANDMARKS)
+    return folder / f"{source.stem}{suffix}"
+
+
+def read_motion(driving: str | Path, body_model: str) -> dict[str, np.ndarray]:
+    """The track of a motion: a `.track.npz`, or a video, which is tracked where no track lies beside it."""
+    path = Path(driving)
+    if path.suffix.lower() != ".npz":
+        clip = tracked(path, body_model, "--driving")
+        path = clip.with_name(clip.stem + ".track.npz")
+    return load_track(path)
+
+
+def held_frames(valid: np.ndarray) -> np.ndarray:
+    """Frame numbers to show, from the first valid to the last: where nobody was found, the one before is held."""
+    numbers = np.flatnonzero(valid)
+    if len(numbers) == 0:
+        return numbers
+    shown = np.arange(numbers[0], numbers[-1] + 1)
+    return np.maximum.accumulate(np.where(valid[shown], shown, -1))
 
 
 def open_photos(
@@ -101,12 +134,13 @@ def retarget(
     """Put the driver's pose and expression on the photo's person, seen by the photo's camera.
 
     The person keeps their own shape. Rotations are the driver's, seen from the camera; the head starts where the
-    photo's head is, and moves as the driver's moves, so that framing follows the photo. Frames that the driver's
-    tracker marked invalid are left out. Photos lose the fringe of their background (`datamodules.foreground`).
+    photo's head is, and moves as the driver's moves, so that framing follows the photo. Where the driver's tracker
+    found nobody, the frame before is held, so that the time stays the driver's (`held_frames`). Photos lose the
+    fringe of their background (`datamodules.foreground`).
 
     Args:
         image: the photo or photos, or a clip; tracked. The first photo is the one whose camera and place count.
-        driving: `.track.npz` of the motion.
+        driving: `.track.npz` of the motion, or a video.
         reader: reads the photo.
         resolution: side of the output.
         num_frames: at most so many frames; None takes all.
@@ -118,10 +152,12 @@ def retarget(
         a batch of one window whose `frames` and `masks` are empty of truth (zeros) and `valid` is False.
     """
     images, body = [image] if isinstance(image, str) else list(image), BodyModel.from_file(body_model)
-    photos, motion = open_photos(images, num_photos, body_model, body), load_track(driving)
-    numbers = np.flatnonzero(motion["frame_valid"])[:num_frames]
+    photos, motion = open_photos(images, num_photos, body_model, body), read_motion(driving, body_model)
+    numbers = held_frames(motion["frame_valid"])[:num_frames]
     if len(numbers) == 0:
         raise ValueError(f"{driving} has no valid frame to drive with: track another video")
+    if num_held := len(numbers) - len(np.unique(numbers)):
+        rank_zero_info(f"{driving}: nobody was found in {num_held} of {len(numbers)} frames, which hold the one before")
     name = f"{Path(images[0]).stem}_{Path(driving).name.split('.')[0]}"
     batch = put_motion_on(*photos[0], motion, numbers, reader, resolution, body, name, fine)
     return with_further(batch, photos[1:], reader, resolution, fine)

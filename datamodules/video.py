@@ -278,7 +278,7 @@ class PredictInput:
     Attributes:
         image: the photo or photos, or a clip; the track lies beside it, or is made with the `track` extra.
         photos: how many frames of a clip are photos; None takes 8.
-        driving: a `.track.npz`.
+        driving: a `.track.npz`, or a video.
         num_frames: read at most so many frames of the motion; None takes all.
         size: side of the pictures in px, at least `data.resolution`: painting keeps that one, and the photo is read at
             this one. None for `data.resolution` itself.
@@ -486,7 +486,7 @@ class VideoDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """The photo with the motion put on it, one window."""
         if not self.predict_input.image or not self.predict_input.driving:
-            raise ValueError("predict needs --image PHOTO and --driving MOTION.track.npz")
+            raise ValueError("predict needs --image PHOTO and --driving MOTION.track.npz or VIDEO")
         source = self.predict_input
         if source.size is not None and source.size < self.resolution:
             raise ValueError(f"--size is {source.size}: give {self.resolution} px or more, the size that is painted at")

@@ -1,0 +1,81 @@
+"""Photos and motions as people give them: tracked where they are not, in their own time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodules.retarget import held_frames, open_photo, read_motion, retarget, tracked
+from datamodules.video import WindowReader
+from tests.conftest import ROOT, clip_track, write_clip
+
+BODY = str(ROOT / "assets/body/smplx_anny.npz")
+PHOTO = str(ROOT / "assets/photos/astronaut.png")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Files that were tracked: the tracker is replaced by a track that is made up."""
+    made: list[Path] = []
+
+    def pretend(source: Path, out: Path, *_: Any) -> None:
+        made.append(source)
+        out.mkdir(parents=True)
+        write_clip(out, source.stem, num_frames=5)
+
+    monkeypatch.setattr("tools.track.__main__.track_file", pretend)
+    return made
+
+
+def test_a_video_without_a_track_is_tracked_once(tmp_path: Path, calls: list[Path]) -> None:
+    video = tmp_path / "speech.mp4"
+    video.write_bytes(b"one")
+    first = tracked(video, BODY, "--driving")
+    assert tracked(video, BODY, "--driving") == first
+    assert calls == [video]
+    assert len(read_motion(video, BODY)["frame_valid"]) == 5
+    assert calls == [video]
+
+
+def test_another_file_of_the_same_name_is_another_person(tmp_path: Path, calls: list[Path]) -> None:
+    video = tmp_path / "me.mp4"
+    video.write_bytes(b"one")
+    first = tracked(video, BODY, "--image")
+    video.write_bytes(b"two")
+    assert tracked(video, BODY, "--image") != first
+    assert len(calls) == 2
+    video.write_bytes(b"one")
+    assert tracked(video, BODY, "--image") == first
+    assert len(calls) == 2
+    assert open_photo(video, BODY).num_frames == 5
+
+
+def test_a_track_beside_the_file_is_taken(tmp_path: Path, calls: list[Path]) -> None:
+    path = write_clip(tmp_path, "clip", num_frames=6)
+    assert tracked(path, BODY, "--image") == path
+    assert len(read_motion(path, BODY)["frame_valid"]) == 6
+    assert len(read_motion(path.with_name("clip.track.npz"), BODY)["frame_valid"]) == 6
+    assert calls == []
+
+
+def test_a_missing_file_is_named_with_its_option(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nobody\.mp4: check --driving"):
+        read_motion(tmp_path / "nobody.mp4", BODY)
+
+
+def test_frames_without_a_person_hold_the_one_before() -> None:
+    valid = np.array([0, 1, 1, 0, 0, 1, 0], dtype=bool)
+    assert held_frames(valid).tolist() == [1, 2, 2, 2, 5]
+    assert held_frames(np.zeros(3, dtype=bool)).size == 0
+
+
+def test_the_motion_keeps_its_time_where_nobody_is_seen(tmp_path: Path) -> None:
+    track = clip_track(12)
+    track["frame_valid"][[4, 5]] = False
+    np.savez(tmp_path / "motion.track.npz", **track)
+    batch = retarget(PHOTO, str(tmp_path / "motion.track.npz"), WindowReader((0.5, 0.5, 0.5)), 32, None, BODY)
+    assert batch.frame_numbers[0].tolist() == [0, 1, 2, 3, 3, 3, 6, 7, 8, 9, 10, 11]
+    assert batch.body.transl[0, 4].equal(batch.body.transl[0, 3])
