@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from networks.sampler import integrate, shifted_levels
 from networks.shader import ShaderCondition, VideoShader
 from networks.weights import load_weights
 from runtime.media import write_video
+from runtime.sound import Sound, has_sound
 
 
 class Distillation(ShadingStage):
@@ -278,10 +280,17 @@ class Distillation(ShadingStage):
         begin = time.perf_counter()
         painted = self.paint_student(self.student, batch, self.noise_levels)
         speed = len(painted) / (time.perf_counter() - begin)
-        path = write_video(self.out, painted.clamp(0, 1), fps=batch.fps[0])
+        path = write_video(self.out, painted.clamp(0, 1), fps=batch.fps[0], sound=self.sound(batch))
         self.print(
             f"{len(painted)} frames painted at {speed:.1f} frames/s (photo, splat, denoising and decoding)\n{path}"
         )
+
+    def sound(self, batch: VideoBatch) -> Sound | None:
+        """Of the video that drives, from the first frame shown."""
+        driving = Path(self.trainer.datamodule.predict_input.driving)
+        if driving.suffix.lower() == ".npz" or not has_sound(driving):
+            return None
+        return Sound(driving, float(batch.frame_numbers[0, 0]) / batch.fps[0])
 
     def exported(self) -> nn.Module:
         """The student."""

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from runtime.files import atomic_path
+from runtime.sound import Sound, SoundTrack
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:
@@ -19,7 +20,9 @@ def to_uint8(frames: Tensor) -> np.ndarray:
     )
 
 
-def write_video(path: str | Path, frames: Tensor | Iterable[Tensor], fps: float, crf: int = 12) -> Path:
+def write_video(
+    path: str | Path, frames: Tensor | Iterable[Tensor], fps: float, crf: int = 12, sound: Sound | None = None
+) -> Path:
     """Writes an H.264 yuv420p mp4, whole or not at all.
 
     Args:
@@ -27,6 +30,7 @@ def write_video(path: str | Path, frames: Tensor | Iterable[Tensor], fps: float,
         frames: [T, 3, H, W] in [0, 1], or an iterator of [3, H, W], which is encoded as it comes.
         fps: frames a second.
         crf: x264's quality, lower is better; at 12 its loss is well below what the methods differ by.
+        sound: heard with the frames, as long as they last.
 
     An odd height or width gets its last row or column twice: 4:2:0 chroma needs even sizes.
     Raises ValueError when there is no frame or when the frames change size.
@@ -39,6 +43,7 @@ def write_video(path: str | Path, frames: Tensor | Iterable[Tensor], fps: float,
     with atomic_path(path) as scratch, av.open(str(scratch), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
+        track, count = None if sound is None else SoundTrack(container, sound), 0
         for frame in frames:
             picture = to_uint8(frame)
             if size is None:
@@ -50,9 +55,12 @@ def write_video(path: str | Path, frames: Tensor | Iterable[Tensor], fps: float,
                 )
             picture = np.pad(picture, ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            count += 1
         if size is None:
             raise ValueError(f"{path}: a video needs at least one frame")
         container.mux(stream.encode())
+        if track is not None:
+            track.write(count / float(rate))
     return path
 
 

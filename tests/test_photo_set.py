@@ -261,7 +261,7 @@ def test_photos_and_clips_are_opened_or_refused_in_one_line(
     ):
         with pytest.raises(ValueError, match=message):
             open_photos(images, count, str(BODY), body)
-    with pytest.raises(FileNotFoundError, match=r"no photo at missing\.png: check --image"):
+    with pytest.raises(FileNotFoundError, match=r"no file at missing\.png: check --image"):
         open_photos([photo, "missing.png"], None, str(BODY), body)
 
 
