@@ -50,7 +50,7 @@ class StageCLI(LightningCLI):
                 "--driving", required=True, help="motion: a .track.npz, or a video, which is tracked first"
             )
             parser.add_argument("--out", default="out.mp4", help="video to write")
-            parser.add_argument("--size", type=int, default=None, help="side of its pictures in px (data.resolution)")
+            parser.add_argument("--size", type=int, default=None, help="side of its pictures in px (512)")
         return parser
 
     def before_instantiate_classes(self) -> None:

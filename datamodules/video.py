@@ -23,6 +23,7 @@ from datamodules.schedule import Phase, StepSampler, check_phases, describe, pha
 from datamodules.sources import ClipSource, Opened, clip_files, name_apart, open_sources
 from networks.body import BodyModel, BodyParams
 
+OUTPUT_SIZE = 512  # px of what `predict` writes
 MOST_DAMAGED_WINDOWS = 20  # a batch; more is no accident
 
 
@@ -281,7 +282,7 @@ class PredictInput:
         driving: a `.track.npz`, or a video.
         num_frames: read at most so many frames of the motion; None takes all.
         size: side of the pictures in px, at least `data.resolution`: painting keeps that one, and the photo is read at
-            this one. None for `data.resolution` itself.
+            this one. None for OUTPUT_SIZE, or `data.resolution` where that is larger.
     """
 
     image: str | list[str] | None = None
@@ -490,6 +491,7 @@ class VideoDataModule(lightning.LightningDataModule):
         source = self.predict_input
         if source.size is not None and source.size < self.resolution:
             raise ValueError(f"--size is {source.size}: give {self.resolution} px or more, the size that is painted at")
+        size = source.size or max(OUTPUT_SIZE, self.resolution)
         batch = retarget(
             source.image,
             source.driving,
@@ -498,6 +500,6 @@ class VideoDataModule(lightning.LightningDataModule):
             source.num_frames,
             self.body_model,
             source.photos,
-            source.size if source.size != self.resolution else None,
+            None if size == self.resolution else size,
         )
         return DataLoader([batch], batch_size=None)
