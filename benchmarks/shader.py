@@ -110,7 +110,7 @@ class Streamed:
 
     def __init__(self, stage: Distillation, batch: VideoBatch, num_frames: int) -> None:
         self.rollout = TimedRollout(stage.student, stage.noise_levels)
-        self.stream = AvatarStream(stage.conditioner, self.rollout)
+        self.stream = AvatarStream(stage.conditioner, self.rollout, matte=stage.matte)
         self.device, self.batch = stage.device, batch
         index = bounce(num_frames, batch.intrinsics.shape[1])
         self.body = batch.body.map(lambda value: value[:, index])

@@ -22,6 +22,7 @@ from losses.distillation import distribution_matching_loss, ode_regression_loss
 from losses.flow import add_noise, sample_levels, velocity_loss
 from networks.codec import BlockCodec, WanCodec
 from networks.fit import FitOptions
+from networks.gaussians import MatteOptions
 from networks.reconstructor import ReconstructorOptions
 from networks.rollout import CausalRollout
 from networks.sampler import integrate, shifted_levels
@@ -45,7 +46,7 @@ class Distillation(ShadingStage):
             was trained.
         fit: how avatars are fitted to their photo in validation, test and predict; training takes them as the network
             gives them, or from the cache.
-        avatar_cache: as in `ShadingStage`.
+        avatar_cache, matte: as in `ShadingStage`.
         noise_levels: the student's denoising steps, from 1 downwards.
         learning_rate, critic_learning_rate: of AdamW.
         critic_updates: critic updates for each generator update, on the generator's rollout.
@@ -86,6 +87,7 @@ class Distillation(ShadingStage):
         reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
         fit: FitOptions = FitOptions(),  # noqa: B008
         avatar_cache: str | None = None,
+        matte: MatteOptions | None = None,
         noise_levels: list[float] = [1.0, 0.9, 0.75, 0.5],  # noqa: B006
         learning_rate: float = 2e-5,
         critic_learning_rate: float = 4e-5,
@@ -106,7 +108,7 @@ class Distillation(ShadingStage):
     ) -> None:
         super().__init__(
             num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed,
-            reconstructor_options, fit, avatar_cache,
+            reconstructor_options, fit, avatar_cache, matte,
         )  # fmt: skip
         self.automatic_optimization = False
         if objective == "ode":

@@ -21,7 +21,7 @@ from metrics.image import psnr
 from networks.codec import BlockCodec, WanCodec
 from networks.conditioner import Conditioner
 from networks.fit import FitOptions
-from networks.gaussians import SplatMaps
+from networks.gaussians import MatteOptions, SplatMaps
 from networks.reconstructor import ReconstructorOptions
 from networks.rollout import CausalRollout
 from networks.sampler import sample_bidirectional
@@ -31,6 +31,8 @@ from runtime.avatar_cache import AvatarCache
 from runtime.media import sheet, side_by_side
 from runtime.stream import AvatarStream
 
+# Chosen on validation people: finer changes of the shipped shader take pictures away from the truth (docs/results.md).
+PAINTED = MatteOptions(octaves_shown=3, octaves_else=3)
 SAMPLE_FRAMES = 18  # that a second sample of the student paints, as many as two windows of the teacher
 
 
@@ -49,6 +51,7 @@ class ShadingStage(Stage):
         fit: how avatars are fitted to their photo in validation, test and predict.
         avatar_cache: folder of fitted avatars (`runtime.avatar_cache`), from which training takes them too; needs
             `data.references`. None fits in validation, test and predict alone, anew each time.
+        matte: what of the painted picture stands in validation, test and predict; None takes PAINTED.
     """
 
     frozen = ("conditioner.", "perceptual.")
@@ -66,8 +69,10 @@ class ShadingStage(Stage):
         reconstructor_options: ReconstructorOptions | None = None,
         fit: FitOptions | None = None,
         avatar_cache: str | None = None,
+        matte: MatteOptions | None = None,
     ) -> None:
         super().__init__(num_steps, seed)
+        self.matte = matte or PAINTED
         reconstructor = build_reconstructor(body_model, remove_neck, feature_channels, reconstructor_options)
         load_weights(reconstructor, reconstruction_weights, COMMANDS["reconstruction"])
         cache = None
@@ -146,7 +151,7 @@ class ShadingStage(Stage):
         for first in range(0, total, window):
             condition, splat = self.conditioner(batch.cut(slice(first, min(first + window, total))))
             latents = sample_bidirectional(teacher, condition, num_steps, shift, generator)
-            painted.append(splat.matted(self.codec.decode(latents))[0])
+            painted.append(splat.matted(self.codec.decode(latents), self.matte)[0])
         return torch.cat(painted)
 
     def paint_student(
@@ -157,7 +162,8 @@ class ShadingStage(Stage):
 
     def stream(self, student: VideoShader, noise_levels: list[float], sample: int = 0) -> AvatarStream:
         """What `test` and `predict` paint through, with the noise of one sample."""
-        return AvatarStream(self.conditioner, CausalRollout(student, noise_levels), self.seed + 7919 * sample)
+        rollout = CausalRollout(student, noise_levels)
+        return AvatarStream(self.conditioner, rollout, self.seed + 7919 * sample, self.matte)
 
     def test_student(self, name: str, student: VideoShader, batch: VideoBatch, noise_levels: list[float]) -> None:
         """A row of one rollout, with its latency and a second sample of its first frames for its diversity."""

@@ -13,6 +13,7 @@ from lightning_modules.stage import COMMANDS
 from losses.flow import add_noise, sample_levels, velocity_loss
 from networks.codec import BlockCodec, WanCodec
 from networks.fit import FitOptions
+from networks.gaussians import MatteOptions
 from networks.reconstructor import ReconstructorOptions
 from networks.shader import VideoShader
 from networks.weights import load_weights
@@ -33,7 +34,7 @@ class Teacher(ShadingStage):
         reconstructor_options: as the reconstruction was trained.
         fit: how avatars are fitted to their photo in validation and test; training takes them as the network gives
             them, or from the cache.
-        avatar_cache: as in `ShadingStage`.
+        avatar_cache, matte: as in `ShadingStage`.
         learning_rate: of AdamW.
         shift: timestep shift of training and sampling.
         loss_floor: noise level below which the loss stops growing (`losses.flow.velocity_loss`); 0 for pretrained
@@ -66,6 +67,7 @@ class Teacher(ShadingStage):
         reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
         fit: FitOptions = FitOptions(),  # noqa: B008
         avatar_cache: str | None = None,
+        matte: MatteOptions | None = None,
         learning_rate: float = 4e-4,
         shift: float = 3.0,
         loss_floor: float = 0.5,
@@ -79,7 +81,7 @@ class Teacher(ShadingStage):
     ) -> None:
         super().__init__(
             num_steps, body_model, codec, reconstruction_weights, remove_neck, feature_channels, seed,
-            reconstructor_options, fit, avatar_cache,
+            reconstructor_options, fit, avatar_cache, matte,
         )  # fmt: skip
         if weights is not None and wan_checkpoint is not None:
             raise ValueError("teacher: give either `weights` or `wan_checkpoint`, not both")

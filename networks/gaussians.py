@@ -22,8 +22,6 @@ from networks.smoothing import b3_smooth
 
 Record = TypeVar("Record")
 
-# Share of the frame's side that painting may reach beyond the silhouette, for loose hair and cloth; 2 px at 128.
-MATTE_MARGIN = 1 / 64
 # A photo's pixel is one of the surface asked for where their part codes (`networks.regions.part_code`) differ by less
 # than the first, is none from the second on; chosen on validation windows.
 SAME_PART, OTHER_PART = 0.1, 0.25
@@ -202,6 +200,22 @@ class Layers:
     share: Tensor
 
 
+@dataclass(frozen=True)
+class MatteOptions:
+    """What of a painted picture stands beside the textured splat.
+
+    Attributes:
+        margin: share of the frame's side that painting may reach beyond the silhouette, for loose hair and cloth; 2 px
+            at 128.
+        octaves_shown: finest octaves of what painting changes that are left out where the photo shows the surface.
+        octaves_else: the same, elsewhere.
+    """
+
+    margin: float = 1 / 64
+    octaves_shown: int = 1
+    octaves_else: int = 0
+
+
 @dataclass
 class SplatMaps:
     """What one rasterization gives, `[B,T,...]`.
@@ -235,19 +249,26 @@ class SplatMaps:
         """`[B,T,C+8,H,W]`: the Gaussians' maps, textured RGB in [-1,1] and its share: the shader's condition maps."""
         return torch.cat([self.gaussian_maps(), self.textured * 2 - 1, self.seen], dim=2)
 
-    def matted(self, painted: Tensor) -> Tensor:
-        """Painted frames `[B,T,3,H,W]` where the avatar is and MATTE_MARGIN around it; `textured` elsewhere.
+    def matted(self, painted: Tensor, options: MatteOptions = MatteOptions()) -> Tensor:
+        """Painted frames `[B,T,3,H,W]` where the avatar is and a margin around it; `textured` elsewhere.
 
         A latent patch that holds the silhouette cannot leave its other pixels alone: beyond the margin stands the
         plain background, not what the patch left there. And where the photo's own pixels stand, their finest octave
         does too: painting changes what is coarser, and where it differs from pixel to pixel it is mostly wrong
         (docs/results.md).
         """
-        reach = round(MATTE_MARGIN * painted.shape[-1])
+        reach = round(options.margin * painted.shape[-1])
         near = F.max_pool2d(self.coverage.flatten(0, 1), 2 * reach + 1, 1, reach).view_as(self.coverage)
         change = painted.to(self.textured.dtype) - self.textured
-        coarse = full_precision(b3_smooth)(change.flatten(0, 1)).view_as(change)
-        return self.textured + near * torch.lerp(change, coarse, self.seen)
+        shown, other = (full_precision(_coarse)(change, n) for n in (options.octaves_shown, options.octaves_else))
+        return self.textured + near * torch.lerp(other, shown, self.seen)
+
+
+def _coarse(change: Tensor, octaves: int) -> Tensor:
+    """`[B,T,3,H,W]` without so many finest octaves (Starck and Murtagh's a trous transform)."""
+    for octave in range(octaves):
+        change = b3_smooth(change.flatten(0, 1), 2**octave).view_as(change)
+    return change
 
 
 def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from datamodules.batch import VideoBatch
 from networks.body import BodyParams
 from networks.conditioner import Conditioner, photo_of
 from networks.detail import painted_at, with_detail
-from networks.gaussians import Avatar
+from networks.gaussians import Avatar, MatteOptions
 from networks.rollout import CausalRollout
 from networks.shader import ShaderCondition
 
@@ -36,10 +36,17 @@ class AvatarStream:
         conditioner: reconstruction and codec.
         rollout: the causal student with its cache.
         seed: of the noise.
+        matte: what of the painted picture stands.
     """
 
-    def __init__(self, conditioner: Conditioner, rollout: CausalRollout, seed: int = 0) -> None:
-        self.conditioner, self.rollout, self.seed = conditioner, rollout, seed
+    def __init__(
+        self,
+        conditioner: Conditioner,
+        rollout: CausalRollout,
+        seed: int = 0,
+        matte: MatteOptions = MatteOptions(),  # noqa: B008
+    ) -> None:
+        self.conditioner, self.rollout, self.seed, self.matte = conditioner, rollout, seed, matte
         self._avatar: Avatar | None = None
         self._still: ShaderCondition | None = None
         self.chunk_seconds: list[float] = []
@@ -86,7 +93,7 @@ class AvatarStream:
         )
         latents = self.rollout.step(chunk, self._generator)
         self._is_first = False
-        painted = splat.matted(self._decoder.decode(latents))
+        painted = splat.matted(self._decoder.decode(latents), self.matte)
         if self._avatar.detail is not None:
             painted = painted_at(splat, painted, self._avatar.detail, self._output_size)
         return painted, splat.rgb

@@ -31,6 +31,7 @@ from networks.gaussians import (
     SAME_PART,
     Avatar,
     Gaussians,
+    MatteOptions,
     SplatMaps,
     Texture,
     matrix_to_quaternion,
@@ -466,6 +467,17 @@ def test_where_the_photo_stands_painting_leaves_its_finest_octave_alone() -> Non
     share = seen.numpy()
     expected = textured.numpy() + share * coarse + (1 - share) * change
     np.testing.assert_allclose(maps.matted(painted).numpy(), expected, atol=1e-12)
+
+    none = MatteOptions(octaves_shown=0, octaves_else=0)
+    np.testing.assert_allclose(maps.matted(painted, none).numpy(), painted.numpy(), atol=1e-12)
+    wider = coarse
+    kernel = np.zeros(9)
+    kernel[::2] = np.array([1, 4, 6, 4, 1]) / 16
+    for axis in (3, 4):
+        wider = scipy.ndimage.convolve1d(wider, kernel, axis=axis, mode="mirror")
+    options = MatteOptions(octaves_shown=2, octaves_else=1)
+    expected_wider = textured.numpy() + share * wider + (1 - share) * coarse
+    np.testing.assert_allclose(maps.matted(painted, options).numpy(), expected_wider, atol=1e-12)
 
     single = SplatMaps(*(value.float() for value in vars(maps).values() if value is not None))
     with torch.autocast("cpu", torch.bfloat16):  # eight bits of a change are too few
