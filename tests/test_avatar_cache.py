@@ -250,7 +250,8 @@ def test_stacked_avatars_render_as_they_do_alone(reconstructor: GaussianReconstr
     for index, avatar in enumerate(together):
         alone = avatar.render(reconstructor.body, *views(clip_path, 1), 48)
         for name, value in vars(alone).items():
-            torch.testing.assert_close(getattr(stacked, name)[index : index + 1], value, rtol=0, atol=1e-6)
+            if isinstance(value, Tensor):
+                torch.testing.assert_close(getattr(stacked, name)[index : index + 1], value, rtol=0, atol=1e-6)
     assert stack_avatars([bald, bald]).loose is None
 
 
