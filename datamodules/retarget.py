@@ -55,7 +55,8 @@ def tracked(path: str | Path, body_model: str, option: str) -> Path:
         from tools.track.correspond import DEFAULT_LANDMARKS
 
         rank_zero_info(f"{source} has no track: tracked now, into {folder}")
-        track_file(source, folder, Path(body_model), DEFAULT_LANDMARKS)
+        with torch.inference_mode(False), torch.enable_grad():  # predict runs without, and the tracker fits
+            track_file(source, folder, Path(body_model), DEFAULT_LANDMARKS)
     return folder / f"{source.stem}{suffix}"
 
 

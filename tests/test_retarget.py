@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from datamodules.retarget import held_frames, open_photo, read_motion, retarget, tracked
 from datamodules.video import WindowReader
@@ -22,6 +23,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     made: list[Path] = []
 
     def pretend(source: Path, out: Path, *_: Any) -> None:
+        assert torch.is_grad_enabled()  # a tracker fits
+        assert not torch.is_inference_mode_enabled()
         made.append(source)
         out.mkdir(parents=True)
         write_clip(out, source.stem, num_frames=5)
@@ -33,7 +36,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_a_video_without_a_track_is_tracked_once(tmp_path: Path, calls: list[Path]) -> None:
     video = tmp_path / "speech.mp4"
     video.write_bytes(b"one")
-    first = tracked(video, BODY, "--driving")
+    with torch.inference_mode():  # as in predict
+        first = tracked(video, BODY, "--driving")
     assert tracked(video, BODY, "--driving") == first
     assert calls == [video]
     assert len(read_motion(video, BODY)["frame_valid"]) == 5
