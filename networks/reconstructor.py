@@ -554,6 +554,7 @@ class GaussianReconstructor(nn.Module):
         quaternion = F.normalize(torch.cat([torch.ones_like(opacity), 0.5 * turn], dim=-1), dim=-1)
         bounded = torch.where(self.is_inner[:, None], INNER_CHANGE * torch.tanh(colour), colour)
         opacity = torch.sigmoid(opacity[..., 0] + math.log(0.9 / 0.1))
+        scale = torch.where(self.is_lid[:, None], scale.clamp_min(0), scale)  # smaller ones let the eyeball through
         gaussians = Gaussians(
             means=bare.gaussians.means + self.offset_bound[:, None] * torch.tanh(offset),
             quats=quaternion_multiply(bare.gaussians.quats, quaternion),
