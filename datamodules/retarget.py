@@ -47,8 +47,11 @@ def tracked(path: str | Path, body_model: str, option: str) -> Path:
         raise FileNotFoundError(f"no file at {source}: check {option}")
     if source.with_name(source.stem + ".track.npz").is_file():
         return source
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
-    folder = source.with_name(f"{source.stem}_tracked_{digest}")
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    folder = source.with_name(f"{source.stem}_tracked_{digest.hexdigest()[:8]}")
     suffix = ".png" if source.suffix.lower() in IMAGE_SUFFIXES else ".mp4"
     if not (folder / f"{source.stem}.track.npz").is_file():
         from tools.track.__main__ import track_file

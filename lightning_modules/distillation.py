@@ -279,13 +279,13 @@ class Distillation(ShadingStage):
 
     def predict_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Paint the photo's person in the driver's motion, in one unbroken rollout."""
-        begin = time.perf_counter()
-        painted = self.paint_student(self.student, batch, self.noise_levels)
-        speed = len(painted) / (time.perf_counter() - begin)
-        path = write_video(self.out, painted.clamp(0, 1), fps=batch.fps[0], sound=self.sound(batch))
-        self.print(
-            f"{len(painted)} frames painted at {speed:.1f} frames/s (photo, splat, denoising and decoding)\n{path}"
-        )
+        begin, total = time.perf_counter(), batch.intrinsics.shape[1]
+        chunks = self.stream(self.student, self.noise_levels).chunks(batch)
+        # Written as they come: a minute of large pictures would take gigabytes.
+        frames = (frame.clamp(0, 1) for painted, _ in chunks for frame in painted)
+        path = write_video(self.out, frames, fps=batch.fps[0], sound=self.sound(batch))
+        speed = total / (time.perf_counter() - begin)
+        self.print(f"{total} frames at {speed:.1f} frames/s (photo, splat, denoising, decoding, writing)\n{path}")
 
     def sound(self, batch: VideoBatch) -> Sound | None:
         """Of the video that drives, from the first frame shown."""

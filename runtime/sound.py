@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from av.container import OutputContainer
 
 BIT_RATE = 160_000  # bits a second
+RATE = 48_000  # samples a second: one that every player takes
 
 
 @dataclass(frozen=True)
@@ -47,32 +50,35 @@ class SoundTrack:
     """
 
     def __init__(self, container: OutputContainer, sound: Sound) -> None:
-        import av
-
         self.container, self.sound = container, sound
-        with av.open(str(sound.path)) as source:
-            rate = source.streams.audio[0].rate
-        self.stream = container.add_stream("aac", rate=rate, layout="stereo", bit_rate=BIT_RATE)
-        self.rate = rate
+        self.stream = container.add_stream("aac", rate=RATE, layout="stereo", bit_rate=BIT_RATE)
 
     def write(self, seconds: float) -> None:
-        """Encode so many seconds, fewer where the sound ends before."""
+        """Encode so many seconds, fewer where the sound ends, or breaks off, before: pictures are worth more."""
         import av
 
-        resampler = av.AudioResampler(format="fltp", layout="stereo", rate=self.rate)
-        first, last = round(self.sound.start * self.rate), round((self.sound.start + seconds) * self.rate)
-        done = 0  # samples written
+        try:
+            self._write(round(self.sound.start * RATE), round((self.sound.start + seconds) * RATE))
+        except (av.FFmpegError, OSError, ValueError) as error:
+            warnings.warn(f"the sound of {self.sound.path} breaks off: {error}", stacklevel=2)
+        self.container.mux(self.stream.encode())
+
+    def _write(self, first: int, last: int) -> None:
+        """Samples `first` to `last` of the source, at RATE."""
+        import av
+
+        resampler = av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
         for frame in self._decoded():
             for piece in resampler.resample(frame):
-                begin = round(float(piece.pts * piece.time_base) * self.rate) if piece.pts is not None else first + done
-                kept = piece.to_ndarray()[:, max(first + done - begin, 0) : max(last - begin, 0)]
-                if kept.shape[1] == 0:
-                    continue
-                out = av.AudioFrame.from_ndarray(kept.copy(), format="fltp", layout="stereo")
-                out.rate, out.pts, out.time_base = self.rate, done, self.stream.codec_context.time_base
-                done += kept.shape[1]
-                self.container.mux(self.stream.encode(out))
-        self.container.mux(self.stream.encode())
+                begin = round(float(piece.pts * piece.time_base) * RATE)
+                if begin >= last:
+                    return
+                cut = max(first - begin, 0)
+                kept = piece.to_ndarray()[:, cut : last - begin]
+                if kept.shape[1]:
+                    out = av.AudioFrame.from_ndarray(kept.copy(), format="fltp", layout="stereo")
+                    out.rate, out.pts, out.time_base = RATE, begin + cut - first, Fraction(1, RATE)
+                    self.container.mux(self.stream.encode(out))
 
     def _decoded(self) -> Iterator[AudioFrame]:
         import av

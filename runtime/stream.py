@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -98,14 +99,14 @@ class AvatarStream:
             painted = painted_at(splat, painted, self._avatar.detail, self._output_size)
         return painted, splat.rgb
 
-    def paint(self, batch: VideoBatch) -> tuple[Tensor, Tensor]:
-        """Paint a whole window `[1,T]` in one unbroken rollout -> painted and splatted frames, see `step`.
+    def chunks(self, batch: VideoBatch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Paint a whole window `[1,T]` in one unbroken rollout, chunk by chunk -> as `step`, without the batch.
 
         `chunk_seconds` then holds the time of each chunk, from its motion to its painted frames.
         """
         self.start(batch)
         self.chunk_seconds = []
-        painted, splats, first, total = [], [], 0, batch.intrinsics.shape[1]
+        first, total = 0, batch.intrinsics.shape[1]
         while first < total:
             last = min(first + self.chunk_length(), total)
             window = batch.cut(slice(first, last))
@@ -114,7 +115,10 @@ class AvatarStream:
             if chunk.is_cuda:
                 torch.cuda.synchronize(chunk.device)
             self.chunk_seconds.append(time.perf_counter() - begin)
-            painted.append(chunk[0])
-            splats.append(splat[0])
+            yield chunk[0], splat[0]
             first = last
+
+    def paint(self, batch: VideoBatch) -> tuple[Tensor, Tensor]:
+        """All painted and splatted frames of `chunks`, each `[T,3,.,.]`."""
+        painted, splats = zip(*self.chunks(batch), strict=True)
         return torch.cat(painted), torch.cat(splats)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime import sound
 from runtime.media import write_video
 from runtime.sound import Sound, has_sound
 
@@ -30,8 +31,9 @@ def write_tone(path: Path, begins: float, seconds: float) -> Path:
 
 
 def heard(path: Path) -> np.ndarray:
-    """`[samples]` of the first channel."""
+    """`[samples]` of the first channel, at `sound.RATE`."""
     with av.open(str(path)) as container:
+        assert container.streams.audio[0].rate == sound.RATE
         return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
 
 
@@ -46,7 +48,7 @@ def test_the_tone_begins_with_its_picture(tmp_path: Path, start: float) -> None:
             38 / FPS, abs=0.1
         )
     wave = heard(path)
-    begins = np.flatnonzero(np.abs(wave) > 0.2)[0] / RATE
+    begins = np.flatnonzero(np.abs(wave) > 0.2)[0] / sound.RATE
     assert begins == pytest.approx(1.0 - start, abs=1 / FPS)
 
 
@@ -55,6 +57,19 @@ def test_sound_that_ends_early_leaves_silence(tmp_path: Path) -> None:
     path = write_video(tmp_path / "out.mp4", torch.rand(50, 3, 16, 16), FPS, sound=Sound(tone, 0.0))
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 50
+
+
+def test_pictures_survive_a_sound_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tone = write_tone(tmp_path / "tone.mp4", begins=0.0, seconds=1.0)
+
+    def broken(_: object) -> None:
+        raise OSError("damaged")
+
+    monkeypatch.setattr(sound.SoundTrack, "_decoded", broken)
+    with pytest.warns(UserWarning, match="breaks off: damaged"):
+        path = write_video(tmp_path / "out.mp4", torch.rand(9, 3, 16, 16), FPS, sound=Sound(tone, 0.0))
+    with av.open(str(path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 9
 
 
 def test_files_without_sound_are_told(tmp_path: Path) -> None:
