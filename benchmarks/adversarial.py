@@ -1,6 +1,6 @@
 """Does the adversarial term keep the student sharp? Equal generator updates with and without it, from one student.
 
-    python -m benchmarks.adversarial --seeds 3 --updates 300 [--json]
+    python -m visa.benchmarks.adversarial --seeds 3 --updates 300 [--json]
 
 trains `--seeds` students for `--updates` generator updates under each arm of `ARMS` and measures them, the student they
 start from, the splat, and the control plus grain of the power that the adversarial term added, on the validation block
@@ -17,7 +17,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.arms import check_options, fit_arm, say, split_options
+from visa.benchmarks.arms import check_options, fit_arm, say, split_options
 
 CONTROL, FULL = "matching", "matching + adversarial"
 # Arm -> what it changes of the config. The control's step is the distillation's own, bit for bit.
@@ -66,7 +66,7 @@ def main() -> None:
             folder = run_folder(arguments.out, arm, seed, arguments.updates)
             weights[arm, seed] = train_arm(folder, arm, seed, arguments.updates, arguments.config, options)
     # Not before: hours may have passed, and the parser reads sources of what has been imported.
-    from benchmarks.adversarial_effects import report
+    from visa.benchmarks.adversarial_effects import report
 
     where = "test" if arguments.test else "validation"
     options = [f"--data.num_steps={arguments.updates}", *options]

@@ -1,4 +1,4 @@
-"""Measuring side of `python -m benchmarks.adversarial`: rows of every arm, what changed, and the sheet of crops."""
+"""What `python -m visa.benchmarks.adversarial` measures: rows of every arm, what changed, the sheet of crops."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import train
-from datamodules.batch import VideoBatch
-from datamodules.video import FixedWindows, VideoDataModule
-from lightning_modules.adversarial import Adversarial
-from lightning_modules.stage import COMMANDS
-from metrics.evaluation import Prediction, evaluate_rows
-from metrics.sharpness import with_grain
-from metrics.table import report_metrics
-from networks.body import BodyModel
-from networks.weights import load_weights
-from runtime.media import sheet, write_image
+from visa import cli as train
+from visa.artifacts.media import sheet, write_image
+from visa.artifacts.weights import load_weights
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.video import FixedWindows, VideoDataModule
+from visa.evaluation.evaluation import Prediction, evaluate_rows
+from visa.evaluation.sharpness import with_grain
+from visa.evaluation.table import report_metrics
+from visa.lightning_modules.adversarial import Adversarial
+from visa.lightning_modules.stage import COMMANDS
+from visa.networks.body import BodyModel
 
 GRAIN = "matching + grain"
 LANDMARKS = "assets/body/landmarks.npz"

@@ -1,4 +1,4 @@
-"""Do fitted avatars obey anatomy? `python -m benchmarks.anatomy [--clips people/validation ...] [--json]`.
+"""Do fitted avatars obey anatomy? `python -m visa.benchmarks.anatomy [--clips people/validation ...] [--json]`.
 
 R1 A closed mouth shows no teeth, closed lids show no eyeball: anchors of those kinds that
    `GaussianReconstructor.project` calls visible, in frames whose track says closed and in a made-up closed pose.
@@ -24,20 +24,20 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
-from datamodules.sources import clip_files
-from datamodules.video import WindowReader
-from losses.image import box_weight, l1, weighted_mean
-from metrics.table import format_table
-from networks.anatomy import Kind
-from networks.body import BodyModel, BodyParams
-from networks.conditioner import photo_of
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar, splat
-from networks.reconstructor import GaussianReconstructor, Photo
-from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
-from tools.track.correspond import DEFAULT_LANDMARKS, LIP_CORNERS, LOWER_INNER_LIP, UPPER_INNER_LIP
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip
+from visa.datamodules.sources import clip_files
+from visa.datamodules.video import WindowReader
+from visa.evaluation.table import format_table
+from visa.losses.image import box_weight, l1, weighted_mean
+from visa.networks.anatomy import Kind
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar, splat
+from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.runtime.conditioner import photo_of
+from visa.tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from visa.tools.track.correspond import DEFAULT_LANDMARKS, LIP_CORNERS, LOWER_INNER_LIP, UPPER_INNER_LIP
 
 CLIPS = ["assets/clips/webcam_man.mp4"]
 SIZE = 128  # px of photos and frames

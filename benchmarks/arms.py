@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.files import atomic_path
+from visa.artifacts.files import atomic_path
 
 
 def trained_weights(folder: Path, stage: str) -> Path | None:

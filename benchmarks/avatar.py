@@ -1,4 +1,4 @@
-"""Photo -> avatar, and posing + splatting, on the shipped weights: `python -m benchmarks.avatar [--json]`.
+"""Photo -> avatar, and posing + splatting, on the shipped weights: `python -m visa.benchmarks.avatar [--json]`.
 
 The photo has its track already. Reconstruction is timed once cold (first call of the process, compiled kernels loaded)
 and then warm; posing, splatting and both together frame by frame, each frame another pose of the shipped track, on one
@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from datamodules.clip import load_track
-from networks.body import BodyParams
-from networks.gaussians import splat
-from tools.export_avatar import BODY, WEIGHTS, load_reconstructor, read_photo
+from visa.datamodules.clip import load_track
+from visa.networks.body import BodyParams
+from visa.networks.gaussians import splat
+from visa.tools.export_avatar import BODY, WEIGHTS, load_reconstructor, read_photo
 
 DRIVING = "assets/clips/webcam_man.track.npz"
 TARGET_SECONDS, TARGET_FPS = 1.0, 60.0

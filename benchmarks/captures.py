@@ -1,8 +1,8 @@
 """How much of what the splat misses on the captures a linear model of the splat could add.
 
-`python -m benchmarks.captures --json`: the shipped reconstruction splats each person from the clip's first frame; ridge
-regression predicts the residual (truth less splat) of a pixel from the splat's 5 x 5 surrounding RGB. Three questions,
-each as a share of the residual's variance in the mask of frames that were not fitted:
+`python -m visa.benchmarks.captures --json`: the shipped reconstruction splats each person from the clip's first frame;
+ridge regression predicts the residual (truth less splat) of a pixel from the splat's 5 x 5 surrounding RGB. Three
+questions, each as a share of the residual's variance in the mask of frames that were not fitted:
 `r2_unseen_people` (fitted on other people), `r2_same_person` (fitted on the first half of the same clip), and
 `r2_same_person_place` (the same, with the person's mean residual of each pixel among the inputs).
 """
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.clip import Clip
-from datamodules.video import WindowReader
-from lightning_modules.stage import COMMANDS, build_reconstructor
-from metrics.image import psnr
-from networks.conditioner import photo_of
-from networks.weights import load_weights
+from visa.artifacts.weights import load_weights
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.evaluation.image import psnr
+from visa.lightning_modules.stage import COMMANDS, build_reconstructor
+from visa.runtime.conditioner import photo_of
 
 Floats = NDArray[np.float32]
 REACH = 2  # pixels on each side
@@ -77,7 +77,7 @@ def measure(folder: Path, num_frames: int) -> dict[str, float | int]:
     """All figures, over the people of `folder` and its folder `test`. Raises ValueError where there are none."""
     seen, unseen = sorted(folder.glob("person_??.mp4")), sorted((folder / "test").glob("person_??.mp4"))
     if not seen or not unseen:
-        raise ValueError(f"{folder} lacks captures: python -m tools.make_captures --out {folder}")
+        raise ValueError(f"{folder} lacks captures: python -m visa.tools.make_captures --out {folder}")
     model = build_reconstructor("assets/body/smplx_anny.npz", remove_neck=True, feature_channels=16).eval()
     load_weights(model, "assets/weights/reconstruction.safetensors", COMMANDS["reconstruction"])
     others: tuple[list[Floats], list[Floats]] = ([], [])
@@ -108,7 +108,9 @@ def measure(folder: Path, num_frames: int) -> dict[str, float | int]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.captures", description="Linear models on the splat.")
+    parser = argparse.ArgumentParser(
+        prog="python -m visa.benchmarks.captures", description="Linear models on the splat."
+    )
     parser.add_argument("--captures", type=Path, default=Path("assets/captures"))
     parser.add_argument("--frames", type=int, default=6, help="frames a person (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")

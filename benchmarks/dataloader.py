@@ -1,4 +1,4 @@
-"""Speed of the data loader against each stage's training step: `python -m benchmarks.dataloader [--json]`.
+"""Speed of the data loader against each stage's training step: `python -m visa.benchmarks.dataloader [--json]`.
 
 The loader runs alone, with two workers, on the sizes of a stage's last phase; then the stage trains a few batches of
 that size, and the time inside its steps says how many frames a second it consumes. Last, one loader reads 2,000
@@ -19,9 +19,9 @@ import lightning
 import numpy as np
 import torch
 
-import train
-from datamodules.schedule import Phase
-from datamodules.video import VideoDataModule
+from visa import cli as train
+from visa.datamodules.schedule import Phase
+from visa.datamodules.video import VideoDataModule
 
 STAGES = {
     "reconstruction": ["-c", "configs/reconstruction.yaml"],

@@ -1,4 +1,4 @@
-"""Does a long rollout drift? `python -m benchmarks.drift [--seconds 60] [--weights FILE] [--json]`.
+"""Does a long rollout drift? `python -m visa.benchmarks.drift [--seconds 60] [--weights FILE] [--json]`.
 
 Plays five seconds of the shipped clip's validation block forth and back, in one unbroken rollout from the photo alone,
 and compares each pass with the true frames: the same frames every time, so that what changes from the first pass to
@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import train
-from benchmarks.shader import bounce
-from datamodules.batch import VideoBatch
-from datamodules.video import FixedWindows, VideoDataModule
-from lightning_modules.distillation import Distillation
-from metrics.image import psnr
-from metrics.perceptual import metric_network, perceptual_measures
-from runtime.media import sheet, write_image
-from runtime.provenance import device_name, git_commit
+from visa import cli as train
+from visa.artifacts.media import sheet, write_image
+from visa.artifacts.provenance import device_name, git_commit
+from visa.benchmarks.shader import bounce
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.video import FixedWindows, VideoDataModule
+from visa.evaluation.image import psnr
+from visa.evaluation.perceptual import metric_network, perceptual_measures
+from visa.lightning_modules.distillation import Distillation
 
 FPS, PASS_FRAMES = 25, 125
 EVERY = 4  # frames of a pass that are measured: each fourth

@@ -1,4 +1,4 @@
-"""How sharp an exported avatar is: `python -m benchmarks.export --image PHOTO [--resolution 384] [--json]`.
+"""How sharp an exported avatar is: `python -m visa.benchmarks.export --image PHOTO [--resolution 384] [--json]`.
 
 The avatar is fitted, written as `.ply` and `.spz` in the photo's own pose, read again and drawn in the photo's camera
 by the reference renderer in plain PyTorch (`networks.rasterizer.reference`), not by the one of the fit. Compared with
@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metrics.image import psnr
-from metrics.perceptual import metric_network
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Gaussians
-from networks.rasterizer.reference import rasterize_tiled
-from networks.reconstructor import GaussianReconstructor, Photo
-from runtime.splat_files import read_splat
-from tools.export_avatar import BODY, WEIGHTS, export, load_reconstructor, read_photo
+from visa.evaluation.image import psnr
+from visa.evaluation.perceptual import metric_network
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Gaussians
+from visa.networks.rasterizer.reference import rasterize_tiled
+from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.runtime.splat_files import read_splat
+from visa.tools.export_avatar import BODY, WEIGHTS, export, load_reconstructor, read_photo
 
 NEAR = 0.01  # m
 

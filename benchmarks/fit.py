@@ -1,4 +1,4 @@
-"""What the fit to the photo gives: `python -m benchmarks.fit [--clips people/validation ...] [--json]`.
+"""What the fit to the photo gives: `python -m visa.benchmarks.fit [--clips people/validation ...] [--json]`.
 
 Each clip's person is reconstructed from its photo and fitted with several settings: other numbers of steps, and each
 term of `FitOptions` off. PSNR (dB) and perceptual distance (`vgg`) of the avatar with the photo as texture and of its
@@ -23,20 +23,20 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
-from datamodules.hold_out import held_out_block
-from datamodules.sources import clip_files
-from datamodules.video import WindowReader
-from metrics.image import psnr
-from metrics.perceptual import metric_network, perceptual_measures
-from metrics.silhouette import largest_fragment
-from metrics.table import format_table
-from networks.conditioner import photo_of
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar
-from networks.reconstructor import GaussianReconstructor
-from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip
+from visa.datamodules.hold_out import held_out_block
+from visa.datamodules.sources import clip_files
+from visa.datamodules.video import WindowReader
+from visa.evaluation.image import psnr
+from visa.evaluation.perceptual import metric_network, perceptual_measures
+from visa.evaluation.silhouette import largest_fragment
+from visa.evaluation.table import format_table
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.runtime.conditioner import photo_of
+from visa.tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 
 CLIPS = ["assets/clips/webcam_man.mp4"]
 SIZE, TIMED_SIZES = 128, (128, 384)  # px

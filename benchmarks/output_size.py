@@ -1,4 +1,4 @@
-"""Pictures larger than the shader's: `python -m benchmarks.output_size [--clips people/validation ...] [--json]`.
+"""Pictures larger than the shader's: `python -m visa.benchmarks.output_size [--clips people/validation ...] [--json]`.
 
 Each clip's person is reconstructed and fitted at the shader's size, moved through the clip's held-out block (as in
 `benchmarks.fit`), and shown at the output's: `bicubic` enlarges the small picture, `composed` reads the photo at the
@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.fit import CLIPS, FIT, compare, read
-from datamodules.batch import VideoBatch
-from datamodules.sources import clip_files
-from metrics.table import format_table
-from networks.conditioner import photo_of
-from networks.detail import enlarged, with_detail
-from networks.fit import fit_avatar
-from networks.gaussians import Avatar, SplatMaps
-from networks.reconstructor import GaussianReconstructor
-from tools.export_avatar import BODY, WEIGHTS, load_reconstructor
+from visa.benchmarks.fit import CLIPS, FIT, compare, read
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.sources import clip_files
+from visa.evaluation.table import format_table
+from visa.networks.detail import enlarged, with_detail
+from visa.networks.fit import fit_avatar
+from visa.networks.gaussians import Avatar, SplatMaps
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.runtime.conditioner import photo_of
+from visa.tools.export_avatar import BODY, WEIGHTS, load_reconstructor
 
 CHUNK = 4  # frames at a time
 

@@ -1,4 +1,4 @@
-"""Speed of the CPU rasterizer against tiled PyTorch: `python -m benchmarks.rasterizer [--json]`.
+"""Speed of the CPU rasterizer against tiled PyTorch: `python -m visa.benchmarks.rasterizer [--json]`.
 
 The scene is the upper half of the shipped body, which fills 40 % of the picture: Gaussians on the
 triangles (as dense as the vertices are, so denser on face and hands), as wide as their spacing, opacity 0.8.
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from networks.rasterizer import rasterize
-from networks.rasterizer.reference import rasterize_tiled
+from visa.networks.rasterizer import rasterize
+from visa.networks.rasterizer.reference import rasterize_tiled
 
 BODY = Path(__file__).parent.parent / "assets" / "body" / "smplx_anny.npz"
 COVERAGE = 0.4

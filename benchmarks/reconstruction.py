@@ -1,6 +1,6 @@
 """What each part of the reconstruction earns: ours, and ours without each of F_sem, F_vis, F_prior and neck removal.
 
-    python -m benchmarks.reconstruction --seeds 2 --steps 900 [--json]
+    python -m visa.benchmarks.reconstruction --seeds 2 --steps 900 [--json]
 
 trains every arm of `ARMS` equally long on captures and the real clip, and measures it, and the template with projected
 colours only (no learning), on the unseen captured people (their own motion, and the next person's, where only the
@@ -25,18 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import train
-from benchmarks.arms import check_options, fit_arm, say, split_options
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
-from datamodules.video import VideoDataModule
-from lightning_modules.novel_motion import cross_motion_batches, identity_to_photo
-from lightning_modules.reconstruction import Reconstruction
-from lightning_modules.stage import COMMANDS
-from metrics.evaluation import Prediction, evaluate_rows
-from metrics.table import format_table, write_metrics
-from networks.weights import load_weights
-from runtime.media import sheet, write_image
+from visa import cli as train
+from visa.artifacts.media import sheet, write_image
+from visa.artifacts.weights import load_weights
+from visa.benchmarks.arms import check_options, fit_arm, say, split_options
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import VideoDataModule
+from visa.evaluation.evaluation import Prediction, evaluate_rows
+from visa.evaluation.novel_motion import cross_motion_batches, identity_to_photo
+from visa.evaluation.table import format_table, write_metrics
+from visa.lightning_modules.reconstruction import Reconstruction
+from visa.lightning_modules.stage import COMMANDS
 
 OURS, PROJECTED = "ours", "projected"
 SWITCH = "--model.init_args.reconstructor_options."

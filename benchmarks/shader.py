@@ -1,4 +1,4 @@
-"""Speed of the video shader as it streams: `python -m benchmarks.shader [--json] [--long]`.
+"""Speed of the video shader as it streams: `python -m visa.benchmarks.shader [--json] [--long]`.
 
 Paints the shipped photo in the shipped motion through the object that `predict` and live applications use: photo ->
 avatar, then for each chunk pose, splat, guide, denoising, cache write and decoding; batch 1, warm-up dropped. Other
@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import train
-from datamodules.batch import VideoBatch
-from lightning_modules.distillation import Distillation
-from networks.rollout import CausalRollout
-from networks.shader import Prediction, ShaderCondition, VideoShader
-from runtime.provenance import device_name, git_commit, peak_memory_mb
-from runtime.stream import AvatarStream
-from tools.estimate_scale import Product, pass_products
+from visa import cli as train
+from visa.artifacts.provenance import device_name, git_commit, peak_memory_mb
+from visa.datamodules.batch import VideoBatch
+from visa.lightning_modules.distillation import Distillation
+from visa.networks.rollout import CausalRollout
+from visa.networks.shader import Prediction, ShaderCondition, VideoShader
+from visa.runtime.stream import AvatarStream
+from visa.tools.estimate_scale import Product, pass_products
 
 PHOTO, DRIVING = "assets/photos/astronaut.png", "assets/clips/webcam_man.track.npz"
 WARM_UP = 6  # chunks; by then the window of 12 latent frames is full

@@ -1,4 +1,4 @@
-"""Speed of the tracker: `python -m benchmarks.tracker [--clip FILE] [--frames N] [--json]`.
+"""Speed of the tracker: `python -m visa.benchmarks.tracker [--clip FILE] [--frames N] [--json]`.
 
 The first frames of a video are tracked and refined. CPU seconds a frame of each step, which other programs beside this
 one change less than the clock's, and the frames a second that one core tracks without and with the refinement.
@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from datamodules.clip import Clip
-from metrics.table import format_table
-from networks.body import BodyModel
-from tools.export_avatar import BODY, WEIGHTS, load_reconstructor
-from tools.track.correspond import DEFAULT_LANDMARKS, Landmarks
-from tools.track.detect import detect, keep_longest_shot, read_frames, video_info
-from tools.track.fit import fit
-from tools.track.refine import refine_clip
-from tools.track.report import report_of
-from tools.track.write import VideoWriter, write_clip
+from visa.datamodules.clip import Clip
+from visa.evaluation.table import format_table
+from visa.networks.body import BodyModel
+from visa.tools.export_avatar import BODY, WEIGHTS, load_reconstructor
+from visa.tools.track.correspond import DEFAULT_LANDMARKS, Landmarks
+from visa.tools.track.detect import detect, keep_longest_shot, read_frames, video_info
+from visa.tools.track.fit import fit
+from visa.tools.track.refine import refine_clip
+from visa.tools.track.report import report_of
+from visa.tools.track.write import VideoWriter, write_clip
 
 CLIP = Path("assets/clips/webcam_man.mp4")
 MOST_THREADS = 1  # figures are of one core

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from runtime.files import atomic_path
+from visa.artifacts.files import atomic_path
 
 
 class ResumeCheckpoint(Checkpoint):

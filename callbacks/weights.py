@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.ema import ExponentialMovingAverage
-from runtime.files import atomic_path
-from runtime.provenance import git_commit
+from visa.artifacts.files import atomic_path
+from visa.artifacts.provenance import git_commit
+from visa.callbacks.ema import ExponentialMovingAverage
 
 
 class SaveWeights(Callback):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from networks.body import BodyParams
+from visa.networks.body import BodyParams
 
 # Joints of `body_pose` (the pelvis is not among them) that a mirror exchanges, from SMPL-X's order.
 _MIRRORED_JOINTS = torch.tensor([2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20]) - 1

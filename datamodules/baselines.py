@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.clip import Clip
-from networks.body import BodyModel, BodyParams
+from visa.datamodules.clip import Clip
+from visa.networks.body import BodyModel, BodyParams
 
 
 def frozen_frame(clip: Clip, frames: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from networks.body import BodyParams
+from visa.networks.body import BodyParams
 
 
 @dataclass

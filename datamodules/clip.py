@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from datamodules.decode import read_all, read_frames, stream_frames, video_info
+from visa.datamodules.decode import read_all, read_frames, stream_frames, video_info
 
 TRACK_FIELDS = (
     "expression",
@@ -56,17 +56,21 @@ def load_track(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no track at {path}: make one with `python -m tools.track VIDEO --out {path.parent}`")
+        raise FileNotFoundError(
+            f"no track at {path}: make one with `python -m visa.tools.track VIDEO --out {path.parent}`"
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             track = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is not a readable track file ({error}): make it again with `python -m tools.track`"
+            f"{path} is not a readable track file ({error}): make it again with `python -m visa.tools.track`"
         ) from error
     missing = [name for name in ("betas", *TRACK_FIELDS) if name not in track]
     if missing:
-        raise ValueError(f"{path} is not a track: it lacks {', '.join(missing)}; make it with `python -m tools.track`")
+        raise ValueError(
+            f"{path} is not a track: it lacks {', '.join(missing)}; make it with `python -m visa.tools.track`"
+        )
     num_frames = len(track["frame_valid"])
     wrong = [name for name in TRACK_FIELDS if len(track[name]) != num_frames]
     if wrong:
@@ -225,7 +229,7 @@ class Clip:
         if not self.mask_path.is_file():
             raise FileNotFoundError(
                 f"no mask at {self.mask_path}: make it with "
-                f"`python -m tools.track {self.path} --out {self.path.parent}`"
+                f"`python -m visa.tools.track {self.path} --out {self.path.parent}`"
             )
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.clip import Clip
+from visa.datamodules.clip import Clip
 
 FIRST = 26  # frames: a held-out block begins a second after the photo, frame 0
 RESOLUTION = 48  # px at which frames are compared

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.clip import Clip
+from visa.datamodules.clip import Clip
 
 POSE_FIELDS = ("global_orient", "body_pose", "jaw_pose")
 

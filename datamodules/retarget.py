@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.batch import VideoBatch
-from datamodules.clip import IMAGE_SUFFIXES, Clip, frame_rate, load_track
-from datamodules.spread import spread_frames
-from networks.body import BodyModel, BodyParams, rotation_matrices
-from networks.gaussians import matrix_to_quaternion
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import IMAGE_SUFFIXES, Clip, frame_rate, load_track
+from visa.datamodules.spread import spread_frames
+from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.networks.gaussians import matrix_to_quaternion
 
 if TYPE_CHECKING:
-    from datamodules.video import WindowReader
+    from visa.datamodules.video import WindowReader
 
 HEAD_JOINT = 15
 NUM_PHOTOS = 8  # taken from a clip unless told otherwise
@@ -54,8 +54,8 @@ def tracked(path: str | Path, body_model: str, option: str) -> Path:
     folder = source.with_name(f"{source.stem}_tracked_{digest.hexdigest()[:8]}")
     suffix = ".png" if source.suffix.lower() in IMAGE_SUFFIXES else ".mp4"
     if not (folder / f"{source.stem}.track.npz").is_file():
-        from tools.track.__main__ import track_file
-        from tools.track.correspond import DEFAULT_LANDMARKS
+        from visa.tools.track.__main__ import track_file
+        from visa.tools.track.correspond import DEFAULT_LANDMARKS
 
         rank_zero_info(f"{source} has no track: tracked now, into {folder}")
         with torch.inference_mode(False), torch.enable_grad():  # predict runs without, and the tracker fits

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.clip import Clip
-from datamodules.decode import BrokenVideo
+from visa.datamodules.clip import Clip
+from visa.datamodules.decode import BrokenVideo
 
 SIDE_VIDEOS = (".mask.mp4", ".overlay.mp4")
 
@@ -67,7 +67,7 @@ def clip_files(path: str, sidecars: str | None = None) -> tuple[list[Path], int]
     tracked = [file for file in videos if (Path(sidecars or file.parent) / f"{file.stem}.track.npz").is_file()]
     if not tracked:
         raise ValueError(
-            f"data.clips: no tracked clip in {path}; track your videos: python -m tools.track {path} --out DIR"
+            f"data.clips: no tracked clip in {path}; track your videos: python -m visa.tools.track {path} --out DIR"
         )
     return tracked, len(videos) - len(tracked)
 

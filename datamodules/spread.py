@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.clip import Clip
-from datamodules.template import HEAD_JOINTS
-from networks.body import BodyModel, BodyParams
+from visa.datamodules.clip import Clip
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.template import HEAD_JOINTS
 
 WRISTS = (20, 21)
 # What a difference counts: of the head's turn to the camera, the wrists', the jaw's (rad) and expressions.

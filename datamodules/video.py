@@ -12,16 +12,24 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirrored_expressions, plain
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
-from datamodules.decode import BrokenVideo
-from datamodules.foreground import foreground
-from datamodules.references import ReferencePhoto, choose_references
-from datamodules.retarget import retarget
-from datamodules.schedule import Phase, StepSampler, check_phases, describe, phase_at, start_of_rank, step_generator
-from datamodules.sources import ClipSource, Opened, clip_files, name_apart, open_sources
-from networks.body import BodyModel, BodyParams
+from visa.datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirrored_expressions, plain
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip
+from visa.datamodules.decode import BrokenVideo
+from visa.datamodules.foreground import foreground
+from visa.datamodules.references import ReferencePhoto, choose_references
+from visa.datamodules.retarget import retarget
+from visa.datamodules.schedule import (
+    Phase,
+    StepSampler,
+    check_phases,
+    describe,
+    phase_at,
+    start_of_rank,
+    step_generator,
+)
+from visa.datamodules.sources import ClipSource, Opened, clip_files, name_apart, open_sources
+from visa.networks.body import BodyModel, BodyParams
 
 OUTPUT_SIZE = 512  # px of what `predict` writes
 MOST_DAMAGED_WINDOWS = 20  # a batch; more is no accident

@@ -12,14 +12,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from datamodules.batch import VideoBatch
-from lightning_modules.distillation import Distillation
-from losses.adversarial import Pairing, approximate_penalty, discriminator_loss, generator_loss, logit_accuracy
-from losses.flow import add_noise, sample_levels
-from networks.codec import BlockCodec
-from networks.discriminator import WanDiscriminator
-from networks.gaussians import SplatMaps
-from networks.shader import ShaderCondition
+from visa.datamodules.batch import VideoBatch
+from visa.lightning_modules.distillation import Distillation
+from visa.losses.adversarial import Pairing, approximate_penalty, discriminator_loss, generator_loss, logit_accuracy
+from visa.losses.flow import add_noise, sample_levels
+from visa.networks.codec import BlockCodec
+from visa.networks.discriminator import WanDiscriminator
+from visa.networks.gaussians import SplatMaps
+from visa.networks.shader import ShaderCondition
 
 MENDS = {
     "won": "raise penalty_weight or largest_level, or lower discriminator_learning_rate or discriminator_updates",

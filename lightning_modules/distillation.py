@@ -15,21 +15,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.batch import VideoBatch
-from lightning_modules.shading import ShadingStage
-from lightning_modules.stage import COMMANDS
-from losses.distillation import distribution_matching_loss, ode_regression_loss
-from losses.flow import add_noise, sample_levels, velocity_loss
-from networks.codec import BlockCodec, WanCodec
-from networks.fit import FitOptions
-from networks.gaussians import MatteOptions
-from networks.reconstructor import ReconstructorOptions
-from networks.rollout import CausalRollout
-from networks.sampler import integrate, shifted_levels
-from networks.shader import ShaderCondition, VideoShader
-from networks.weights import load_weights
-from runtime.media import write_video
-from runtime.sound import Sound, has_sound
+from visa.artifacts.media import write_video
+from visa.artifacts.weights import load_weights
+from visa.datamodules.batch import VideoBatch
+from visa.lightning_modules.shading import ShadingStage
+from visa.lightning_modules.stage import COMMANDS
+from visa.losses.distillation import distribution_matching_loss, ode_regression_loss
+from visa.losses.flow import add_noise, sample_levels, velocity_loss
+from visa.networks.codec import BlockCodec, WanCodec
+from visa.networks.fit import FitOptions
+from visa.networks.gaussians import MatteOptions
+from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.rollout import CausalRollout
+from visa.networks.sampler import integrate, shifted_levels
+from visa.networks.shader import ShaderCondition, VideoShader
+from visa.runtime.sound import Sound, has_sound
 
 
 class Distillation(ShadingStage):

@@ -9,26 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from callbacks.tensorboard_media import log_image, log_video
-from datamodules.batch import VideoBatch
-from datamodules.spread import spread_frames
-from datamodules.video import VideoDataModule
-from lightning_modules.novel_motion import add_cross_motion, photo_sheet
-from lightning_modules.report import TestReport
-from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
-from lightning_modules.turned import turned_figures
-from losses.image import l1, mask_loss, ssim_loss, weighted_mean
-from losses.perceptual import PerceptualDistance, enlarged
-from metrics.evaluation import Prediction
-from metrics.image import psnr
-from networks.body import BodyParams
-from networks.conditioner import photo_of
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar, Gaussians, SplatMaps, splat
-from networks.reconstructor import FeatureDecoder, Photo, ReconstructorOptions
-from networks.regions import DetailRegions
-from networks.weights import load_weights
-from runtime.media import sheet, side_by_side, write_image
+from visa.artifacts.media import sheet, side_by_side, write_image
+from visa.artifacts.tensorboard import log_image, log_video
+from visa.artifacts.weights import load_weights
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.spread import spread_frames
+from visa.datamodules.video import VideoDataModule
+from visa.evaluation.evaluation import Prediction
+from visa.evaluation.image import psnr
+from visa.evaluation.novel_motion import add_cross_motion, photo_sheet
+from visa.evaluation.report import TestReport
+from visa.evaluation.turned import turned_figures
+from visa.lightning_modules.stage import COMMANDS, Stage, build_reconstructor
+from visa.losses.image import l1, mask_loss, ssim_loss, weighted_mean
+from visa.losses.perceptual import PerceptualDistance, enlarged
+from visa.networks.body import BodyParams
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar, Gaussians, SplatMaps, splat
+from visa.networks.reconstructor import FeatureDecoder, Photo, ReconstructorOptions
+from visa.networks.regions import DetailRegions
+from visa.runtime.conditioner import photo_of
 
 
 def with_photo(batch: VideoBatch) -> VideoBatch:

@@ -10,26 +10,26 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks.tensorboard_media import log_image, log_video
-from datamodules.batch import VideoBatch
-from datamodules.video import VideoDataModule
-from lightning_modules.report import TestReport
-from lightning_modules.stage import COMMANDS, Stage, build_reconstructor
-from losses.image import detail_loss, l1
-from losses.perceptual import PerceptualDistance, enlarged
-from metrics.image import psnr
-from networks.codec import BlockCodec, WanCodec
-from networks.conditioner import Conditioner
-from networks.fit import FitOptions
-from networks.gaussians import MatteOptions, SplatMaps
-from networks.reconstructor import ReconstructorOptions
-from networks.rollout import CausalRollout
-from networks.sampler import sample_bidirectional
-from networks.shader import ShaderCondition, VideoShader
-from networks.weights import load_weights
-from runtime.avatar_cache import AvatarCache
-from runtime.media import sheet, side_by_side
-from runtime.stream import AvatarStream
+from visa.artifacts.media import sheet, side_by_side
+from visa.artifacts.tensorboard import log_image, log_video
+from visa.artifacts.weights import load_weights
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.video import VideoDataModule
+from visa.evaluation.image import psnr
+from visa.evaluation.report import TestReport
+from visa.lightning_modules.stage import COMMANDS, Stage, build_reconstructor
+from visa.losses.image import detail_loss, l1
+from visa.losses.perceptual import PerceptualDistance, enlarged
+from visa.networks.codec import BlockCodec, WanCodec
+from visa.networks.fit import FitOptions
+from visa.networks.gaussians import MatteOptions, SplatMaps
+from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.rollout import CausalRollout
+from visa.networks.sampler import sample_bidirectional
+from visa.networks.shader import ShaderCondition, VideoShader
+from visa.runtime.avatar_cache import AvatarCache
+from visa.runtime.conditioner import Conditioner
+from visa.runtime.stream import AvatarStream
 
 # Chosen on validation people: finer changes of the shipped shader take pictures away from the truth (docs/results.md).
 PAINTED = MatteOptions(octaves_shown=3, octaves_else=3)
@@ -96,7 +96,7 @@ class ShadingStage(Stage):
             )
         rank_zero_info(
             f"fitted avatars: {cache.folder}; one that is not there is made on first use "
-            "(all ahead: python -m tools.cache_avatars -c CONFIG)"
+            "(all ahead: python -m visa.tools.cache_avatars -c CONFIG)"
         )
 
     @property

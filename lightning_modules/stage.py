@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from datamodules.template import build_template
-from losses.finite import check_finite
-from networks.body import BodyModel
-from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
-from networks.weights import load_weights, save_weights
-from runtime.provenance import git_commit
+from visa.artifacts.provenance import git_commit
+from visa.artifacts.weights import load_weights, save_weights
+from visa.losses.finite import check_finite
+from visa.networks.body import BodyModel
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.template import build_template
 
 COMMANDS = {
     "reconstruction": "python train.py fit -c configs/reconstruction.yaml",

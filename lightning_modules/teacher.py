@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.batch import VideoBatch
-from lightning_modules.shading import ShadingStage
-from lightning_modules.stage import COMMANDS
-from losses.flow import add_noise, sample_levels, velocity_loss
-from networks.codec import BlockCodec, WanCodec
-from networks.fit import FitOptions
-from networks.gaussians import MatteOptions
-from networks.reconstructor import ReconstructorOptions
-from networks.shader import VideoShader
-from networks.weights import load_weights
+from visa.artifacts.weights import load_weights
+from visa.datamodules.batch import VideoBatch
+from visa.lightning_modules.shading import ShadingStage
+from visa.lightning_modules.stage import COMMANDS
+from visa.losses.flow import add_noise, sample_levels, velocity_loss
+from visa.networks.codec import BlockCodec, WanCodec
+from visa.networks.fit import FitOptions
+from visa.networks.gaussians import MatteOptions
+from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.shader import VideoShader
 
 
 class Teacher(ShadingStage):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from networks.smoothing import b3_smooth
+from visa.losses.smoothing import b3_smooth
 
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from datamodules.template import HAND_JOINTS, HEAD_JOINTS
-from networks.body import NUM_BETAS, BodyModel
+from visa.networks.body import NUM_BETAS, BodyModel
+from visa.networks.template import HAND_JOINTS, HEAD_JOINTS
 
 
 class Kind(IntEnum):

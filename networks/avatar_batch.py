@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from networks.body import NUM_JOINTS
-from networks.gaussians import Avatar, Gaussians, Loose, Pattern, Record, Surface, Texture
-from networks.precision import full_precision
+from visa.networks.body import NUM_JOINTS
+from visa.networks.gaussians import Avatar, Gaussians, Loose, Pattern, Record, Surface, Texture
+from visa.networks.precision import full_precision
 
 # B people, N Gaussians of the template, M loose ones, S on its surface.
 

@@ -78,7 +78,7 @@ class BodyParams:
         """
         missing = [name for name in FIELD_SHAPES if name not in track]
         if missing:
-            raise ValueError(f"track has no field {', '.join(missing)}: make it again with python -m tools.track")
+            raise ValueError(f"track has no field {', '.join(missing)}: make it again with python -m visa.tools.track")
         fields = {}
         for name in FIELD_SHAPES:
             values = np.asarray(track[name], dtype=np.float32)

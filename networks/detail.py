@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from networks.continuation import REACH, continued
-from networks.gaussians import Avatar, Detail, Layers, PhotoSet, SplatMaps, read_photo
-from networks.precision import full_precision
+from visa.networks.continuation import REACH, continued
+from visa.networks.gaussians import Avatar, Detail, Layers, PhotoSet, SplatMaps, read_photo
+from visa.networks.precision import full_precision
 
 if TYPE_CHECKING:
-    from networks.reconstructor import GaussianReconstructor, Photo
+    from visa.networks.reconstructor import GaussianReconstructor, Photo
 
 # B people, T frames, K photos, P px of a photo's side, S px of the splat's.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from networks.shader import AttentionMode, ShaderCondition, TokenFeatures, VideoShader, attend
+from visa.networks.shader import AttentionMode, ShaderCondition, TokenFeatures, VideoShader, attend
 
 
 @dataclass

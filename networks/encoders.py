@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from networks.codec import load_wan_vae
+from visa.networks.codec import load_wan_vae
 
 # Mean and standard deviation of ImageNet's colours, which DINOv2 was trained with.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

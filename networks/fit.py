@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from losses.image import StructuralSimilarity
-from networks.gaussians import Avatar, Gaussians, Texture, copied, quaternion_multiply, with_places
-from networks.photo_set import own_shape, shown_by, with_photos
-from networks.precision import full_precision
-from networks.rasterizer import rasterize
+from visa.losses.image import StructuralSimilarity
+from visa.networks.gaussians import Avatar, Gaussians, Texture, copied, quaternion_multiply, with_places
+from visa.networks.photo_set import own_shape, shown_by, with_photos
+from visa.networks.precision import full_precision
+from visa.networks.rasterizer import rasterize
 
 if TYPE_CHECKING:
-    from networks.reconstructor import GaussianReconstructor, Photo
+    from visa.networks.reconstructor import GaussianReconstructor, Photo
 
 # B people, N Gaussians of the template, M loose ones.
 

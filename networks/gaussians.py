@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.template import HEAD_JOINTS
-from networks.anatomy import read_anatomy
-from networks.body import BodyModel, BodyParams
-from networks.continuation import REACH
-from networks.precision import full_precision
-from networks.rasterizer import rasterize
-from networks.smoothing import b3_smooth
+from visa.losses.smoothing import b3_smooth
+from visa.networks.anatomy import read_anatomy
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.continuation import REACH
+from visa.networks.precision import full_precision
+from visa.networks.rasterizer import rasterize
+from visa.networks.template import HEAD_JOINTS
 
 # B people, T frames, N Gaussians, C feature channels.
 

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from networks.gaussians import (
+from visa.networks.gaussians import (
     Gaussians,
     Loose,
     covered_by_photo,
     matrix_to_quaternion,
     unposed,
 )
-from networks.precision import full_precision
-from networks.rasterizer import rasterize
+from visa.networks.precision import full_precision
+from visa.networks.rasterizer import rasterize
 
 # B photos, N Gaussians of the template, M loose ones, S of the template's as carriers, G cells along the photo's side.
 

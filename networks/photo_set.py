@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.template import HEAD_JOINTS
-from networks.body import BodyModel, BodyParams
-from networks.gaussians import Avatar, PhotoSet, Texture, image_places, shown_part, stacked, view_directions
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.gaussians import Avatar, PhotoSet, Texture, image_places, shown_part, stacked, view_directions
+from visa.networks.template import HEAD_JOINTS
 
 if TYPE_CHECKING:
-    from networks.reconstructor import GaussianReconstructor, Photo
+    from visa.networks.reconstructor import GaussianReconstructor, Photo
 
 # B people, K photos, N Gaussians of the template, M loose ones.
 

@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.template import Template, refine_template
-from networks.anatomy import Kind, Region, read_anatomy
-from networks.body import BodyModel, BodyParams
-from networks.continuation import continued, median_color, opened, without_alike
-from networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
-from networks.gaussians import (
+from visa.networks.anatomy import Kind, Region, read_anatomy
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.continuation import continued, median_color, opened, without_alike
+from visa.networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
+from visa.networks.gaussians import (
     Avatar,
     Gaussians,
     Pattern,
@@ -31,12 +30,13 @@ from networks.gaussians import (
     quaternion_multiply,
     shown_part,
 )
-from networks.loose import GRID, Seen, lift_loose
-from networks.precision import full_precision
-from networks.rasterizer.mesh import view_mesh
-from networks.regions import part_code
-from networks.skin import SkinTone, before_trunk, skin_tone
-from networks.surface import cell_size, lift_surface
+from visa.networks.loose import GRID, Seen, lift_loose
+from visa.networks.precision import full_precision
+from visa.networks.rasterizer.mesh import view_mesh
+from visa.networks.regions import part_code
+from visa.networks.skin import SkinTone, before_trunk, skin_tone
+from visa.networks.surface import cell_size, lift_surface
+from visa.networks.template import Template, refine_template
 
 VISIBLE_WITHIN = 0.003  # m
 LEAST_FACING = 0.15  # cosine between an anchor's normal and the view
@@ -158,7 +158,7 @@ class GaussianReconstructor(nn.Module):
 
     Args:
         body: the body model (held outside the state dict; its file is its own asset).
-        template: anchors, see `datamodules.template`.
+        template: anchors, see `networks.template`.
         feature_channels: C of the 3D-aware feature.
         width: channels of cluster tokens.
         num_clusters: K; anchors share tokens by cluster, and a per-anchor network adds the detail.

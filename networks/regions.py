@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datamodules.template import part_vertices
-from losses.image import box_weight
-from networks.body import BodyModel, BodyParams
+from visa.losses.image import box_weight
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.template import part_vertices
 
 # By joints of SMPL-X. Parts that pass before each other lie apart, parts that grow into each other lie side by side:
 # then one channel of a splat tells them apart.

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from networks.sampler import draw_noise, guided, with_unconditional
-from networks.shader import (
+from visa.networks.sampler import draw_noise, guided, with_unconditional
+from visa.networks.shader import (
     AttentionContext,
     Prediction,
     RotaryTable,

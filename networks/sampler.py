@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from networks.shader import AttentionMode, Prediction, ShaderCondition, VideoShader
+from visa.networks.shader import AttentionMode, Prediction, ShaderCondition, VideoShader
 
 
 def shifted_levels(num_steps: int, shift: float) -> list[float]:

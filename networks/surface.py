@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from networks.body import BodyModel
-from networks.gaussians import Avatar, Gaussians, Surface, matrix_to_quaternion
-from networks.precision import full_precision
-from networks.rasterizer.mesh import view_mesh
+from visa.networks.body import BodyModel
+from visa.networks.gaussians import Avatar, Gaussians, Surface, matrix_to_quaternion
+from visa.networks.precision import full_precision
+from visa.networks.rasterizer.mesh import view_mesh
 
 if TYPE_CHECKING:
-    from networks.reconstructor import Photo
+    from visa.networks.reconstructor import Photo
 
 # B photos, F triangles, S Gaussians, G cells along each side of the photo, P = G * G.
 

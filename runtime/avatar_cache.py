@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from networks.avatar_batch import stack_avatars
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar
-from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
-from runtime.avatar_files import FORMAT, body_fingerprint, load_avatar, save_avatar
+from visa.networks.avatar_batch import stack_avatars
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar
+from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.runtime.avatar_files import FORMAT, body_fingerprint, load_avatar, save_avatar
 
 # Raise it with any change of the code that makes another avatar of the same photo: older entries are then made anew.
 VERSION = 5

@@ -11,16 +11,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from networks.body import BodyModel
-from networks.gaussians import Avatar, Gaussians, Loose, Pattern, PhotoSet, Surface, Texture
-from runtime.files import atomic_path
+from visa.artifacts.files import atomic_path
+from visa.networks.body import BodyModel
+from visa.networks.gaussians import Avatar, Gaussians, Loose, Pattern, PhotoSet, Surface, Texture
 
 FORMAT = "avatar-5"
 GAUSSIANS = [f.name for f in dataclasses.fields(Gaussians)]
 PHOTO_SET = ("directions", "positions")  # beside the textures of several photos
 RIDING = ("corners", "corner_weights")  # of surface Gaussians, on the template's
 PATTERN = [f.name for f in dataclasses.fields(Pattern)]
-MADE_BY = "python -m tools.export_avatar --image PHOTO --out NAME.safetensors"
+MADE_BY = "python -m visa.tools.export_avatar --image PHOTO --out NAME.safetensors"
 
 
 def body_fingerprint(body: BodyModel) -> str:

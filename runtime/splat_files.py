@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from networks.gaussians import Gaussians
-from runtime.files import atomic_path
+from visa.artifacts.files import atomic_path
+from visa.networks.gaussians import Gaussians
 
 SH_DC = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_DC * f_dc
 PLY_FIELDS = (
@@ -78,7 +78,7 @@ def read_splat(path: str | Path) -> Gaussians:
     path = Path(path)
     decode = {".ply": _from_ply, ".spz": _from_spz}.get(path.suffix.lower())
     if decode is None or not path.is_file():
-        raise ValueError(f"{path}: no .ply or .spz file: export one with `python -m tools.export_avatar`")
+        raise ValueError(f"{path}: no .ply or .spz file: export one with `python -m visa.tools.export_avatar`")
     try:
         arrays = decode(path.read_bytes())
     except (ValueError, struct.error, gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from datamodules.batch import VideoBatch
-from networks.body import BodyParams
-from networks.conditioner import Conditioner, photo_of
-from networks.detail import painted_at, with_detail
-from networks.gaussians import Avatar, MatteOptions
-from networks.rollout import CausalRollout
-from networks.shader import ShaderCondition
+from visa.datamodules.batch import VideoBatch
+from visa.networks.body import BodyParams
+from visa.networks.detail import painted_at, with_detail
+from visa.networks.gaussians import Avatar, MatteOptions
+from visa.networks.rollout import CausalRollout
+from visa.networks.shader import ShaderCondition
+from visa.runtime.conditioner import Conditioner, photo_of
 
 
 def fine_photos(batch: VideoBatch) -> list[tuple[Tensor, Tensor]]:

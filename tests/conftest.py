@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.media import write_video
+from visa.artifacts.media import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "real"

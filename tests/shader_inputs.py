@@ -4,7 +4,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from networks.shader import PICTURE_CHANNELS, ShaderCondition, VideoShader
+from visa.networks.shader import PICTURE_CHANNELS, ShaderCondition, VideoShader
 
 SMALL = {
     "latent_channels": 4,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
-from datamodules.video import WindowReader
-from lightning_modules.adversarial import Adversarial, Verdict, held
-from lightning_modules.distillation import Distillation
-from losses.flow import add_noise
-from networks.codec import BlockCodec
-from networks.shader import VideoShader
 from tests.conftest import ROOT
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.lightning_modules.adversarial import Adversarial, Verdict, held
+from visa.lightning_modules.distillation import Distillation
+from visa.losses.flow import add_noise
+from visa.networks.codec import BlockCodec
+from visa.networks.shader import VideoShader
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.adversarial import ARMS, CONTROL, FULL, run_folder, train_arm
-from benchmarks.adversarial_effects import crop_boxes, effects, face_points, row_name
-from benchmarks.arms import check_options, split_options, trained_weights
-from datamodules.clip import Clip
-from datamodules.video import WindowReader
-from networks.body import BodyModel
 from tests.conftest import ROOT
+from visa.benchmarks.adversarial import ARMS, CONTROL, FULL, run_folder, train_arm
+from visa.benchmarks.adversarial_effects import crop_boxes, effects, face_points, row_name
+from visa.benchmarks.arms import check_options, split_options, trained_weights
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.networks.body import BodyModel
 
 
 def figures(power: list[float], coherence: list[float], **others: float | None) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_students_of_other_options_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_arms_are_options_of_the_stage() -> None:
-    from lightning_modules.adversarial import Adversarial
+    from visa.lightning_modules.adversarial import Adversarial
 
     names = Adversarial.__init__.__annotations__
     for options in ARMS.values():
@@ -106,7 +106,7 @@ def test_arms_are_options_of_the_stage() -> None:
 
 def test_the_control_may_not_be_left_out() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.adversarial", "--arms", FULL], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "visa.benchmarks.adversarial", "--arms", FULL], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
     assert "must be among the arms" in done.stderr

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from networks.anatomy import LEAST_OPACITY, OFFSET_BOUNDS, Anatomy, Kind, read_anatomy
-from networks.body import BodyModel
 from tests.conftest import ROOT
-from tools.track.correspond import LOWER_INNER_LIP, LOWER_LIDS, UPPER_INNER_LIP, UPPER_LIDS
+from visa.networks.anatomy import LEAST_OPACITY, OFFSET_BOUNDS, Anatomy, Kind, read_anatomy
+from visa.networks.body import BodyModel
+from visa.tools.track.correspond import LOWER_INNER_LIP, LOWER_LIDS, UPPER_INNER_LIP, UPPER_LIDS
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirrored_expressions
-from datamodules.clip import Clip
-from datamodules.video import WindowReader
-from networks.body import BodyModel, BodyParams
-from networks.gaussians import Avatar, Gaussians, Texture
 from tests.conftest import ROOT
+from visa.datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirrored_expressions
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.gaussians import Avatar, Gaussians, Texture
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.template import build_template
-from networks.body import BodyModel, BodyParams
-from networks.gaussians import Avatar, Gaussians, Loose, Texture, splat
-from networks.rasterizer import rasterize
-from runtime.avatar_files import load_avatar, save_avatar
-from runtime.splat_files import SH_DC, read_splat, write_splat
 from tests.conftest import ROOT
-from tools.export_avatar import main
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.gaussians import Avatar, Gaussians, Loose, Texture, splat
+from visa.networks.rasterizer import rasterize
+from visa.networks.template import build_template
+from visa.runtime.avatar_files import load_avatar, save_avatar
+from visa.runtime.splat_files import SH_DC, read_splat, write_splat
+from visa.tools.export_avatar import main
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 SIZE = 96

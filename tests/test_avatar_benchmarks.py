@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import anatomy, fit
-from datamodules.clip import Clip
-from networks.body import BodyModel
 from tests.conftest import ROOT
+from visa.benchmarks import anatomy, fit
+from visa.datamodules.clip import Clip
+from visa.networks.body import BodyModel
 
 
 @pytest.fixture(autouse=True)

@@ -13,25 +13,25 @@ import pytest
 import torch
 from torch import Tensor
 
-import train
-from datamodules.clip import Clip
-from datamodules.references import ReferencePhoto, choose_references
-from datamodules.schedule import Phase
-from datamodules.sources import ClipSource
-from datamodules.video import Augment, VideoDataModule, WindowReader
-from lightning_modules.stage import build_reconstructor
-from networks.anatomy import Region
-from networks.avatar_batch import mix_colours, stack_avatars
-from networks.body import BodyParams
-from networks.codec import BlockCodec
-from networks.conditioner import Conditioner, photo_of
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar
-from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
-from runtime.avatar_cache import AvatarCache
 from tests.conftest import ROOT, write_clip
 from tests.test_stages import STAGES, newest, small
-from tools import cache_avatars
+from visa import cli as train
+from visa.datamodules.clip import Clip
+from visa.datamodules.references import ReferencePhoto, choose_references
+from visa.datamodules.schedule import Phase
+from visa.datamodules.sources import ClipSource
+from visa.datamodules.video import Augment, VideoDataModule, WindowReader
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.anatomy import Region
+from visa.networks.avatar_batch import mix_colours, stack_avatars
+from visa.networks.body import BodyParams
+from visa.networks.codec import BlockCodec
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar
+from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.runtime.avatar_cache import AvatarCache
+from visa.runtime.conditioner import Conditioner, photo_of
+from visa.tools import cache_avatars
 
 BODY = "assets/body/smplx_anny.npz"
 GREY = (0.5, 0.5, 0.5)
@@ -178,7 +178,7 @@ PROCESS = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from runtime import avatar_files
+from visa.runtime import avatar_files
 from tests import test_avatar_cache as t
 
 what, clip, folder = sys.argv[1:]
@@ -418,7 +418,7 @@ def test_a_run_on_cached_avatars_resumes_bit_for_bit(stage: str, clip_path: Path
     """The unbroken run makes the avatars, the other one reads them."""
     augment = "--data.augment={zoom: 0.8, colour: 0.15, background: 0.5, flip: 0.5}"
     arguments = ["fit", *STAGES[stage], *cached(clip_path, tmp_path / "avatars", num_steps=4), augment]
-    every = "--trainer.callbacks+={class_path: callbacks.resume.ResumeCheckpoint, init_args: {every: 2}}"
+    every = "--trainer.callbacks+={class_path: visa.callbacks.resume.ResumeCheckpoint, init_args: {every: 2}}"
     train.main([*arguments, every])
     whole = torch.load(newest(stage) / "checkpoints/last.ckpt", weights_only=True)
     made = sorted((tmp_path / "avatars").rglob("*.safetensors"))

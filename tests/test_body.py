@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from networks.body import EXPRESSION_COLUMN, BodyModel, BodyParams, rotation_matrices
+from visa.networks.body import EXPRESSION_COLUMN, BodyModel, BodyParams, rotation_matrices
 
 MODEL_PATH = Path(__file__).parents[1] / "assets" / "body" / "smplx_anny.npz"
 

@@ -16,12 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks.ema import ExponentialMovingAverage
-from callbacks.gradient_norm import GradientNorm
-from callbacks.tensorboard_media import encode_gif, log_image, log_video
-from callbacks.throughput import Throughput
-from callbacks.weights import SaveWeights
-from losses.finite import check_finite
+from visa.artifacts.tensorboard import encode_gif, log_image, log_video
+from visa.callbacks.ema import ExponentialMovingAverage
+from visa.callbacks.gradient_norm import GradientNorm
+from visa.callbacks.throughput import Throughput
+from visa.callbacks.weights import SaveWeights
+from visa.losses.finite import check_finite
 
 
 class Clips(Dataset[dict[str, Tensor]]):
@@ -246,7 +246,7 @@ def test_gradient_norms_of_two_players(tmp_path: Path) -> None:
 
 def test_throughput_measures_steps_and_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 10.4, 10.5, 11.4])  # start, end, start after 0.1 s of waiting, end
-    monkeypatch.setattr("callbacks.throughput.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("visa.callbacks.throughput.time.perf_counter", lambda: next(times))
     trainer = _trainer(tmp_path, [Throughput()], max_steps=2, limit_val_batches=0)
     trainer.fit(Toy(), _loader())
     logged = {name: value.item() for name, value in trainer.callback_metrics.items() if "throughput" in name}

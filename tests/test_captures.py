@@ -9,17 +9,17 @@ import torch
 from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 
-from datamodules.clip import Clip, load_track
-from networks.body import BodyModel, BodyParams
-from runtime.media import read_video
-from tools.make_captures.__main__ import BODY, LANDMARKS, Settings, is_done, numbers_of, splits_text
-from tools.make_captures.anatomy import Anatomy, inside_distance
-from tools.make_captures.cloth import follow
-from tools.make_captures.meshes import midpoint_matrix, smoothing_matrix, vertex_normals
-from tools.make_captures.motion import make_motion
-from tools.make_captures.person import draw_person
-from tools.make_captures.scene import BLIND_DISTANCE, EXPOSURE, blind_boxes, finish
-from tools.make_captures.stage import WARM_UP, Stage, place_camera
+from visa.artifacts.media import read_video
+from visa.datamodules.clip import Clip, load_track
+from visa.networks.body import BodyModel, BodyParams
+from visa.tools.make_captures.__main__ import BODY, LANDMARKS, Settings, is_done, numbers_of, splits_text
+from visa.tools.make_captures.anatomy import Anatomy, inside_distance
+from visa.tools.make_captures.cloth import follow
+from visa.tools.make_captures.meshes import midpoint_matrix, smoothing_matrix, vertex_normals
+from visa.tools.make_captures.motion import make_motion
+from visa.tools.make_captures.person import draw_person
+from visa.tools.make_captures.scene import BLIND_DISTANCE, EXPOSURE, blind_boxes, finish
+from visa.tools.make_captures.stage import WARM_UP, Stage, place_camera
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "assets" / "captures").glob("**/person_*.track.npz"))
@@ -226,7 +226,7 @@ def test_a_set_that_grows_keeps_the_people_who_never_train() -> None:
 
 def test_shipped_set_is_small_and_has_unseen_people() -> None:
     if not SHIPPED:
-        pytest.skip("assets/captures is not here: python -m tools.make_captures --out assets/captures")
+        pytest.skip("assets/captures is not here: python -m visa.tools.make_captures --out assets/captures")
     folder = ROOT / "assets" / "captures"
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 12_000_000
     unseen = [file for file in SHIPPED if file.parent.name == "test"]
@@ -260,7 +260,7 @@ def test_body_without_parts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_renders_are_equal(stage: Stage) -> None:
     pytest.importorskip("mitsuba", reason="the renderer is the extra `capture`")
-    from tools.make_captures.scene import Studio, require_mitsuba
+    from visa.tools.make_captures.scene import Studio, require_mitsuba
 
     pictures = []
     for threads in (1, 2):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_modules.stage import build_reconstructor
-from networks.body import BodyModel
-from networks.weights import save_weights
 from tests.conftest import ROOT
-from tools.compare_neck import BODY, band_region, errors, main, read_frames
+from visa.artifacts.weights import save_weights
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.body import BodyModel
+from visa.tools.compare_neck import BODY, band_region, errors, main, read_frames
 
 
 def test_errors_are_those_of_the_region() -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from networks.avatar_batch import mix_colours, stack_avatars
-from networks.body import BodyModel
-from networks.continuation import REACH, continued, median_color, opened, without_alike
-from networks.gaussians import Avatar, Gaussians, Pattern, Texture
-from runtime.avatar_files import load_avatar, save_avatar
+from visa.networks.avatar_batch import mix_colours, stack_avatars
+from visa.networks.body import BodyModel
+from visa.networks.continuation import REACH, continued, median_color, opened, without_alike
+from visa.networks.gaussians import Avatar, Gaussians, Pattern, Texture
+from visa.runtime.avatar_files import load_avatar, save_avatar
 
 SIZE = 16
 

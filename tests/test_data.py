@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.baselines import frozen_frame
-from datamodules.clip import Clip, Splits, frame_rate, load_track
-from datamodules.retarget import retarget
-from datamodules.schedule import Phase, check_phases, phase_at
-from datamodules.template import build_template
-from datamodules.video import Augment, ClipSource, VideoDataModule, WindowReader, collate
-from networks.body import BodyModel, BodyParams
 from tests.conftest import ROOT, clip_track, write_clip
+from visa.datamodules.baselines import frozen_frame
+from visa.datamodules.clip import Clip, Splits, frame_rate, load_track
+from visa.datamodules.retarget import retarget
+from visa.datamodules.schedule import Phase, check_phases, phase_at
+from visa.datamodules.video import Augment, ClipSource, VideoDataModule, WindowReader, collate
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.template import build_template
 
 
 def module(path: Path, **options: object) -> VideoDataModule:

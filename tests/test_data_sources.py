@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import video
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
-from datamodules.decode import BrokenVideo
-from datamodules.schedule import Phase, start_of_rank
-from datamodules.sources import ClipSource, clip_files, open_sources
-from datamodules.video import Augment, VideoDataModule, WindowReader
-from runtime.media import write_video
 from tests.conftest import clip_track, write_clip
+from visa.artifacts.media import write_video
+from visa.datamodules import video
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip
+from visa.datamodules.decode import BrokenVideo
+from visa.datamodules.schedule import Phase, start_of_rank
+from visa.datamodules.sources import ClipSource, clip_files, open_sources
+from visa.datamodules.video import Augment, VideoDataModule, WindowReader
 
 
 def module(*paths: Path, stage: str = "fit", **options: object) -> VideoDataModule:
@@ -202,7 +202,7 @@ def test_test_clips_may_be_a_folder(clip_path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["b.mp4", "b.mask.mp4"])
 def test_a_truncated_video_is_left_out_and_counted(broken: str, tmp_path: Path) -> None:
-    from tools.track.write import VideoWriter
+    from visa.tools.track.write import VideoWriter
 
     for name in ("a", "b"):
         path = write_clip(tmp_path, name, num_frames=20)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules import decode
-from datamodules.decode import BrokenVideo, SeekingReader, read_all, read_frames, stream_frames, video_info
 from tests.conftest import ROOT
+from visa.datamodules import decode
+from visa.datamodules.decode import BrokenVideo, SeekingReader, read_all, read_frames, stream_frames, video_info
 
 SHIPPED = ROOT / "assets/clips/webcam_man.mp4"
 
@@ -113,7 +113,7 @@ def test_reading_does_not_import_decord_here() -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "no index", "no video"])
 def test_a_damaged_file_is_told_without_decoding_it(damage: str, tmp_path: Path) -> None:
-    from tools.track.write import VideoWriter
+    from visa.tools.track.write import VideoWriter
 
     path = tmp_path / "clip.mp4"
     writer = VideoWriter(path, 25.0, 64, 48, crf=10)  # its index stands in front, as in most mp4s of the web

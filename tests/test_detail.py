@@ -11,18 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import output_size
-from datamodules.clip import Clip
-from datamodules.retarget import retarget
-from datamodules.video import PredictInput, VideoDataModule, WindowReader
-from metrics.image import psnr
-from networks.conditioner import photo_of
-from networks.detail import enlarged, painted_at, with_detail
-from networks.gaussians import Detail, Layers, SplatMaps
-from networks.reconstructor import GaussianReconstructor
-from runtime.stream import fine_photos
 from tests.conftest import ROOT
-from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from visa.benchmarks import output_size
+from visa.datamodules.clip import Clip
+from visa.datamodules.retarget import retarget
+from visa.datamodules.video import PredictInput, VideoDataModule, WindowReader
+from visa.evaluation.image import psnr
+from visa.networks.detail import enlarged, painted_at, with_detail
+from visa.networks.gaussians import Detail, Layers, SplatMaps
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.runtime.conditioner import photo_of
+from visa.runtime.stream import fine_photos
+from visa.tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 
 SMALL, LARGE = 32, 128
 CLIP = "assets/clips/webcam_man.mp4"

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses.adversarial import approximate_penalty
-from networks.discriminator import TokenProbe, WanDiscriminator
-from networks.shader import ShaderCondition, VideoShader
 from tests.shader_inputs import make_condition, make_noisy, make_shader, make_wan_1_3b
+from visa.losses.adversarial import approximate_penalty
+from visa.networks.discriminator import TokenProbe, WanDiscriminator
+from visa.networks.shader import ShaderCondition, VideoShader
 
 
 def make_discriminator(**arguments: object) -> WanDiscriminator:

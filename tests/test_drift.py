@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.drift import first_and_last, passes
-from benchmarks.shader import bounce
-from metrics.image import psnr
+from visa.benchmarks.drift import first_and_last, passes
+from visa.benchmarks.shader import bounce
+from visa.evaluation.image import psnr
 
 
 def test_passes_compare_the_same_frames_whichever_way_they_run() -> None:

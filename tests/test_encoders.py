@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
+from visa.networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
 
 transformers = pytest.importorskip("transformers", reason="needs the dinov2 extra")
 

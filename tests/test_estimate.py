@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import train
-from benchmarks import shader as benchmark
-from networks import rollout as rollout_module
-from networks.codec import WanCodec
-from networks.discriminator import WanDiscriminator
-from networks.rollout import CachedAttention, CausalRollout
-from networks.shader import ShaderCondition, VideoShader, Window
 from tests.conftest import ROOT
 from tests.shader_inputs import make_condition
-from tools import estimate_scale
+from visa import cli as train
+from visa.benchmarks import shader as benchmark
+from visa.networks import rollout as rollout_module
+from visa.networks.codec import WanCodec
+from visa.networks.discriminator import WanDiscriminator
+from visa.networks.rollout import CachedAttention, CausalRollout
+from visa.networks.shader import ShaderCondition, VideoShader, Window
+from visa.tools import estimate_scale
 
 STUDENT = ["configs/shader.yaml", "configs/scale/wan_1_3b.yaml", "configs/scale/wan_1_3b_student.yaml"]
 

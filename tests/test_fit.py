@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-import networks.conditioner
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
-from datamodules.video import WindowReader
-from lightning_modules.stage import build_reconstructor
-from networks.body import BodyParams
-from networks.codec import BlockCodec
-from networks.conditioner import Conditioner, photo_of
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar, Gaussians
-from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
 from tests.conftest import ROOT
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.body import BodyParams
+from visa.networks.codec import BlockCodec
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar, Gaussians
+from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.runtime import conditioner
+from visa.runtime.conditioner import Conditioner, photo_of
 
 SIZE = 64
 SHORT = FitOptions(steps=6)
@@ -212,7 +212,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         steps.append(options.steps)
         return avatar
 
-    monkeypatch.setattr(networks.conditioner, "fit_avatar", fit)
+    monkeypatch.setattr(conditioner, "fit_avatar", fit)
     return steps
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datamodules.foreground import foreground
+from visa.datamodules.foreground import foreground
 
 SIZE = 64
 

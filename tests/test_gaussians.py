@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from networks.anatomy import read_anatomy
-from networks.body import BodyModel, BodyParams
-from networks.gaussians import Avatar, Gaussians, Loose, Texture, copied, splat
 from tests.conftest import ROOT
 from tests.test_reconstruction import walls
+from visa.networks.anatomy import read_anatomy
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.gaussians import Avatar, Gaussians, Loose, Texture, copied, splat
 
 SIZE = 64
 MIDDLE = slice(8, SIZE - 8)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from datamodules.clip import Clip
-from datamodules.hold_out import held_out_block, moving_block
-from runtime.media import write_video
 from tests.conftest import clip_track, write_clip
-from tools import hold_out
+from visa.artifacts.media import write_video
+from visa.datamodules.clip import Clip
+from visa.datamodules.hold_out import held_out_block, moving_block
+from visa.tools import hold_out
 
 
 def clip_that_moves(folder: Path, name: str, frames: int, moving: slice, beside: slice = slice(0, 0)) -> Path:

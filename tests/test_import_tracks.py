@@ -12,10 +12,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from datamodules.clip import load_track
-from networks.body import BodyModel, BodyParams
 from tests.conftest import ROOT, write_clip
-from tools.import_tracks.__main__ import main
+from visa.datamodules.clip import load_track
+from visa.networks.body import BodyModel, BodyParams
+from visa.tools.import_tracks.__main__ import main
 
 EMBEDDED = ROOT / "assets/body/smplx_anny.npz"
 FRAMES = 4

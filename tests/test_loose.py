@@ -8,15 +8,15 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from datamodules.clip import Clip
-from datamodules.video import WindowReader
-from lightning_modules.stage import build_reconstructor
-from networks.conditioner import photo_of
-from networks.gaussians import Avatar, Gaussians
-from networks.loose import LEAST
-from networks.rasterizer.mesh import view_mesh
-from networks.reconstructor import GaussianReconstructor, Photo
 from tests.conftest import ROOT
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.gaussians import Avatar, Gaussians
+from visa.networks.loose import LEAST
+from visa.networks.rasterizer.mesh import view_mesh
+from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.runtime.conditioner import photo_of
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 RED = (0.9, 0.1, 0.1)

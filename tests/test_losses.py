@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.adversarial import approximate_penalty, discriminator_loss, generator_loss, logit_accuracy
-from losses.distillation import distribution_matching_loss, ode_regression_loss
-from losses.flow import add_noise, sample_levels, shift_levels, velocity_loss
-from networks.sampler import shifted_levels
+from visa.losses.adversarial import approximate_penalty, discriminator_loss, generator_loss, logit_accuracy
+from visa.losses.distillation import distribution_matching_loss, ode_regression_loss
+from visa.losses.flow import add_noise, sample_levels, shift_levels, velocity_loss
+from visa.networks.sampler import shifted_levels
 
 PAIRINGS = ["relativistic", "hinge", "non_saturating"]
 

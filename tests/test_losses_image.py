@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from losses.image import (
+from visa.losses.image import (
     StructuralSimilarity,
     box_weight,
     detail_loss,
@@ -20,7 +20,7 @@ from losses.image import (
     ssim_loss,
     weighted_mean,
 )
-from losses.perceptual import PerceptualDistance, enlarged
+from visa.losses.perceptual import PerceptualDistance, enlarged
 
 
 def _frames(num_frames: int, size: int, seed: int = 0) -> torch.Tensor:

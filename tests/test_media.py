@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from runtime.files import atomic_path
-from runtime.media import read_video, sheet, side_by_side, to_uint8, write_image, write_video
+from visa.artifacts.files import atomic_path
+from visa.artifacts.media import read_video, sheet, side_by_side, to_uint8, write_image, write_video
 
 
 def _clip(num_frames: int, height: int, width: int) -> torch.Tensor:

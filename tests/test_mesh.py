@@ -5,9 +5,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from networks.body import BodyModel, BodyParams
-from networks.rasterizer.mesh import MeshView, view_mesh
 from tests.conftest import ROOT
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.rasterizer.mesh import MeshView, view_mesh
 
 Floats = NDArray[np.float64]
 WIDTH, HEIGHT = 30, 22

@@ -15,19 +15,25 @@ from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from losses.perceptual import PerceptualDistance
-from metrics import identity, inception
-from metrics.evaluation import MEASURES, Prediction, evaluate_rows
-from metrics.frechet import FRECHET_DIMENSIONS, frechet_distance, frechet_features, frechet_of_samples, kernel_distance
-from metrics.image import colour_error, masked_psnr, psnr, ssim
-from metrics.inception import fid_distances, inception_distances
-from metrics.perceptual import metric_network, perceptual_measures
-from metrics.sharpness import bands_of, sharpness, spectrum, with_grain
-from metrics.silhouette import largest_fragment
-from metrics.table import format_bands, format_people, format_table, report_metrics, write_metrics
-from metrics.temporal import flicker, temporal_error, tlp, unrest
-from metrics.warping import motion_of, optical_flow, warp, warping_error
 from tests.conftest import ROOT
+from visa.evaluation import identity, inception
+from visa.evaluation.evaluation import MEASURES, Prediction, evaluate_rows
+from visa.evaluation.frechet import (
+    FRECHET_DIMENSIONS,
+    frechet_distance,
+    frechet_features,
+    frechet_of_samples,
+    kernel_distance,
+)
+from visa.evaluation.image import colour_error, masked_psnr, psnr, ssim
+from visa.evaluation.inception import fid_distances, inception_distances
+from visa.evaluation.perceptual import metric_network, perceptual_measures
+from visa.evaluation.sharpness import bands_of, sharpness, spectrum, with_grain
+from visa.evaluation.silhouette import largest_fragment
+from visa.evaluation.table import format_bands, format_people, format_table, report_metrics, write_metrics
+from visa.evaluation.temporal import flicker, temporal_error, tlp, unrest
+from visa.evaluation.warping import motion_of, optical_flow, warp, warping_error
+from visa.losses.perceptual import PerceptualDistance
 
 PHOTO = Path(__file__).parents[2] / "shared" / "real" / "astronaut.png"
 

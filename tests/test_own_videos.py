@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import train
-from datamodules.decode import stream_frames
-from runtime.media import write_video
 from tests.conftest import ROOT
+from visa import cli as train
+from visa.artifacts.media import write_video
+from visa.datamodules.decode import stream_frames
 
 FRAMES = np.arange(10, 34)
 

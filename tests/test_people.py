@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import train
 from tests.conftest import ROOT, write_clip
+from visa import cli as train
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 

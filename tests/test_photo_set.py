@@ -12,21 +12,21 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-import train
-from datamodules.clip import Clip
-from datamodules.retarget import HEAD_JOINT, open_photos, retarget
-from datamodules.spread import CALM, describe_frames, farthest, spread_frames
-from datamodules.video import WindowReader
-from lightning_modules.novel_motion import orbit
-from lightning_modules.stage import build_reconstructor
-from networks.body import BodyModel, BodyParams
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar, PhotoSet, Texture, image_places, stacked, view_directions
-from networks.photo_set import own_shape, with_photos
-from networks.reconstructor import GaussianReconstructor, Photo
-from runtime.avatar_files import load_avatar, save_avatar
 from tests.conftest import ROOT
-from tools.export_avatar import main as export
+from visa import cli as train
+from visa.datamodules.clip import Clip
+from visa.datamodules.retarget import HEAD_JOINT, open_photos, retarget
+from visa.datamodules.spread import CALM, describe_frames, farthest, spread_frames
+from visa.datamodules.video import WindowReader
+from visa.evaluation.novel_motion import orbit
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar, PhotoSet, Texture, image_places, stacked, view_directions
+from visa.networks.photo_set import own_shape, with_photos
+from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.runtime.avatar_files import load_avatar, save_avatar
+from visa.tools.export_avatar import main as export
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 SIZE = 96

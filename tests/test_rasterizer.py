@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from networks.rasterizer import Splat, rasterize
-from networks.rasterizer.reference import project_dense, rasterize_dense, rasterize_tiled, rotation_matrices
+from visa.networks.rasterizer import Splat, rasterize
+from visa.networks.rasterizer.reference import project_dense, rasterize_dense, rasterize_tiled, rotation_matrices
 
 WIDTH, HEIGHT, NEAR = 45, 37, 0.01
 NAMES = ("means", "quats", "scales", "opacities", "features", "intrinsics", "world_to_camera")
@@ -165,7 +165,7 @@ def test_projection_matches_gsplat() -> None:
         torch.stack([ours_conic[..., 0, 0], ours_conic[..., 0, 1], ours_conic[..., 1, 1]], -1), conic
     )
     # and the kernel's own, one Gaussian at a time
-    from networks.rasterizer.projection import project
+    from visa.networks.rasterizer.projection import project
 
     rotation, translation = tuple(camera[0, :3, :3].reshape(-1).tolist()), tuple(camera[0, :3, 3].tolist())
     pinhole = tuple(intrinsics[0][[0, 1, 0, 1], [0, 1, 2, 2]].tolist())
@@ -232,7 +232,7 @@ def test_batch_equals_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(3):
         for one, many in zip(run_float32(2, slice(i, i + 1)), together, strict=True):
             assert torch.equal(one[0], many[i])
-    monkeypatch.setattr("networks.rasterizer.cpu._PAIR_BUFFER_BYTES", 1)  # one frame at a time
+    monkeypatch.setattr("visa.networks.rasterizer.cpu._PAIR_BUFFER_BYTES", 1)  # one frame at a time
     for one, many in zip(run_float32(2), together, strict=True):
         assert torch.equal(one, many)
 

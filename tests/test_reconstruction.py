@@ -12,21 +12,20 @@ import torch
 from safetensors.torch import load_file
 from scipy.spatial.transform import Rotation
 
-import train
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
-from datamodules.template import build_template, part_vertices, refine_template
-from datamodules.video import WindowReader
-from lightning_modules.novel_motion import orbit
-from lightning_modules.reconstruction import Reconstruction
-from lightning_modules.report import folder_means
-from lightning_modules.stage import build_reconstructor
-from losses.image import ssim_loss
-from metrics.evaluation import Prediction, evaluate_rows
-from metrics.silhouette import silhouette_iou
-from networks.body import BodyModel, BodyParams
-from networks.conditioner import photo_of
-from networks.gaussians import (
+from tests.conftest import ROOT, write_clip
+from visa import cli as train
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.evaluation.evaluation import Prediction, evaluate_rows
+from visa.evaluation.novel_motion import orbit
+from visa.evaluation.report import folder_means
+from visa.evaluation.silhouette import silhouette_iou
+from visa.lightning_modules.reconstruction import Reconstruction
+from visa.lightning_modules.stage import build_reconstructor
+from visa.losses.image import ssim_loss
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.gaussians import (
     OTHER_PART,
     SAME_PART,
     Avatar,
@@ -38,9 +37,10 @@ from networks.gaussians import (
     quaternion_multiply,
     splat,
 )
-from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
-from networks.regions import DetailRegions, part_code
-from tests.conftest import ROOT, write_clip
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.regions import DetailRegions, part_code
+from visa.networks.template import build_template, part_vertices, refine_template
+from visa.runtime.conditioner import photo_of
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 

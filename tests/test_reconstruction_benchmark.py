@@ -8,11 +8,21 @@ from typing import Any
 
 import pytest
 
-import train
-from benchmarks import reconstruction
-from benchmarks.arms import trained_weights
-from benchmarks.reconstruction import ARMS, CROSS, OURS, PROJECTED, REAL_GROUP, SELF, arguments_of, flatten, schedule
 from tests.conftest import ROOT, write_clip
+from visa import cli as train
+from visa.benchmarks import reconstruction
+from visa.benchmarks.arms import trained_weights
+from visa.benchmarks.reconstruction import (
+    ARMS,
+    CROSS,
+    OURS,
+    PROJECTED,
+    REAL_GROUP,
+    SELF,
+    arguments_of,
+    flatten,
+    schedule,
+)
 
 
 def test_means_spread_and_gain_over_seeds() -> None:

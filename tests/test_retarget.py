@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.retarget import held_frames, open_photo, read_motion, retarget, tracked
-from datamodules.video import WindowReader
 from tests.conftest import ROOT, clip_track, write_clip
+from visa.datamodules.retarget import held_frames, open_photo, read_motion, retarget, tracked
+from visa.datamodules.video import WindowReader
 
 BODY = str(ROOT / "assets/body/smplx_anny.npz")
 PHOTO = str(ROOT / "assets/photos/astronaut.png")
@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         out.mkdir(parents=True)
         write_clip(out, source.stem, num_frames=5)
 
-    monkeypatch.setattr("tools.track.__main__.track_file", pretend)
+    monkeypatch.setattr("visa.tools.track.__main__.track_file", pretend)
     return made
 
 

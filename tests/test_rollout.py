@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from networks.rollout import CausalRollout
-from networks.sampler import draw_noise, integrate, sample_bidirectional, shifted_levels
-from networks.shader import ShaderCondition, VideoShader, Window
 from tests.shader_inputs import make_condition, make_shader
+from visa.networks.rollout import CausalRollout
+from visa.networks.sampler import draw_noise, integrate, sample_bidirectional, shifted_levels
+from visa.networks.shader import ShaderCondition, VideoShader, Window
 
 LEVELS = (1.0, 0.8, 0.5)
 

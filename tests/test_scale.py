@@ -14,15 +14,15 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import nn
 
-import train
-from lightning_modules.stage import build_reconstructor
-from networks.codec import WanCodec
-from networks.encoders import DinoEncoder, WanVisualEncoder
-from networks.precision import full_precision
-from networks.reconstructor import ReconstructorOptions
-from networks.shader import ShaderCondition, VideoShader
-from networks.weights import save_weights
 from tests.conftest import ROOT
+from visa import cli as train
+from visa.artifacts.weights import save_weights
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.codec import WanCodec
+from visa.networks.encoders import DinoEncoder, WanVisualEncoder
+from visa.networks.precision import full_precision
+from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.shader import ShaderCondition, VideoShader
 
 FULL = ROOT / "configs/scale/wan_1_3b.yaml"
 BODY = "assets/body/smplx_anny.npz"
@@ -231,7 +231,7 @@ SHARDING = """
 import sys, torch, lightning
 from torch import nn
 from torch.utils.data import DataLoader
-from lightning_modules.strategy import ShardedOptimizerDDP
+from visa.lightning_modules.strategy import ShardedOptimizerDDP
 from lightning.pytorch.strategies import DDPStrategy
 
 

@@ -8,8 +8,8 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanRotaryPosEmbed
 from torch import Tensor
 
-from networks.shader import RotaryTable, ShaderCondition, VideoShader, Window
 from tests.shader_inputs import MAP_CHANNELS, SMALL, make_condition, make_noisy, make_shader, make_wan_1_3b
+from visa.networks.shader import RotaryTable, ShaderCondition, VideoShader, Window
 
 
 class MaskedProcessor(WanAttnProcessor):

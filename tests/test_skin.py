@@ -8,15 +8,15 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from lightning_modules.stage import build_reconstructor
-from networks.anatomy import Kind, Region
-from networks.body import BodyParams
-from networks.gaussians import SplatMaps
-from networks.loose import FOREARMS
-from networks.rasterizer.mesh import view_mesh
-from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
-from networks.skin import SkinTone, before_trunk, skin_tone
 from tests.conftest import ROOT
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.anatomy import Kind, Region
+from visa.networks.body import BodyParams
+from visa.networks.gaussians import SplatMaps
+from visa.networks.loose import FOREARMS
+from visa.networks.rasterizer.mesh import view_mesh
+from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.networks.skin import SkinTone, before_trunk, skin_tone
 
 SIZE = 128
 SKIN, CLOTH, HAIR, GREY = (0.75, 0.52, 0.42), (0.2, 0.4, 0.8), (0.1, 0.08, 0.06), (0.5, 0.5, 0.5)

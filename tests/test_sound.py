@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import sound
-from runtime.media import write_video
-from runtime.sound import Sound, has_sound
+from visa.artifacts.media import write_video
+from visa.runtime import sound
+from visa.runtime.sound import Sound, has_sound
 
 RATE, FPS = 16000, 25
 

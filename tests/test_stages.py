@@ -8,8 +8,8 @@ import lightning
 import pytest
 import torch
 
-import train
 from tests.conftest import ROOT
+from visa import cli as train
 
 STAGES = {
     "reconstruction": ["-c", "configs/reconstruction.yaml"],
@@ -74,7 +74,7 @@ def test_each_config_trains_two_steps_and_exports(stage: str, clip_path: Path) -
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_equals_an_unbroken_one(stage: str, clip_path: Path) -> None:
     arguments = ["fit", *STAGES[stage], *small(clip_path, num_steps=4)]
-    every = "--trainer.callbacks+={class_path: callbacks.resume.ResumeCheckpoint, init_args: {every: 2}}"
+    every = "--trainer.callbacks+={class_path: visa.callbacks.resume.ResumeCheckpoint, init_args: {every: 2}}"
     train.main([*arguments, every])
     whole = torch.load(newest(stage) / "checkpoints/last.ckpt", weights_only=True)
     stop = "--trainer.callbacks+={class_path: tests.test_stages.StopAfter, init_args: {after: 3}}"

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.export import draw_file
-from datamodules.clip import Clip
-from datamodules.video import WindowReader
-from lightning_modules.stage import build_reconstructor
-from metrics.image import psnr
-from networks.avatar_batch import stack_avatars
-from networks.body import BodyModel, BodyParams
-from networks.conditioner import photo_of
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar, Gaussians, image_places
-from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
-from networks.surface import cell_size
-from runtime.avatar_files import load_avatar, save_avatar
 from tests.conftest import ROOT
-from tools.export_avatar import BODY, WEIGHTS, export, load_reconstructor, read_photo
+from visa.benchmarks.export import draw_file
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.evaluation.image import psnr
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.avatar_batch import stack_avatars
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar, Gaussians, image_places
+from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.networks.surface import cell_size
+from visa.runtime.avatar_files import load_avatar, save_avatar
+from visa.runtime.conditioner import photo_of
+from visa.tools.export_avatar import BODY, WEIGHTS, export, load_reconstructor, read_photo
 
 SIZE = 192
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from networks.body import BodyModel, BodyParams, rotation_matrices
-from tools.track.__main__ import main
-from tools.track.correspond import (
+from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.tools.track.__main__ import main
+from visa.tools.track.correspond import (
     DEFAULT_BODY,
     DEFAULT_LANDMARKS,
     HEAD,
@@ -24,8 +24,8 @@ from tools.track.correspond import (
     closest_barycentric,
     head_of,
 )
-from tools.track.detect import CutFinder, Detections, read_frames
-from tools.track.fit import (
+from visa.tools.track.detect import CutFinder, Detections, read_frames
+from visa.tools.track.fit import (
     ClipFitter,
     FitOptions,
     Track,
@@ -35,10 +35,10 @@ from tools.track.fit import (
     rigid_start,
     solved_frames,
 )
-from tools.track.matte import refine, steady_masks
-from tools.track.render import shade, visible_triangles
-from tools.track.report import report_of
-from tools.track.write import VideoWriter, whole_or_nothing, write_clip
+from visa.tools.track.matte import refine, steady_masks
+from visa.tools.track.render import shade, visible_triangles
+from visa.tools.track.report import report_of
+from visa.tools.track.write import VideoWriter, whole_or_nothing, write_clip
 
 needs_mediapipe = pytest.mark.skipif(
     importlib.util.find_spec("mediapipe") is None, reason="the extra `track` is not installed"
@@ -313,7 +313,7 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path) -> None:
 def test_bad_input_is_one_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tools.track.detect.Detector", lambda **_: None)
+    monkeypatch.setattr("visa.tools.track.detect.Detector", lambda **_: None)
     monkeypatch.setitem(sys.modules, "mediapipe", object())
     source = tmp_path / name
     if not name.startswith("absent"):
@@ -336,7 +336,7 @@ def test_missing_extra_is_named(tmp_path: Path, capsys: pytest.CaptureFixture, m
 
 def test_wrong_landmark_file_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "wrong.npz", a=1)
-    with pytest.raises(ValueError, match=r"python -m tools\.track\.correspond"):
+    with pytest.raises(ValueError, match=r"python -m visa.tools\.track\.correspond"):
         Landmarks.load(tmp_path / "wrong.npz")
 
 

@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-import benchmarks.tracker
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip, load_track
-from datamodules.video import WindowReader
-from lightning_modules.stage import build_reconstructor
-from networks.body import BodyParams, rotation_matrices
-from networks.conditioner import photo_of
-from networks.gaussians import Avatar
-from networks.rasterizer import rasterize
-from networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from tests.conftest import ROOT
-from tools.export_avatar import BODY, WEIGHTS, load_reconstructor
-from tools.track.fit import FitOptions, fit
-from tools.track.refine import ERRORS, FIELDS, PLACE, RefineOptions, _Comparison, moved, refine_clip, refine_file
+from visa.benchmarks import tracker
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip, load_track
+from visa.datamodules.video import WindowReader
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.body import BodyParams, rotation_matrices
+from visa.networks.gaussians import Avatar
+from visa.networks.rasterizer import rasterize
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.runtime.conditioner import photo_of
+from visa.tools.export_avatar import BODY, WEIGHTS, load_reconstructor
+from visa.tools.track.fit import FitOptions, fit
+from visa.tools.track.refine import ERRORS, FIELDS, PLACE, RefineOptions, _Comparison, moved, refine_clip, refine_file
 
 SIZE, HEAD, ELBOW, FRAMES = 64, 15, 18, 3
 CHANGED = (0, 3, 6, 9, 13, 14, 16, 17, 18, 19, 20, 21)  # joints of a correction, in its order
@@ -140,10 +140,10 @@ def test_one_frame_stays_as_it_is(reconstructor: GaussianReconstructor, clip_pat
 @pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="the extra `track` is not installed")
 def test_the_benchmark_counts_every_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     short = FitOptions(num_coarse_steps=2, num_fine_steps=2, num_motion_steps=2)
-    monkeypatch.setattr(benchmarks.tracker, "fit", partial(fit, options=short))
-    monkeypatch.setattr(benchmarks.tracker, "refine_clip", partial(refine_clip, options=OPTIONS))
+    monkeypatch.setattr(tracker, "fit", partial(fit, options=short))
+    monkeypatch.setattr(tracker, "refine_clip", partial(refine_clip, options=OPTIONS))
     threads = torch.get_num_threads()
-    benchmarks.tracker.main(["--frames", "8", "--json"])
+    tracker.main(["--frames", "8", "--json"])
     torch.set_num_threads(threads)
     figures = json.loads(capsys.readouterr().out)
     assert figures["frames"] == 8

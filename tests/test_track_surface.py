@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from networks.body import BodyModel, BodyParams
 from tests.test_track import quiet, synthetic
-from tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-from tools.track.fit import FitOptions, fit
-from tools.track.render import shade
-from tools.track.surface import _Follower, _key_frames, _spread, measure_motion
-from tools.track.write import VideoWriter
+from visa.networks.body import BodyModel, BodyParams
+from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
+from visa.tools.track.fit import FitOptions, fit
+from visa.tools.track.render import shade
+from visa.tools.track.surface import _Follower, _key_frames, _spread, measure_motion
+from visa.tools.track.write import VideoWriter
 
 needs_opencv = pytest.mark.skipif(importlib.util.find_spec("cv2") is None, reason="the extra `track` is not installed")
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.clip import Clip
-from datamodules.retarget import HEAD_JOINT
-from datamodules.video import WindowReader
-from lightning_modules.novel_motion import orbit
-from lightning_modules.stage import build_reconstructor
-from lightning_modules.turned import VIEWS, turned_figures
-from networks.conditioner import photo_of
-from networks.gaussians import Avatar, Gaussians, Loose
-from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
 from tests.conftest import ROOT
+from visa.datamodules.clip import Clip
+from visa.datamodules.retarget import HEAD_JOINT
+from visa.datamodules.video import WindowReader
+from visa.evaluation.novel_motion import orbit
+from visa.evaluation.turned import VIEWS, turned_figures
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.gaussians import Avatar, Gaussians, Loose
+from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.runtime.conditioner import photo_of
 
 SIZE = 64
 

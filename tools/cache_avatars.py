@@ -1,4 +1,4 @@
-"""Fit the avatars of a training run ahead: `python -m tools.cache_avatars -c configs/teacher.yaml [--OPTION=VALUE]`.
+"""Fit the avatars of a training run ahead: `python -m visa.tools.cache_avatars -c CONFIG [--OPTION=VALUE]`.
 
 Takes what `python train.py fit` takes; `model.init_args.avatar_cache` and `data.references` must be set. Makes the
 avatar of each photo that training and validation read as a reference, at each resolution; those that are there stay.
@@ -12,11 +12,11 @@ import time
 
 import torch
 
-import train
-from datamodules.decode import BrokenVideo
-from datamodules.video import VideoDataModule
-from lightning_modules.shading import ShadingStage
-from networks.conditioner import photo_of
+from visa import cli as train
+from visa.datamodules.decode import BrokenVideo
+from visa.datamodules.video import VideoDataModule
+from visa.lightning_modules.shading import ShadingStage
+from visa.runtime.conditioner import photo_of
 
 
 def fill(model: ShadingStage, data: VideoDataModule) -> tuple[int, int]:
@@ -54,7 +54,9 @@ def fill(model: ShadingStage, data: VideoDataModule) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.cache_avatars", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m visa.tools.cache_avatars",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-c", "--config", action="append", required=True, help="of the run; may be given several times")
     given, options = parser.parse_known_args(arguments)

@@ -1,8 +1,8 @@
 """Does a predicted video follow its driving, and whose face does it show?
 
-`python -m tools.check_prediction OUT.mp4 --driving MOTION.track.npz --photo PHOTO [--other PHOTO_OR_VIDEO]` (extras
-`track` and `identity`) finds the face points of the video anew and correlates mouth opening and head yaw with the
-motion's; and measures the identity distance of its frames to the photo and to another person.
+`python -m visa.tools.check_prediction OUT.mp4 --driving MOTION.track.npz --photo PHOTO [--other PHOTO_OR_VIDEO]`
+(extras `track` and `identity`) finds the face points of the video anew and correlates mouth opening and head yaw with
+the motion's; and measures the identity distance of its frames to the photo and to another person.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.clip import IMAGE_SUFFIXES, load_track
-from metrics.identity import FaceIdentity, mean_distance
-from networks.body import BodyModel, BodyParams
-from runtime.media import read_video, write_video
-from tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-from tools.track.detect import detect, read_image
-from tools.track.report import MOUTH, opening
+from visa.artifacts.media import read_video, write_video
+from visa.datamodules.clip import IMAGE_SUFFIXES, load_track
+from visa.evaluation.identity import FaceIdentity, mean_distance
+from visa.networks.body import BodyModel, BodyParams
+from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
+from visa.tools.track.detect import detect, read_image
+from visa.tools.track.report import MOUTH, opening
 
 # Left cheek, right cheek and nose tip of MediaPipe's face mesh.
 CHEEK_RIGHT, CHEEK_LEFT, NOSE_TIP = 234, 454, 1

@@ -1,8 +1,8 @@
 """What removing the neck band changes: errors in the band, around it and elsewhere, and a picture.
 
-`python -m tools.compare_neck --with_neck A.safetensors --neck_removed B.safetensors [--figure docs/neck.jpg]` reads two
-reconstructions that were trained alike but for `--model.remove_neck false` and `true`, splats frames that neither
-trained on from the clip's reference frame, and compares both with the frames. The frames are the gaps beside the test
+`python -m visa.tools.compare_neck --with_neck A.safetensors --neck_removed B.safetensors [--figure docs/neck.jpg]`
+reads two reconstructions that were trained alike but for `--model.remove_neck false` and `true`, splats frames that
+neither trained on from the clip's reference frame, and compares both with the frames. The frames are the gaps beside the test
 blocks, not the validation block: in the shipped clip a hand hides the neck there. The band is where the vertices that
 the neck-removed template leaves out are seen; `around` reaches a sixteenth of the picture beyond it. The rows
 `template` are the bare templates with the photo's colours, without any learning.
@@ -25,20 +25,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip
-from datamodules.template import build_template
-from datamodules.video import WindowReader
-from lightning_modules.stage import COMMANDS, build_reconstructor
-from networks.body import BodyModel
-from networks.conditioner import photo_of
-from networks.gaussians import Avatar, Gaussians
-from networks.reconstructor import ReconstructorOptions
-from networks.weights import load_weights
-from runtime.files import atomic_path
-from runtime.media import sheet, to_uint8
-from train import BuildOnly
-from train import main as build
+from visa.artifacts.files import atomic_path
+from visa.artifacts.media import sheet, to_uint8
+from visa.artifacts.weights import load_weights
+from visa.cli import BuildOnly
+from visa.cli import main as build
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip
+from visa.datamodules.video import WindowReader
+from visa.lightning_modules.stage import COMMANDS, build_reconstructor
+from visa.networks.body import BodyModel
+from visa.networks.gaussians import Avatar, Gaussians
+from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.template import build_template
+from visa.runtime.conditioner import photo_of
 
 BODY = "assets/body/smplx_anny.npz"
 CLIP = "assets/clips/webcam_man.mp4"
@@ -123,7 +123,9 @@ def write_figure(path: Path, truth: Tensor, band: Tensor, pictures: dict[str, Te
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.compare_neck", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m visa.tools.compare_neck",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--with_neck", required=True, help="weights trained with --model.remove_neck false")
     parser.add_argument("--neck_removed", required=True, help="weights trained with --model.remove_neck true")

@@ -1,4 +1,4 @@
-"""What a config needs: `python -m tools.estimate_scale -c configs/shader.yaml -c configs/scale/wan_1_3b.yaml`.
+"""What a config needs: `python -m visa.tools.estimate_scale -c configs/shader.yaml -c configs/scale/wan_1_3b.yaml`.
 
 Prints parameters, operations of a streamed chunk by part, cache and training memory of one GPU, and the time that a
 named GPU would need at its published bfloat16 peak (roofline): a bound from below, no measurement. Networks are built
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from networks.codec import BlockCodec, WanCodec
-from networks.encoders import DinoEncoder, SemanticEncoder
-from networks.shader import PICTURE_CHANNELS, VideoShader, Window
+from visa.networks.codec import BlockCodec, WanCodec
+from visa.networks.encoders import DinoEncoder, SemanticEncoder
+from visa.networks.shader import PICTURE_CHANNELS, VideoShader, Window
 
 GIB = 2**30
 FLOAT = 4  # bytes of a weight, gradient, average or moment: mixed precision keeps them in float32
@@ -334,7 +334,7 @@ def networks(setup: Setup) -> tuple[dict[str, int], dict[str, int], str]:
     if setup.objective == "distribution_matching":
         trained["critic"] = count
     if setup.stage == "Adversarial":
-        from networks.discriminator import WanDiscriminator
+        from visa.networks.discriminator import WanDiscriminator
 
         with torch.device("meta"):
             judge = WanDiscriminator(VideoShader(**setup.shader.config))

@@ -1,4 +1,4 @@
-"""Photos -> avatar -> file: `python -m tools.export_avatar --image assets/photos/astronaut.png --out astronaut.ply`.
+"""Photos -> avatar -> file: `python -m visa.tools.export_avatar --image PHOTO.png --out avatar.ply`.
 
 Several photos (`--image A.png B.png`) or frames of a clip (`--image CLIP.mp4 --photos 8`) give one avatar of them all.
 `.ply` and `.spz` open in splat viewers (canonical T-pose, or as the photo shows the person); `.safetensors` keeps the
@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datamodules.retarget import open_photo, open_photos
-from datamodules.video import WindowReader
-from lightning_modules.stage import COMMANDS, build_reconstructor
-from networks.body import BodyModel
-from networks.conditioner import photo_of
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar, Gaussians
-from networks.reconstructor import GaussianReconstructor, Photo
-from networks.weights import load_weights
-from runtime.avatar_files import save_avatar
-from runtime.splat_files import write_splat
+from visa.artifacts.weights import load_weights
+from visa.datamodules.retarget import open_photo, open_photos
+from visa.datamodules.video import WindowReader
+from visa.lightning_modules.stage import COMMANDS, build_reconstructor
+from visa.networks.body import BodyModel
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar, Gaussians
+from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.runtime.avatar_files import save_avatar
+from visa.runtime.conditioner import photo_of
+from visa.runtime.splat_files import write_splat
 
 BODY = "assets/body/smplx_anny.npz"
 WEIGHTS = "assets/weights/reconstruction.safetensors"
@@ -72,7 +72,9 @@ def export(avatar: Avatar, body: BodyModel, photo: Photo, out: Path, pose: str |
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.export_avatar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m visa.tools.export_avatar",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--image", nargs="+", required=True, help="photo or photos of the person, or one clip; tracks beside them"

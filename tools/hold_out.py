@@ -1,4 +1,4 @@
-"""Hold a folder's people out of training: `python -m tools.hold_out FOLDER --kind validation|test --frames 48`.
+"""Hold a folder's people out of training: `python -m visa.tools.hold_out FOLDER --kind validation|test --frames 48`.
 
 Writes `NAME.splits.yaml` beside each tracked clip: its most moving block validates or is test, frame 0 is the photo,
 and nothing of the clip trains. A clip that has its splits already keeps them.
@@ -10,10 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from datamodules.clip import Clip
-from datamodules.hold_out import moving_block
-from datamodules.sources import clip_files
-from runtime.files import atomic_path
+from visa.artifacts.files import atomic_path
+from visa.datamodules.clip import Clip
+from visa.datamodules.hold_out import moving_block
+from visa.datamodules.sources import clip_files
 
 
 def hold_out(path: Path, kind: str, frames: int) -> str:
@@ -33,7 +33,7 @@ def hold_out(path: Path, kind: str, frames: int) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.hold_out", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m visa.tools.hold_out", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", help="folder of tracked clips, a pattern, or one clip")
     parser.add_argument("--kind", choices=("validation", "test"), required=True, help="what the block is for")

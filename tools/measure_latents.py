@@ -1,4 +1,4 @@
-"""Measure the statistics of the block codec's latents: `python -m tools.measure_latents`.
+"""Measure the statistics of the block codec's latents: `python -m visa.tools.measure_latents`.
 
 The mean is that of the training frames' latents. The scale is the standard deviation of what the shader has to add: the
 residual between a frame's latent and its splat's. Noise of unit variance then covers the residual evenly in every
@@ -12,12 +12,12 @@ import argparse
 import torch
 from tqdm import tqdm
 
-from datamodules.video import Augment, VideoDataModule
-from lightning_modules.stage import COMMANDS, build_reconstructor
-from networks.codec import BlockCodec
-from networks.conditioner import Conditioner
-from networks.weights import load_weights
-from runtime.files import atomic_path
+from visa.artifacts.files import atomic_path
+from visa.artifacts.weights import load_weights
+from visa.datamodules.video import Augment, VideoDataModule
+from visa.lightning_modules.stage import COMMANDS, build_reconstructor
+from visa.networks.codec import BlockCodec
+from visa.runtime.conditioner import Conditioner
 
 # A tenth of a grey level: a channel that is empty in the sample must not blow noise up.
 SMALLEST_SCALE = 0.1 / 255

@@ -107,9 +107,9 @@ def rasterize(
     dtype = torch.float64 if means.dtype == torch.float64 and backend == "cpu" else torch.float32
     inputs = [tensors[name][0].to(dtype) for name in list(tensors)[:7]]
     if backend == "gsplat":
-        from networks.rasterizer.cuda import rasterize_gsplat as run
+        from visa.networks.rasterizer.cuda import rasterize_gsplat as run
     else:
-        from networks.rasterizer.cpu import rasterize_cpu as run
+        from visa.networks.rasterizer.cpu import rasterize_cpu as run
     image, alpha, depth = run(*inputs, width, height, near)
     if background is not None:
         image = image + (1 - alpha) * background.to(dtype).view(-1, 1, 1, background.shape[-1])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from networks.rasterizer import kernels
+from visa.networks.rasterizer import kernels
 
 _PAIR_BUFFER_BYTES = 64 << 20  # the backward pass takes as many frames at once as fit in it (one at least)
 _pool: ThreadPoolExecutor | None = None

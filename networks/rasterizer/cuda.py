@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from networks.rasterizer.constants import EPS_2D
+from visa.networks.rasterizer.constants import EPS_2D
 
 
 def rasterize_gsplat(

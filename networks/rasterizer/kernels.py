@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from networks.rasterizer.compiler import inline, kernel
-from networks.rasterizer.constants import ALPHA_CAP, ALPHA_THRESHOLD, MIN_ALPHA, STOP_TRANSMITTANCE
-from networks.rasterizer.projection import project, project_gradient
-from networks.rasterizer.simd import (
+from visa.networks.rasterizer.compiler import inline, kernel
+from visa.networks.rasterizer.constants import ALPHA_CAP, ALPHA_THRESHOLD, MIN_ALPHA, STOP_TRANSMITTANCE
+from visa.networks.rasterizer.projection import project, project_gradient
+from visa.networks.rasterizer.simd import (
     LANES,
     count_bits,
     exp_negative,

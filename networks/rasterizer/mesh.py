@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from networks.rasterizer.compiler import kernel
+from visa.networks.rasterizer.compiler import kernel
 
 
 @dataclass

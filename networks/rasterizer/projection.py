@@ -8,8 +8,8 @@ holds up the divider, so a reciprocal is taken once and multiplied. Matrices are
 
 import math
 
-from networks.rasterizer.compiler import inline
-from networks.rasterizer.constants import ALPHA_THRESHOLD, EPS_2D, FIELD_OF_VIEW_MARGIN
+from visa.networks.rasterizer.compiler import inline
+from visa.networks.rasterizer.constants import ALPHA_THRESHOLD, EPS_2D, FIELD_OF_VIEW_MARGIN
 
 Matrix = tuple[float, float, float, float, float, float, float, float, float]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from networks.rasterizer.constants import (
+from visa.networks.rasterizer.constants import (
     ALPHA_CAP,
     ALPHA_THRESHOLD,
     EPS_2D,

@@ -1,4 +1,4 @@
-"""`python -m tools.import_tracks FORMAT INPUT --out DIR`: other tools' tracks and motion -> NAME.track.npz.
+"""`python -m visa.tools.import_tracks FORMAT INPUT --out DIR`: other tools' tracks and motion -> NAME.track.npz.
 
 FORMAT is `ehm` (EHM-Tracker of GUAVA), `smplerx` (SMPLer-X and OSX-like npz) or `amass` (motion to drive with).
 docs/import_tracks.md says what each field becomes, and what is lost.
@@ -10,11 +10,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from networks.body import BodyModel
-from tools.import_tracks.amass import import_amass
-from tools.import_tracks.ehm import import_ehm
-from tools.import_tracks.smplerx import import_smplerx
-from tools.import_tracks.track import Imported, has_smplx_space, track_arrays, write_track
+from visa.networks.body import BodyModel
+from visa.tools.import_tracks.amass import import_amass
+from visa.tools.import_tracks.ehm import import_ehm
+from visa.tools.import_tracks.smplerx import import_smplerx
+from visa.tools.import_tracks.track import Imported, has_smplx_space, track_arrays, write_track
 
 BODY = Path("assets/body/smplx_anny.npz")
 
@@ -50,7 +50,9 @@ def read(given: argparse.Namespace, body: BodyModel) -> Imported:
 def build_parser() -> argparse.ArgumentParser:
     """The command line, one subcommand a format."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.import_tracks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m visa.tools.import_tracks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     formats = parser.add_subparsers(dest="format", required=True)
     for name, what in (

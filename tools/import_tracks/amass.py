@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from networks.body import BodyModel, BodyParams, rotation_matrices
-from tools.import_tracks.track import Floats, Imported, read_npz, require
+from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.tools.import_tracks.track import Floats, Imported, read_npz, require
 
 MEND = "give an AMASS-like npz with poses, trans and mocap_framerate"
 RATES = ("mocap_framerate", "mocap_frame_rate")  # the SMPL-H and the SMPL-X release spell it differently

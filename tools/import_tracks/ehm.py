@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.import_tracks.track import Floats, Imported, read_npz, require
+from visa.tools.import_tracks.track import Floats, Imported, read_npz, require
 
 MEND = "make ehm_tracking.npz with the lines in docs/import_tracks.md, in EHM-Tracker's environment"
 CROP_SIDE = 1024  # px: body_hd_size

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.import_tracks.track import Floats, Imported, read_npz, require
+from visa.tools.import_tracks.track import Floats, Imported, read_npz, require
 
 MEND = "give the output folder of SMPLer-X's inference, with smplx/FRAME_PERSON.npz and meta/FRAME_PERSON.json"
 NAME = re.compile(r"(\d+)_(\d+)\.npz")

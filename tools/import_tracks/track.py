@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.clip import load_track
-from networks.body import NUM_BETAS, BodyModel
-from runtime.files import atomic_path
+from visa.artifacts.files import atomic_path
+from visa.datamodules.clip import load_track
+from visa.networks.body import NUM_BETAS, BodyModel
 
 Floats = NDArray[np.floating]
 

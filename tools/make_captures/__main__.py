@@ -1,4 +1,4 @@
-"""`python -m tools.make_captures --out assets/captures`: render clips of people who do not exist (extra `capture`)."""
+"""`python -m visa.tools.make_captures --out DIR`: render clips of people who do not exist (extra `capture`)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from runtime.files import atomic_path
-from runtime.media import write_video
-from tools.make_captures.anatomy import Anatomy
-from tools.make_captures.motion import FPS
-from tools.make_captures.person import draw_person
-from tools.make_captures.scene import Studio, require_mitsuba
-from tools.make_captures.stage import Stage
+from visa.artifacts.files import atomic_path
+from visa.artifacts.media import write_video
+from visa.tools.make_captures.anatomy import Anatomy
+from visa.tools.make_captures.motion import FPS
+from visa.tools.make_captures.person import draw_person
+from visa.tools.make_captures.scene import Studio, require_mitsuba
+from visa.tools.make_captures.stage import Stage
 
 BODY, LANDMARKS = Path("assets/body/smplx_anny.npz"), Path("assets/body/landmarks.npz")
 FRAME_QUALITY, MASK_QUALITY = 14, 16  # x264's crf
@@ -122,7 +122,7 @@ def make_captures(out: Path, settings: Settings, seen: int, unseen: int, threads
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.make_captures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m visa.tools.make_captures", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the clips")
     parser.add_argument("--seen", type=int, default=48, help="people who train (default: %(default)s)")
     parser.add_argument("--unseen", type=int, default=4, help="people who only test (default: %(default)s)")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from networks.body import BodyModel
-from tools.make_captures.meshes import linear, mix, ramp, wave_noise
-from tools.make_captures.person import Person
+from visa.networks.body import BodyModel
+from visa.tools.make_captures.meshes import linear, mix, ramp, wave_noise
+from visa.tools.make_captures.person import Person
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from tools.make_captures.anatomy import Anatomy
-from tools.make_captures.meshes import (
+from visa.tools.make_captures.anatomy import Anatomy
+from visa.tools.make_captures.meshes import (
     compact,
     linear,
     midpoint_matrix,
@@ -21,8 +21,8 @@ from tools.make_captures.meshes import (
     vertex_normals,
     wave_noise,
 )  # fmt: skip
-from tools.make_captures.motion import FPS
-from tools.make_captures.person import Garment, Pattern, Person
+from visa.tools.make_captures.motion import FPS
+from visa.tools.make_captures.person import Garment, Pattern, Person
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -9,10 +9,19 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from tools.make_captures.anatomy import EAR, FOREHEAD, Anatomy
-from tools.make_captures.cloth import follow
-from tools.make_captures.meshes import compact, linear, midpoint_matrix, mix, ramp, unit, vertex_normals, wave_noise
-from tools.make_captures.person import HairKind, Person
+from visa.tools.make_captures.anatomy import EAR, FOREHEAD, Anatomy
+from visa.tools.make_captures.cloth import follow
+from visa.tools.make_captures.meshes import (
+    compact,
+    linear,
+    midpoint_matrix,
+    mix,
+    ramp,
+    unit,
+    vertex_normals,
+    wave_noise,
+)
+from visa.tools.make_captures.person import HairKind, Person
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

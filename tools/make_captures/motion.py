@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
-from tools.make_captures.person import Person
+from visa.tools.make_captures.person import Person
 
 Floats = NDArray[np.float64]
 FPS = 25.0

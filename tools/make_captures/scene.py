@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.make_captures.person import Light
-from tools.make_captures.stage import Stage, Surface
+from visa.tools.make_captures.person import Light
+from visa.tools.make_captures.stage import Stage, Surface
 
 Floats = NDArray[np.float64]
 KEY_DISTANCE, BLIND_DISTANCE = 2.2, 1.25  # metres from the chest

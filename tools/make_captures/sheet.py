@@ -1,4 +1,4 @@
-"""`python -m tools.make_captures.sheet`: a picture of all captures, two frames a person, on the training background."""
+"""`python -m visa.tools.make_captures.sheet`: all captures, two frames a person, on the training background."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runtime.files import atomic_path
-from runtime.media import read_video
+from visa.artifacts.files import atomic_path
+from visa.artifacts.media import read_video
 
 BACKGROUND = 0.5
 
@@ -24,7 +24,7 @@ def sheet(folder: Path, columns: int) -> Image.Image:
         matted = frames[chosen] * masks[chosen] + BACKGROUND * (1 - masks[chosen])
         tiles.append(np.concatenate(list(matted.permute(0, 2, 3, 1).numpy()), axis=1))
     if not tiles:
-        raise ValueError(f"no captures in {folder}: python -m tools.make_captures --out {folder}")
+        raise ValueError(f"no captures in {folder}: python -m visa.tools.make_captures --out {folder}")
     tiles += [np.ones_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[first : first + columns], axis=1) for first in range(0, len(tiles), columns)]
     return Image.fromarray(np.round(np.concatenate(rows) * 255).astype(np.uint8))
@@ -32,7 +32,7 @@ def sheet(folder: Path, columns: int) -> Image.Image:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.make_captures.sheet", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m visa.tools.make_captures.sheet", description=__doc__)
     parser.add_argument("--captures", type=Path, default=Path("assets/captures"))
     parser.add_argument("--out", type=Path, default=Path("docs/captures.jpg"))
     parser.add_argument("--columns", type=int, default=6, help="people a row (default: %(default)s)")

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial.transform import Rotation
 
-from networks.body import BodyParams
-from tools.make_captures.anatomy import Anatomy, body_colours, eyeball
-from tools.make_captures.cloth import Shell, covers, fold_features
-from tools.make_captures.hair import Hair, Obstacle
-from tools.make_captures.meshes import compact, midpoint_matrix, vertex_normals
-from tools.make_captures.motion import FPS, make_motion
-from tools.make_captures.person import Person, View
+from visa.networks.body import BodyParams
+from visa.tools.make_captures.anatomy import Anatomy, body_colours, eyeball
+from visa.tools.make_captures.cloth import Shell, covers, fold_features
+from visa.tools.make_captures.hair import Hair, Obstacle
+from visa.tools.make_captures.meshes import compact, midpoint_matrix, vertex_normals
+from visa.tools.make_captures.motion import FPS, make_motion
+from visa.tools.make_captures.person import Person, View
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

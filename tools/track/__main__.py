@@ -1,4 +1,4 @@
-"""`python -m tools.track FILE_OR_FOLDER... --out DIR`: fit the body model to a person and write the clip contract."""
+"""`python -m visa.tools.track FILE_OR_FOLDER... --out DIR`: fit the body model to a person, write the clip contract."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from networks.body import BodyModel
-from tools.export_avatar import WEIGHTS, load_reconstructor
-from tools.track.batch import find_sources, run_batch, share, table, track_in_process
-from tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-from tools.track.detect import detect, is_image, keep_longest_shot, require_mediapipe
-from tools.track.fit import fit
-from tools.track.refine import refine_file
-from tools.track.report import report_of, silhouette_iou
-from tools.track.write import write_clip
+from visa.networks.body import BodyModel
+from visa.tools.export_avatar import WEIGHTS, load_reconstructor
+from visa.tools.track.batch import find_sources, run_batch, share, table, track_in_process
+from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
+from visa.tools.track.detect import detect, is_image, keep_longest_shot, require_mediapipe
+from visa.tools.track.fit import fit
+from visa.tools.track.refine import refine_file
+from visa.tools.track.report import report_of, silhouette_iou
+from visa.tools.track.write import write_clip
 
 
 def track_file(
@@ -48,7 +48,7 @@ def track_file(
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 1 where no clip came out."""
-    parser = argparse.ArgumentParser(prog="python -m tools.track", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m visa.tools.track", description=__doc__)
     parser.add_argument("sources", type=Path, nargs="+", help="videos or images of one person each, or folders of them")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for each clip, its track, mask, overlay and report"
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--landmarks",
         type=Path,
         default=DEFAULT_LANDMARKS,
-        help="the body file's landmarks, made by python -m tools.track.correspond (default: %(default)s)",
+        help="the body file's landmarks, made by python -m visa.tools.track.correspond (default: %(default)s)",
     )
     parser.add_argument(
         "--refine", action="store_true", help="turn torso and arms until the person's own avatar fits the pictures"

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from runtime.files import atomic_path
-from tools.track.detect import is_image
+from visa.artifacts.files import atomic_path
+from visa.tools.track.detect import is_image
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 SIDE_NAMES = (".mask", ".overlay")
@@ -85,7 +85,7 @@ def finished(source: Path, out: Path, is_refined: bool = False) -> dict[str, Any
 
 def track_in_process(source: Path, out: Path, options: list[str], num_threads: int) -> str | None:
     """Track one file in a process of its own; None if it went well, else the reason in one line."""
-    command = [sys.executable, "-m", "tools.track", str(source), "--out", str(out), *options]
+    command = [sys.executable, "-m", "visa.tools.track", str(source), "--out", str(out), *options]
     threads = {f"{name}_NUM_THREADS": str(num_threads) for name in ("OMP", "NUMBA", "MKL")}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, errors="replace")
     if done.returncode == 0:

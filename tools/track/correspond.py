@@ -1,6 +1,6 @@
 """Where the detector's points lie on the body model, computed by showing the detector renders of the model.
 
-`python -m tools.track.correspond [--body assets/body/smplx_anny.npz] [--out assets/body/landmarks.npz]`
+`python -m visa.tools.track.correspond [--body assets/body/smplx_anny.npz] [--out assets/body/landmarks.npz]`
 
 The head is rendered from several sides, the detector is run on each picture, and rays through its points are cast
 back. They may meet the skin only: a point of the lips that lands on a tooth would move with the skull instead of the
@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from networks.body import BodyModel, BodyParams
-from tools.track.detect import NUM_FACE_POINTS, Detector
-from tools.track.render import pixel_barycentric, shade, visible_triangles
+from visa.networks.body import BodyModel, BodyParams
+from visa.tools.track.detect import NUM_FACE_POINTS, Detector
+from visa.tools.track.render import pixel_barycentric, shade, visible_triangles
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -78,7 +78,7 @@ class Landmarks:
                 return Landmarks(**{name: file[name] for name in Landmarks.__dataclass_fields__})
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(
-                f"{path}: not a landmark file: make it by `python -m tools.track.correspond --out {path}`"
+                f"{path}: not a landmark file: make it by `python -m visa.tools.track.correspond --out {path}`"
             ) from error
 
     def save(self, path: Path) -> None:

@@ -23,12 +23,12 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from networks.body import BodyModel, BodyParams, rotation_matrices
-from tools.track.arms import PALM, ArmPoints, RestArms, arm_rotations
-from tools.track.correspond import Landmarks
-from tools.track.detect import NUM_FACE_POINTS, Detections
-from tools.track.outline import Outline, outline_of
-from tools.track.surface import SurfaceMotion, measure_motion
+from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.tools.track.arms import PALM, ArmPoints, RestArms, arm_rotations
+from visa.tools.track.correspond import Landmarks
+from visa.tools.track.detect import NUM_FACE_POINTS, Detections
+from visa.tools.track.outline import Outline, outline_of
+from visa.tools.track.surface import SurfaceMotion, measure_motion
 
 Floats = NDArray[np.float32]
 

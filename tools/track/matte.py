@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from tools.track.detect import Detections
+from visa.tools.track.detect import Detections
 
 Floats = NDArray[np.float32]
 

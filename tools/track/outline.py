@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from networks.body import BodyModel
-from tools.track.detect import Detections
-from tools.track.matte import steady_masks
+from visa.networks.body import BodyModel
+from visa.tools.track.detect import Detections
+from visa.tools.track.matte import steady_masks
 
 NUM_PLACES = 160  # on the outline of a frame
 # Every n-th vertex of the skin becomes a surface point; faces and hands have many.

@@ -1,4 +1,4 @@
-"""Render and compare: `python -m tools.track.refine CLIP...` refines the poses of tracked clips by their pixels.
+"""Render and compare: `python -m visa.tools.track.refine CLIP...` refines the poses of tracked clips by their pixels.
 
 Landmarks see a shoulder or a forearm to a few percent of the face's height, the person's own avatar sees them to a
 pixel. An avatar is made of some of the clip's frames and held against every few of the others through the rasterizer:
@@ -21,20 +21,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.batch import VideoBatch
-from datamodules.clip import Clip, load_track
-from datamodules.sources import clip_files
-from datamodules.spread import spread_frames
-from datamodules.video import WindowReader
-from networks.body import BodyModel, BodyParams, rotation_matrices
-from networks.conditioner import photo_of
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar
-from networks.rasterizer import rasterize
-from networks.reconstructor import GaussianReconstructor
-from runtime.files import atomic_path
-from tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
-from tools.track.fit import COLLARS, ELBOWS, HEAD, NECK, SHOULDERS, SPINE, WRISTS, matrix_to_axis_angle
+from visa.artifacts.files import atomic_path
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.clip import Clip, load_track
+from visa.datamodules.sources import clip_files
+from visa.datamodules.spread import spread_frames
+from visa.datamodules.video import WindowReader
+from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar
+from visa.networks.rasterizer import rasterize
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.runtime.conditioner import photo_of
+from visa.tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from visa.tools.track.fit import COLLARS, ELBOWS, HEAD, NECK, SHOULDERS, SPINE, WRISTS, matrix_to_axis_angle
 
 PLACE = 0.1  # m: a head moves as readily by a centimetre as a joint turns by 0.1 rad
 HEAD_STIFFNESS = 2.0
@@ -233,7 +233,7 @@ def refine_file(
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.track.refine", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m visa.tools.track.refine", description=__doc__)
     parser.add_argument("clips", nargs="+", help="tracked clips, or folders or patterns of them; tracks are replaced")
     parser.add_argument("--body", default=BODY, help="body model of the tracks (default: %(default)s)")
     parser.add_argument("--weights", default=WEIGHTS, help="of the reconstruction (default: %(default)s)")

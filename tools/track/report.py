@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from networks.body import BodyModel
-from tools.track.detect import Detections
-from tools.track.fit import BROW_PAIRS, Track
-from tools.track.matte import steady_masks
-from tools.track.render import fill_triangles
+from visa.networks.body import BodyModel
+from visa.tools.track.detect import Detections
+from visa.tools.track.fit import BROW_PAIRS, Track
+from visa.tools.track.matte import steady_masks
+from visa.tools.track.render import fill_triangles
 
 Floats = NDArray[np.float32]
 SURE = 0.5  # weight of a hand above which the detector is sure of it

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from networks.body import BodyModel, BodyParams
-from tools.track.detect import Detections, read_frames
-from tools.track.render import fill_triangles
+from visa.networks.body import BodyModel, BodyParams
+from visa.tools.track.detect import Detections, read_frames
+from visa.tools.track.render import fill_triangles
 
 Floats = NDArray[np.float32]
 

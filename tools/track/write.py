@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from networks.body import BodyModel
-from tools.track.detect import NUM_HAND_POINTS, Detections, is_image, read_frames, rotation, video_info
-from tools.track.fit import WORLD_TO_CAMERA, Track
-from tools.track.matte import refine, steady_masks
-from tools.track.render import visible_triangles
+from visa.networks.body import BodyModel
+from visa.tools.track.detect import NUM_HAND_POINTS, Detections, is_image, read_frames, rotation, video_info
+from visa.tools.track.fit import WORLD_TO_CAMERA, Track
+from visa.tools.track.matte import refine, steady_masks
+from visa.tools.track.render import visible_triangles
 
 Frame = NDArray[np.uint8]
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from datamodules.batch import VideoBatch
-from networks.avatar_batch import mix_colours
-from networks.body import BodyModel
-from networks.codec import BlockCodec, WanCodec
-from networks.fit import FitOptions, fit_avatar
-from networks.gaussians import Avatar, SplatMaps
-from networks.precision import full_precision
-from networks.reconstructor import GaussianReconstructor, Photo
-from networks.shader import ShaderCondition
+from visa.datamodules.batch import VideoBatch
+from visa.networks.avatar_batch import mix_colours
+from visa.networks.body import BodyModel
+from visa.networks.codec import BlockCodec, WanCodec
+from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.gaussians import Avatar, SplatMaps
+from visa.networks.precision import full_precision
+from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.shader import ShaderCondition
 
 
 def photo_of(batch: VideoBatch) -> Photo:

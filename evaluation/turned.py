@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.retarget import HEAD_JOINT
-from lightning_modules.novel_motion import orbit
-from networks.gaussians import Avatar
-from networks.reconstructor import GaussianReconstructor, Photo
+from visa.datamodules.retarget import HEAD_JOINT
+from visa.evaluation.novel_motion import orbit
+from visa.networks.gaussians import Avatar
+from visa.networks.reconstructor import GaussianReconstructor, Photo
 
 YAW, PITCH = math.radians(40), math.radians(20)
 VIEWS = ((YAW, 0.0), (-YAW, 0.0), (0.0, PITCH), (0.0, -PITCH))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from networks.body import BodyModel
+from visa.networks.body import BodyModel
 
 LEG_JOINTS = (1, 2, 4, 5, 7, 8, 10, 11)
 HEAD_JOINTS = (15, 22, 23, 24)

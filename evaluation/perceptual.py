@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from losses.perceptual import PerceptualDistance
-from metrics.frechet import frechet_features
+from visa.evaluation.frechet import frechet_features
+from visa.losses.perceptual import PerceptualDistance
 
 
 class PerceptualMeasures(NamedTuple):

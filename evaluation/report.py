@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from datamodules.baselines import frozen_frame, nearest_frames
-from datamodules.batch import VideoBatch
-from datamodules.retarget import HEAD_JOINT
-from datamodules.video import VideoDataModule
-from metrics.evaluation import Prediction, evaluate_rows
-from metrics.table import AVATAR, COLUMNS, DETAILS, format_people, report_metrics
-from networks.body import BodyModel, BodyParams
-from runtime.media import sheet, side_by_side, write_image, write_video
-from runtime.provenance import peak_memory_mb
+from visa.artifacts.media import sheet, side_by_side, write_image, write_video
+from visa.artifacts.provenance import peak_memory_mb
+from visa.datamodules.baselines import frozen_frame, nearest_frames
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.retarget import HEAD_JOINT
+from visa.datamodules.video import VideoDataModule
+from visa.evaluation.evaluation import Prediction, evaluate_rows
+from visa.evaluation.table import AVATAR, COLUMNS, DETAILS, format_people, report_metrics
+from visa.networks.body import BodyModel, BodyParams
 
 if TYPE_CHECKING:
-    from lightning_modules.stage import Stage
+    from visa.lightning_modules.stage import Stage
 
 
 TURNED = math.radians(20)

@@ -8,11 +8,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from runtime.media import to_uint8
+from visa.artifacts.media import to_uint8
 
 
 def log_image(loggers: Iterable[Logger], tag: str, image: Tensor, step: int) -> None:
-    """Writes a picture [3, H, W] in [0, 1], e.g. of `runtime.media.sheet`, to each TensorBoard logger."""
+    """Writes a picture [3, H, W] in [0, 1], e.g. of `artifacts.media.sheet`, to each TensorBoard logger."""
     for writer in _writers(loggers):
         writer.add_image(tag, to_uint8(image), step, dataformats="HWC")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from losses.image import ssim_loss
+from visa.losses.image import ssim_loss
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:

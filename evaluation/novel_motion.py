@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.batch import VideoBatch
-from datamodules.retarget import HEAD_JOINT, open_photo, put_motion_on
-from datamodules.video import VideoDataModule
-from metrics.identity import FaceIdentity, detection_rate, mean_distance
-from networks.body import BodyModel, rotation_matrices
-from networks.conditioner import photo_of
-from runtime.media import sheet, write_image
+from visa.artifacts.media import sheet, write_image
+from visa.datamodules.batch import VideoBatch
+from visa.datamodules.retarget import HEAD_JOINT, open_photo, put_motion_on
+from visa.datamodules.video import VideoDataModule
+from visa.evaluation.identity import FaceIdentity, detection_rate, mean_distance
+from visa.networks.body import BodyModel, rotation_matrices
+from visa.runtime.conditioner import photo_of
 
 if TYPE_CHECKING:
-    from lightning_modules.reconstruction import Reconstruction
-    from lightning_modules.report import TestReport
+    from visa.evaluation.report import TestReport
+    from visa.lightning_modules.reconstruction import Reconstruction
 
 CROSS_PEOPLE, CROSS_DRIVERS = 4, 3  # people who are driven, and by how many others each
 IDENTITY_EVERY = 8  # frames, as in the rows that have a truth

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from runtime.files import atomic_path
-from runtime.sound import Sound, SoundTrack
+from visa.artifacts.files import atomic_path
+from visa.runtime.sound import Sound, SoundTrack
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from runtime.media import to_uint8
+from visa.artifacts.media import to_uint8
 
 
 class FaceIdentity:

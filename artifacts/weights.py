@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from runtime.files import atomic_path
+from visa.artifacts.files import atomic_path
 
 
 def save_weights(

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from runtime.files import atomic_path
-from runtime.provenance import device_name, git_commit
+from visa.artifacts.files import atomic_path
+from visa.artifacts.provenance import device_name, git_commit
 
 # Column -> (heading, format); the arrow says which way is better.
 COLUMNS: dict[str, tuple[str, str]] = {

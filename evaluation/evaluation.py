@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from losses.perceptual import PerceptualDistance
-from metrics import identity, image, temporal
-from metrics.frechet import frechet_of_samples, kernel_distance
-from metrics.inception import inception_distances
-from metrics.perceptual import PerceptualMeasures, metric_network, perceptual_difference, perceptual_measures
-from metrics.sharpness import sharpness
-from metrics.silhouette import silhouette_iou
-from metrics.warping import motion_of, warping_error
+from visa.evaluation import identity, image, temporal
+from visa.evaluation.frechet import frechet_of_samples, kernel_distance
+from visa.evaluation.inception import inception_distances
+from visa.evaluation.perceptual import PerceptualMeasures, metric_network, perceptual_difference, perceptual_measures
+from visa.evaluation.sharpness import sharpness
+from visa.evaluation.silhouette import silhouette_iou
+from visa.evaluation.warping import motion_of, warping_error
+from visa.losses.perceptual import PerceptualDistance
 
 MEASURES = ("image", "temporal", "warping", "sharpness", "perceptual", "identity", "inception")
 

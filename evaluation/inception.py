@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.frechet import frechet_distance
-from runtime.media import to_uint8
+from visa.artifacts.media import to_uint8
+from visa.evaluation.frechet import frechet_distance
 
 FID_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # released with torch-fidelity 0.2.0
 FVD_WEIGHTS = "i3d_pretrained_400.pt"  # I3D on Kinetics-400, as cd-fvd reads it

@@ -1,0 +1,207 @@
+"""Command line of every stage: `python train.py fit|validate|test|predict -c configs/STAGE.yaml`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from visa.artifacts.provenance import peak_memory_mb
+from visa.datamodules.video import VideoDataModule
+from visa.lightning_modules.stage import Stage
+
+RUNS = Path(os.environ.get("VISA_RUNS", "runs"))
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+DEFAULT_CONFIG = "configs/shader.yaml"
+
+
+class StageCLI(LightningCLI):
+    """LightningCLI with a run folder for each launch and weights chosen as the docs say."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Values that data and model share are given once, in `data`; the flags of test and predict."""
+        parser.link_arguments("data.num_steps", "model.init_args.num_steps")
+        parser.link_arguments("data.body_model", "model.init_args.body_model")
+        parser.link_arguments("data.seed", "model.init_args.seed")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: object) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.add_argument(
+                "--weights",
+                default=None,
+                help="`shipped` or a file; by default the newest complete fit run's, else the shipped",
+            )
+        if "weights_only" in parser.get_defaults():
+            parser.set_defaults({"weights_only": True})  # a checkpoint is data: nothing in it may run
+        if subcommand == "test":
+            parser.add_argument("--quick", action="store_true", help="take every 4th frame of the test blocks")
+        if subcommand == "predict":
+            parser.add_argument(
+                "--image", type=str, nargs="+", required=True, help="photo or photos of the person, or a clip"
+            )
+            parser.add_argument("--photos", type=int, default=None, help="frames of the clip to take as photos (8)")
+            parser.add_argument(
+                "--driving", required=True, help="motion: a .track.npz, or a video, which is tracked first"
+            )
+            parser.add_argument("--out", default="out.mp4", help="video to write")
+            parser.add_argument("--size", type=int, default=None, help="side of its pictures in px (512)")
+        return parser
+
+    def before_instantiate_classes(self) -> None:
+        """Hand the flags on to data and model."""
+        config = self.config[self.subcommand]
+        if "subcommand" in config.model.init_args:
+            config.model.init_args.subcommand = self.subcommand
+        if self.subcommand == "test" and config.quick:
+            config.data.test_stride = 4
+        if self.subcommand == "predict":
+            config.data.predict.image, config.data.predict.driving = config.image, config.driving
+            config.data.predict.photos, config.data.predict.size = config.photos, config.size
+            if "out" not in config.model.init_args:
+                raise ValueError(
+                    f"{config.model.class_path} paints no video: "
+                    "predict with -c configs/shader.yaml or configs/adversarial.yaml"
+                )
+            config.model.init_args.out = config.out
+
+    def instantiate_trainer(self, **kwargs: object) -> object:
+        """A run folder: `runs/STAGE/version_N`; a resumed fit goes on in the folder of the run that was cut off."""
+        config = self.config[self.subcommand]
+        name, version = self.model.stage, None
+        if self.subcommand == "fit" and config.get("ckpt_path") is not None:
+            path = self._checkpoint(config.ckpt_path)
+            self.config_init[self.subcommand]["ckpt_path"] = str(path)
+            if path.resolve().is_relative_to((RUNS / name).resolve()):
+                version = path.parent.parent.name
+        if self.subcommand != "fit":
+            name = f"{self.subcommand}/{name}"
+        kwargs["logger"] = TensorBoardLogger(str(RUNS), name=name, version=version, default_hp_metric=False)
+        return super().instantiate_trainer(**kwargs)
+
+    def _checkpoint(self, given: str) -> Path:
+        if given != "last":
+            path = Path(given)
+        else:
+            found = sorted((RUNS / self.model.stage).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+            path = found[-1] if found else RUNS / self.model.stage / "version_0/checkpoints/last.ckpt"
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}: start the run without --ckpt_path")
+        return path
+
+    def before_fit(self) -> None:
+        """Say where results go."""
+        self.trainer.print(f"run folder: {self.trainer.log_dir}")
+
+    def after_fit(self) -> None:
+        """Say where results are."""
+        folder = self.trainer.log_dir
+        self.trainer.print(f"peak memory: {peak_memory_mb() / 1000:.1f} GB")
+        self.trainer.print(f"weights: {folder}/weights.safetensors\npictures and curves: tensorboard --logdir {RUNS}")
+
+    def _load(self) -> None:
+        config = self.config[self.subcommand]
+        stage = self.model
+        assert isinstance(stage, Stage)
+        stage.load_exported(config.weights, RUNS)
+
+    before_validate = before_test = before_predict = _load
+
+    def after_test(self) -> None:
+        """The table, and the path of metrics.json as the last line."""
+        self.model.report.write()
+
+
+def with_default_config(arguments: list[str]) -> list[str]:
+    """Without `-c`, the shader's config (a default file would be merged under every other one)."""
+    has_config = any(a in ("-c", "--config", "-h", "--help") or a.startswith("--config=") for a in arguments)
+    if arguments and arguments[0] in SUBCOMMANDS and not has_config:
+        return [arguments[0], "-c", DEFAULT_CONFIG, *arguments[1:]]
+    return arguments
+
+
+def main(arguments: list[str] | None = None, cli: type[StageCLI] = StageCLI) -> StageCLI:
+    """Parse and run.
+
+    Args:
+        arguments: instead of the process's own.
+        cli: `BuildOnly` instantiates without running, for tests.
+    """
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # The sampler itself goes on where the checkpoint ended.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message=".*predict returned None.*")  # it writes a video
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings(
+        "ignore", message=".*in eval mode at the start of training.*"
+    )  # the fixed perceptual network
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+    try:
+        return _run(cli, with_default_config(sys.argv[1:] if arguments is None else arguments))
+    except ValueError as error:
+        raise _first_line_cause(error) from None
+
+
+def _run(cli: type[StageCLI], arguments: list[str]) -> StageCLI:
+    return cli(
+        Stage,
+        VideoDataModule,
+        subclass_mode_model=True,
+        save_config_callback=SaveFitConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        # The sampler knows rank and world size itself; Lightning's would share its steps out among the ranks.
+        trainer_defaults={"use_distributed_sampler": False},
+        args=arguments,
+    )
+
+
+def _first_line_cause(error: BaseException) -> BaseException:
+    """The constructor's own one-line error: the parser folds it into a page about every type it tried."""
+    cause: BaseException | None = error
+    while cause is not None and "\n" in str(cause):
+        cause = cause.__cause__ or cause.__context__
+    return error if cause is None else cause
+
+
+class BuildOnly(StageCLI):
+    """Instantiates without running."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """`config.yaml` is the record of a fit; validation, test and predict write none."""
+
+    def setup(self, trainer: object, pl_module: object, stage: str) -> None:
+        """Write the config in fit only."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+def leave_process_group() -> None:
+    """Let Gloo's threads end before the interpreter does.
+
+    Lightning destroys the group at exit for NCCL alone. A Gloo thread that then still waits for the interpreter, to
+    drop the tensors of the last broadcast, aborts a process whose work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def run() -> None:
+    """The process: errors of the user's input end in one line, VISA_TRACEBACK=1 shows where they come from."""
+    try:
+        main()
+        leave_process_group()
+    except (FileNotFoundError, ValueError) as error:
+        if os.environ.get("VISA_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
