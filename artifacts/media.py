@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from visa.artifacts.files import atomic_path
-from visa.runtime.sound import Sound, SoundTrack
+from visa.artifacts.sound import Sound, SoundTrack
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:

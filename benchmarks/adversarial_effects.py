@@ -16,13 +16,14 @@ from visa import cli as train
 from visa.artifacts.media import sheet, write_image
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
-from visa.datamodules.video import FixedWindows, VideoDataModule
+from visa.datamodules.video import VideoDataModule
+from visa.datamodules.windows import FixedWindows
 from visa.evaluation.evaluation import Prediction, evaluate_rows
 from visa.evaluation.sharpness import with_grain
 from visa.evaluation.table import report_metrics
 from visa.lightning_modules.adversarial import Adversarial
-from visa.lightning_modules.stage import COMMANDS
 from visa.networks.body import BodyModel
+from visa.runtime.shipped import COMMANDS
 
 GRAIN = "matching + grain"
 LANDMARKS = "assets/body/landmarks.npz"

@@ -27,16 +27,17 @@ from torch import Tensor
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.sources import clip_files
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.evaluation.table import format_table
 from visa.losses.image import box_weight, l1, weighted_mean
 from visa.networks.anatomy import Kind
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar, splat
-from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.photo import Photo
+from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
-from visa.tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 from visa.tools.track.correspond import DEFAULT_LANDMARKS, LIP_CORNERS, LOWER_INNER_LIP, UPPER_INNER_LIP
 
 CLIPS = ["assets/clips/webcam_man.mp4"]

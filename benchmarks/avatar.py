@@ -22,7 +22,8 @@ import torch
 from visa.datamodules.clip import load_track
 from visa.networks.body import BodyParams
 from visa.networks.gaussians import splat
-from visa.tools.export_avatar import BODY, WEIGHTS, load_reconstructor, read_photo
+from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
+from visa.tools.export_avatar import read_photo
 
 DRIVING = "assets/clips/webcam_man.track.npz"
 TARGET_SECONDS, TARGET_FPS = 1.0, 60.0

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from visa.artifacts.weights import load_weights
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
-from visa.lightning_modules.stage import COMMANDS, build_reconstructor
 from visa.runtime.conditioner import photo_of
+from visa.runtime.shipped import COMMANDS, build_reconstructor
 
 Floats = NDArray[np.float32]
 REACH = 2  # pixels on each side

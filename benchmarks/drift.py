@@ -23,7 +23,8 @@ from visa.artifacts.media import sheet, write_image
 from visa.artifacts.provenance import device_name, git_commit
 from visa.benchmarks.shader import bounce
 from visa.datamodules.batch import VideoBatch
-from visa.datamodules.video import FixedWindows, VideoDataModule
+from visa.datamodules.video import VideoDataModule
+from visa.datamodules.windows import FixedWindows
 from visa.evaluation.image import psnr
 from visa.evaluation.perceptual import metric_network, perceptual_measures
 from visa.lightning_modules.distillation import Distillation

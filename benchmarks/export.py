@@ -23,10 +23,12 @@ from visa.evaluation.image import psnr
 from visa.evaluation.perceptual import metric_network
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Gaussians
+from visa.networks.photo import Photo
 from visa.networks.rasterizer.reference import rasterize_tiled
-from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 from visa.runtime.splat_files import read_splat
-from visa.tools.export_avatar import BODY, WEIGHTS, export, load_reconstructor, read_photo
+from visa.tools.export_avatar import export, read_photo
 
 NEAR = 0.01  # m
 

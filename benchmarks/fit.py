@@ -27,7 +27,7 @@ from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.hold_out import held_out_block
 from visa.datamodules.sources import clip_files
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
 from visa.evaluation.perceptual import metric_network, perceptual_measures
 from visa.evaluation.silhouette import largest_fragment
@@ -36,7 +36,7 @@ from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
-from visa.tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 
 CLIPS = ["assets/clips/webcam_man.mp4"]
 SIZE, TIMED_SIZES = 128, (128, 384)  # px

@@ -28,7 +28,7 @@ from visa.networks.fit import fit_avatar
 from visa.networks.gaussians import Avatar, SplatMaps
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
-from visa.tools.export_avatar import BODY, WEIGHTS, load_reconstructor
+from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 
 CHUNK = 4  # frames at a time
 

@@ -36,7 +36,7 @@ from visa.evaluation.evaluation import Prediction, evaluate_rows
 from visa.evaluation.novel_motion import cross_motion_batches, identity_to_photo
 from visa.evaluation.table import format_table, write_metrics
 from visa.lightning_modules.reconstruction import Reconstruction
-from visa.lightning_modules.stage import COMMANDS
+from visa.runtime.shipped import COMMANDS
 
 OURS, PROJECTED = "ours", "projected"
 SWITCH = "--model.init_args.reconstructor_options."

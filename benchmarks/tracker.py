@@ -20,7 +20,7 @@ import torch
 from visa.datamodules.clip import Clip
 from visa.evaluation.table import format_table
 from visa.networks.body import BodyModel
-from visa.tools.export_avatar import BODY, WEIGHTS, load_reconstructor
+from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 from visa.tools.track.correspond import DEFAULT_LANDMARKS, Landmarks
 from visa.tools.track.detect import detect, keep_longest_shot, read_frames, video_info
 from visa.tools.track.fit import fit

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,60 +14,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import IMAGE_SUFFIXES, Clip, frame_rate, load_track
 from visa.datamodules.spread import spread_frames
+from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
 from visa.networks.gaussians import matrix_to_quaternion
+from visa.networks.template import HEAD_JOINT
 
-if TYPE_CHECKING:
-    from visa.datamodules.video import WindowReader
-
-HEAD_JOINT = 15
 NUM_PHOTOS = 8  # taken from a clip unless told otherwise
 
 
-def open_photo(path: str | Path, body_model: str) -> Clip:
-    """Open a photo (or clip) with its track, see `tracked`."""
-    return Clip(tracked(path, body_model, "--image")).load()
-
-
-def tracked(path: str | Path, body_model: str, option: str) -> Path:
-    """A photo or video whose track lies beside it; one without is tracked now, if the `track` extra is installed.
-
-    The new clip lands in a folder `NAME_tracked_DIGEST` beside it, named by the file's content too, so that another
-    photo of the same name is another person; it is found there the next time.
-
-    Args:
-        path: of the photo or video.
-        body_model: the file that the track is a fit of.
-        option: that named it, for the error message.
-    """
-    source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"no file at {source}: check {option}")
-    if source.with_name(source.stem + ".track.npz").is_file():
-        return source
-    digest = hashlib.sha256()
-    with source.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    folder = source.with_name(f"{source.stem}_tracked_{digest.hexdigest()[:8]}")
-    suffix = ".png" if source.suffix.lower() in IMAGE_SUFFIXES else ".mp4"
-    if not (folder / f"{source.stem}.track.npz").is_file():
-        from visa.tools.track.__main__ import track_file
-        from visa.tools.track.correspond import DEFAULT_LANDMARKS
-
-        rank_zero_info(f"{source} has no track: tracked now, into {folder}")
-        with torch.inference_mode(False), torch.enable_grad():  # predict runs without, and the tracker fits
-            track_file(source, folder, Path(body_model), DEFAULT_LANDMARKS)
-    return folder / f"{source.stem}{suffix}"
-
-
-def read_motion(driving: str | Path, body_model: str) -> dict[str, np.ndarray]:
-    """The track of a motion: a `.track.npz`, or a video, which is tracked where no track lies beside it."""
+def read_motion(driving: str | Path) -> dict[str, np.ndarray]:
+    """The track of a motion: a `.track.npz`, or a video with its track beside it."""
     path = Path(driving)
-    if path.suffix.lower() != ".npz":
-        clip = tracked(path, body_model, "--driving")
-        path = clip.with_name(clip.stem + ".track.npz")
-    return load_track(path)
+    return load_track(path if path.suffix.lower() == ".npz" else path.with_name(path.stem + ".track.npz"))
 
 
 def held_frames(valid: np.ndarray) -> np.ndarray:
@@ -81,16 +37,13 @@ def held_frames(valid: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(valid[shown], shown, -1))
 
 
-def open_photos(
-    images: Sequence[str | Path], num_photos: int | None, body_model: str, body: BodyModel
-) -> list[tuple[Clip, int]]:
+def open_photos(images: Sequence[str | Path], num_photos: int | None, body: BodyModel) -> list[tuple[Clip, int]]:
     """Photos of one person, each as a clip and its frame; the first is the one that stands for the person.
 
     Args:
-        images: photos, or one clip.
+        images: photos, or one clip, their tracks beside them.
         num_photos: how many frames of the clip; None takes NUM_PHOTOS.
-        body_model: the file that the tracks are fits of.
-        body: the model in it.
+        body: the model that the tracks are fits of.
 
     Raises:
         FileNotFoundError: no such file.
@@ -102,11 +55,11 @@ def open_photos(
     if all(are_photos):
         if num_photos is not None:
             raise ValueError(f"--photos chooses frames of a clip, and --image {images[0]} is a photo: leave it away")
-        return [(open_photo(image, body_model), 0) for image in images]
+        return [(Clip(image).load(), 0) for image in images]
     if len(images) > 1:
         clip = images[are_photos.index(False)]
         raise ValueError(f"--image {clip} is a clip and not the only file: give one clip, or photos alone")
-    clip = open_photo(images[0], body_model)
+    clip = Clip(images[0]).load()
     first, valid = clip.reference_frame(), np.flatnonzero(clip.track["frame_valid"])
     return [(clip, number) for number in spread_frames(clip, valid, num_photos or NUM_PHOTOS, first, body)]
 
@@ -143,8 +96,9 @@ def retarget(
     fringe of their background (`datamodules.foreground`).
 
     Args:
-        image: the photo or photos, or a clip; tracked. The first photo is the one whose camera and place count.
-        driving: `.track.npz` of the motion, or a video.
+        image: the photo or photos, or a clip, their tracks beside them. The first photo is the one whose camera and
+            place count.
+        driving: `.track.npz` of the motion, or a video with its track beside it.
         reader: reads the photo.
         resolution: side of the output.
         num_frames: at most so many frames; None takes all.
@@ -156,7 +110,7 @@ def retarget(
         a batch of one window whose `frames` and `masks` are empty of truth (zeros) and `valid` is False.
     """
     images, body = [image] if isinstance(image, str) else list(image), BodyModel.from_file(body_model)
-    photos, motion = open_photos(images, num_photos, body_model, body), read_motion(driving, body_model)
+    photos, motion = open_photos(images, num_photos, body), read_motion(driving)
     numbers = held_frames(motion["frame_valid"])[:num_frames]
     if len(numbers) == 0:
         raise ValueError(f"{driving} has no valid frame to drive with: track another video")

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from visa.artifacts.media import sheet, write_image
 from visa.datamodules.batch import VideoBatch
-from visa.datamodules.retarget import HEAD_JOINT, open_photo, put_motion_on
+from visa.datamodules.clip import Clip
+from visa.datamodules.retarget import put_motion_on
 from visa.datamodules.video import VideoDataModule
 from visa.evaluation.identity import FaceIdentity, detection_rate, mean_distance
+from visa.evaluation.report import TestReport
 from visa.networks.body import BodyModel, rotation_matrices
+from visa.networks.fit import FitOptions, fitted_avatar
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.template import HEAD_JOINT
 from visa.runtime.conditioner import photo_of
-
-if TYPE_CHECKING:
-    from visa.evaluation.report import TestReport
-    from visa.lightning_modules.reconstruction import Reconstruction
 
 CROSS_PEOPLE, CROSS_DRIVERS = 4, 3  # people who are driven, and by how many others each
 IDENTITY_EVERY = 8  # frames, as in the rows that have a truth
@@ -69,13 +70,13 @@ def identity_to_photo(frames: Tensor, photo: Tensor) -> dict[str, float | str | 
 
 
 @torch.no_grad()
-def add_cross_motion(stage: Reconstruction, module: VideoDataModule, report: TestReport) -> None:
+def add_cross_motion(reconstructor: GaussianReconstructor, fit: FitOptions, report: TestReport) -> None:
     """A row for each pair of person and driver, and `cross_motion.png`: the photo, then frames of the driven avatar."""
     rows, columns = {}, 7
-    body = stage.reconstructor.body
-    for batch in cross_motion_batches(module, body, CROSS_PEOPLE, CROSS_DRIVERS):
-        batch = stage.transfer_batch_to_device(batch, stage.device, 0)
-        avatar = stage.fitted(photo_of(batch))
+    body = reconstructor.body
+    for batch in cross_motion_batches(report.data, body, CROSS_PEOPLE, CROSS_DRIVERS):
+        batch = move_data_to_device(batch, report.device)
+        avatar = fitted_avatar(reconstructor, photo_of(batch), fit)
         maps = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
         frames = maps.textured[0].clamp(0, 1).cpu()
         figures = identity_to_photo(frames, batch.reference[0].cpu())
@@ -102,12 +103,12 @@ def orbit(camera: Tensor, centre: Tensor, angle: float, pitch: float = 0.0) -> T
 
 
 @torch.no_grad()
-def photo_sheet(stage: Reconstruction, path: str, module: VideoDataModule) -> Tensor:
+def photo_sheet(reconstructor: GaussianReconstructor, fit: FitOptions, path: str, report: TestReport) -> Tensor:
     """`[3,H',W']`: the photo and its avatar, as it is, from both sides, with the head turned, with an open mouth."""
-    clip = open_photo(path, module.body_model)
+    clip, module = Clip(path).load(), report.data
     batch = module.reader.read(clip, np.zeros(1, dtype=np.int64), 0, module.resolution)
-    batch = stage.transfer_batch_to_device(batch, stage.device, 0)
-    body, own, camera = stage.reconstructor.body, batch.body, batch.world_to_camera[0, 0]
+    batch = move_data_to_device(batch, report.device)
+    body, own, camera = reconstructor.body, batch.body, batch.world_to_camera[0, 0]
     head = body(own)[1][0, 0, HEAD_JOINT]
     jaw, pose = own.jaw_pose.clone(), own.body_pose.clone()
     jaw[..., 0] += JAW
@@ -121,7 +122,7 @@ def photo_sheet(stage: Reconstruction, path: str, module: VideoDataModule) -> Te
         "both": (replace(own, jaw_pose=jaw), orbit(camera, head, TURN)),
     }
     photo = photo_of(batch)
-    fitted, projected = stage.fitted(photo), stage.reconstructor(photo, use_heads=False)[0]
+    fitted, projected = fitted_avatar(reconstructor, photo, fit), reconstructor(photo, use_heads=False)[0]
     rows = {}
     for label, avatar in (
         ("splat", replace(fitted, texture=None)),

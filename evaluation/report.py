@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +17,11 @@ from visa.artifacts.media import sheet, side_by_side, write_image, write_video
 from visa.artifacts.provenance import peak_memory_mb
 from visa.datamodules.baselines import frozen_frame, nearest_frames
 from visa.datamodules.batch import VideoBatch
-from visa.datamodules.retarget import HEAD_JOINT
 from visa.datamodules.video import VideoDataModule
 from visa.evaluation.evaluation import Prediction, evaluate_rows
 from visa.evaluation.table import AVATAR, COLUMNS, DETAILS, format_people, report_metrics
 from visa.networks.body import BodyModel, BodyParams
-
-if TYPE_CHECKING:
-    from visa.lightning_modules.stage import Stage
-
+from visa.networks.template import HEAD_JOINT
 
 TURNED = math.radians(20)
 
@@ -52,13 +48,19 @@ class TestReport:
     Frames are kept in float16: a test's rows are many, and its rounding (0.0002 and less) is below that of the videos.
 
     Args:
-        stage: the module under test.
+        data: whose clips are tested.
+        directory: to write to.
         protocol: a sentence for metrics.json on how the rows were predicted.
+        stage: name of the stage under test.
+        seed: of its noise.
+        device: that it runs on.
     """
 
-    def __init__(self, stage: Stage, protocol: str) -> None:
-        self.stage, self.protocol = stage, protocol
-        self.directory = Path(stage.trainer.log_dir or ".")
+    def __init__(
+        self, data: VideoDataModule, directory: Path, protocol: str, stage: str, seed: int, device: torch.device
+    ) -> None:
+        self.data, self.directory, self.protocol = data, directory, protocol
+        self.stage, self.seed, self.device = stage, seed, device
         self.rows: dict[str, dict[str, list[Prediction]]] = {}
         self.truth: dict[str, list[Tensor]] = {}
         self.masks: dict[str, list[Tensor]] = {}
@@ -70,9 +72,7 @@ class TestReport:
 
     @cached_property
     def _body(self) -> BodyModel:
-        module = self.stage.trainer.datamodule
-        assert isinstance(module, VideoDataModule)
-        return BodyModel.from_file(module.body_model)
+        return BodyModel.from_file(self.data.body_model)
 
     @contextmanager
     def timed(self, name: str, batch: VideoBatch, num_steps: int | None = None) -> Iterator[Prediction]:
@@ -113,11 +113,10 @@ class TestReport:
 
         Measures the clip before, where this block begins another.
         """
-        clip_name, module = batch.names[0], self.stage.trainer.datamodule
+        clip_name, module = batch.names[0], self.data
         for name in [name for name in self.truth if name != clip_name]:
             self._measure(name)
-        assert isinstance(module, VideoDataModule)
-        clip = next(c for c in [*module.clips, *module.extra_clips] if c.name == clip_name)
+        clip = module.clip_named(clip_name)
         numbers, valid = batch.frame_numbers[0].cpu().numpy(), batch.valid[0].cpu()
         has_coverage = any(blocks[-1].coverage is not None for blocks in self.rows[clip_name].values())
         reason = dict.fromkeys(("fps", "latency_ms", "diversity"), "a stored frame, nothing is computed")
@@ -143,7 +142,7 @@ class TestReport:
 
     def _measure(self, clip_name: str) -> None:
         """Figures, video and sheet of a clip whose blocks are all predicted; its frames are let go."""
-        module, rows = self.stage.trainer.datamodule, self.rows.pop(clip_name)
+        module, rows = self.data, self.rows.pop(clip_name)
         order = ["freeze", "nearest"]
         names = [*order, *(name for name in rows if name not in order)]
         lengths = [len(block) for block in self.truth[clip_name]]
@@ -168,7 +167,7 @@ class TestReport:
         """Measure what is left, print the table, write every file; the last line printed is the path of
         metrics.json.
         """
-        module, figures = self.stage.trainer.datamodule, self.figures
+        module, figures = self.data, self.figures
         for clip_name in list(self.truth):
             self._measure(clip_name)
         folders = [(str(Path(*clip.path.parts[-3:-1])), clip.name) for clip in module.extra_clips]
@@ -182,10 +181,10 @@ class TestReport:
         report_metrics(
             self.directory / "metrics.json",
             figures,
-            config=self.stage.stage,
-            seed=self.stage.seed,
+            config=self.stage,
+            seed=self.seed,
             protocol=f"{self.protocol}; {module.resolution} px, {frames} of the test blocks",
-            device=self.stage.device,
+            device=self.device,
             peak_memory_mb=round(peak_memory_mb()),
         )
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visa.datamodules.retarget import HEAD_JOINT
 from visa.evaluation.novel_motion import orbit
 from visa.networks.gaussians import Avatar
-from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.photo import Photo
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.template import HEAD_JOINT
 
 YAW, PITCH = math.radians(40), math.radians(20)
 VIEWS = ((YAW, 0.0), (-YAW, 0.0), (0.0, PITCH), (0.0, -PITCH))

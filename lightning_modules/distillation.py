@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from visa.artifacts.media import write_video
+from visa.artifacts.sound import Sound, has_sound
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
 from visa.lightning_modules.shading import ShadingStage
-from visa.lightning_modules.stage import COMMANDS
 from visa.losses.distillation import distribution_matching_loss, ode_regression_loss
 from visa.losses.flow import add_noise, sample_levels, velocity_loss
 from visa.networks.codec import BlockCodec, WanCodec
@@ -29,7 +29,7 @@ from visa.networks.reconstructor import ReconstructorOptions
 from visa.networks.rollout import CausalRollout
 from visa.networks.sampler import integrate, shifted_levels
 from visa.networks.shader import ShaderCondition, VideoShader
-from visa.runtime.sound import Sound, has_sound
+from visa.runtime.shipped import COMMANDS
 
 
 class Distillation(ShadingStage):
@@ -289,7 +289,7 @@ class Distillation(ShadingStage):
 
     def sound(self, batch: VideoBatch) -> Sound | None:
         """Of the video that drives, from the first frame shown."""
-        driving = Path(self.trainer.datamodule.predict_input.driving)
+        driving = Path(self.data().predict_input.driving or "")
         if driving.suffix.lower() == ".npz" or not has_sound(driving):
             return None
         return Sound(driving, float(batch.frame_numbers[0, 0]) / batch.fps[0])

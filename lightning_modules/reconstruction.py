@@ -14,21 +14,22 @@ from visa.artifacts.tensorboard import log_image, log_video
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.spread import spread_frames
-from visa.datamodules.video import VideoDataModule
 from visa.evaluation.evaluation import Prediction
 from visa.evaluation.image import psnr
 from visa.evaluation.novel_motion import add_cross_motion, photo_sheet
 from visa.evaluation.report import TestReport
 from visa.evaluation.turned import turned_figures
-from visa.lightning_modules.stage import COMMANDS, Stage, build_reconstructor
+from visa.lightning_modules.stage import Stage
 from visa.losses.image import l1, mask_loss, ssim_loss, weighted_mean
 from visa.losses.perceptual import PerceptualDistance, enlarged
 from visa.networks.body import BodyParams
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar, Gaussians, SplatMaps, splat
-from visa.networks.reconstructor import FeatureDecoder, Photo, ReconstructorOptions
+from visa.networks.photo import Photo
+from visa.networks.reconstructor import FeatureDecoder, ReconstructorOptions
 from visa.networks.regions import DetailRegions
 from visa.runtime.conditioner import photo_of
+from visa.runtime.shipped import COMMANDS, build_reconstructor
 
 
 def with_photo(batch: VideoBatch) -> VideoBatch:
@@ -222,7 +223,7 @@ class Reconstruction(Stage):
 
     def on_test_start(self) -> None:
         """Open the report."""
-        self.report = TestReport(self, "each test block from the reference photo alone")
+        self.report = self.open_report("each test block from the reference photo alone")
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Rows: freeze, nearest, projected colours only (no learning), the feed-forward avatar and those fitted to
@@ -245,16 +246,10 @@ class Reconstruction(Stage):
                     self._draw(row, shown, batch)
         self.report.close_block(batch)
 
-    def fitted(self, photo: Photo) -> Avatar:
-        """The avatar of a photo, fitted to it."""
-        avatar, _ = self.reconstructor(photo)
-        return fit_avatar(self.reconstructor, avatar, photo, self.fit)
-
     def _further_photos(self, batch: VideoBatch, count: int) -> list[Photo]:
         """`count` - 1 photos beside the batch's own, of its clip's frames outside of test, gaps and validation."""
-        module = self.trainer.datamodule
-        assert isinstance(module, VideoDataModule)
-        clip = next(one for one in [*module.clips, *module.extra_clips] if one.name == batch.names[0])
+        module = self.data()
+        clip = module.clip_named(batch.names[0])
         first, body = int(batch.reference_numbers[0]), self.reconstructor.body
         chosen = spread_frames(clip, clip.free_frames(), count, first, body)[1:]
         read = [module.reader.read(clip, np.asarray([number]), number, module.resolution) for number in chosen]
@@ -282,11 +277,10 @@ class Reconstruction(Stage):
     def on_test_epoch_end(self) -> None:
         """What has no truth: each clip that never trains driven by the next one, and the photo from other sides."""
         assert self.report is not None
-        module = self.trainer.datamodule
-        assert isinstance(module, VideoDataModule)
-        add_cross_motion(self, module, self.report)
+        add_cross_motion(self.reconstructor, self.fit, self.report)
         if self.test_photo is not None:
-            write_image(self.report.directory / "photo.png", photo_sheet(self, self.test_photo, module))
+            sheet_of_photo = photo_sheet(self.reconstructor, self.fit, self.test_photo, self.report)
+            write_image(self.report.directory / "photo.png", sheet_of_photo)
 
     def exported(self) -> nn.Module:
         """The reconstructor."""

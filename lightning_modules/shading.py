@@ -14,10 +14,9 @@ from visa.artifacts.media import sheet, side_by_side
 from visa.artifacts.tensorboard import log_image, log_video
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
-from visa.datamodules.video import VideoDataModule
 from visa.evaluation.image import psnr
 from visa.evaluation.report import TestReport
-from visa.lightning_modules.stage import COMMANDS, Stage, build_reconstructor
+from visa.lightning_modules.stage import Stage
 from visa.losses.image import detail_loss, l1
 from visa.losses.perceptual import PerceptualDistance, enlarged
 from visa.networks.codec import BlockCodec, WanCodec
@@ -29,6 +28,7 @@ from visa.networks.sampler import sample_bidirectional
 from visa.networks.shader import ShaderCondition, VideoShader
 from visa.runtime.avatar_cache import AvatarCache
 from visa.runtime.conditioner import Conditioner
+from visa.runtime.shipped import COMMANDS, build_reconstructor
 from visa.runtime.stream import AvatarStream
 
 # Chosen on validation people: finer changes of the shipped shader take pictures away from the truth (docs/results.md).
@@ -88,9 +88,7 @@ class ShadingStage(Stage):
         cache = self.conditioner.cache
         if cache is None:
             return
-        module = self.trainer.datamodule
-        assert isinstance(module, VideoDataModule)
-        if module.references is None:
+        if self.data().references is None:
             raise ValueError(
                 "avatar_cache keeps avatars of photos that come again, but data.references is null: set it, to 4 say"
             )
@@ -208,8 +206,7 @@ class ShadingStage(Stage):
 
     def on_test_start(self) -> None:
         """Open the report."""
-        self.report = TestReport(
-            self,
+        self.report = self.open_report(
             "from the reference alone; student: one unbroken rollout of each block; teacher: consecutive windows",
         )
 

@@ -13,27 +13,10 @@ from torch import nn
 
 from visa.artifacts.provenance import git_commit
 from visa.artifacts.weights import load_weights, save_weights
+from visa.datamodules.video import VideoDataModule
+from visa.evaluation.report import TestReport
 from visa.losses.finite import check_finite
-from visa.networks.body import BodyModel
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
-from visa.networks.template import build_template
-
-COMMANDS = {
-    "reconstruction": "python train.py fit -c configs/reconstruction.yaml",
-    "teacher": "python train.py fit -c configs/teacher.yaml",
-    "shader_ode": "python train.py fit -c configs/shader.yaml -c configs/shader_ode.yaml",
-    "shader": "python train.py fit -c configs/shader.yaml",
-    "adversarial": "python train.py fit -c configs/adversarial.yaml",
-}
-
-
-def build_reconstructor(
-    body_model: str, remove_neck: bool, feature_channels: int, options: ReconstructorOptions | None = None
-) -> GaussianReconstructor:
-    """The reconstructor on the template of a body model file; without `options`, of the embedded size."""
-    body = BodyModel.from_file(body_model)
-    sizes = vars(options or ReconstructorOptions())
-    return GaussianReconstructor(body, build_template(body, remove_neck), feature_channels=feature_channels, **sizes)
+from visa.runtime.shipped import COMMANDS
 
 
 class Stage(lightning.LightningModule):
@@ -85,6 +68,17 @@ class Stage(lightning.LightningModule):
         self.step = int(checkpoint["step"])
         own = {name: value for name, value in self.state_dict().items() if name.startswith(self.frozen)}
         checkpoint["state_dict"] = {**own, **checkpoint["state_dict"]}
+
+    def data(self) -> VideoDataModule:
+        """The trainer's data module."""
+        module = self.trainer.datamodule
+        assert isinstance(module, VideoDataModule)
+        return module
+
+    def open_report(self, protocol: str) -> TestReport:
+        """An empty report of a test of this stage; `protocol` as in `TestReport`."""
+        directory = Path(self.trainer.log_dir or ".")
+        return TestReport(self.data(), directory, protocol, self.stage, self.seed, self.device)
 
     def exported(self) -> nn.Module:
         """The network whose weights the next stage starts from."""

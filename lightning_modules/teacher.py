@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
 from visa.lightning_modules.shading import ShadingStage
-from visa.lightning_modules.stage import COMMANDS
 from visa.losses.flow import add_noise, sample_levels, velocity_loss
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
 from visa.networks.gaussians import MatteOptions
 from visa.networks.reconstructor import ReconstructorOptions
 from visa.networks.shader import VideoShader
+from visa.runtime.shipped import COMMANDS
 
 
 class Teacher(ShadingStage):

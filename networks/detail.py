@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +16,9 @@ from torch import Tensor
 
 from visa.networks.continuation import REACH, continued
 from visa.networks.gaussians import Avatar, Detail, Layers, PhotoSet, SplatMaps, read_photo
+from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
-
-if TYPE_CHECKING:
-    from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.reconstructor import GaussianReconstructor
 
 # B people, T frames, K photos, P px of a photo's side, S px of the splat's.
 

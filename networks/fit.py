@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +22,11 @@ from tqdm import tqdm
 
 from visa.losses.image import StructuralSimilarity
 from visa.networks.gaussians import Avatar, Gaussians, Texture, copied, quaternion_multiply, with_places
+from visa.networks.photo import Photo
 from visa.networks.photo_set import own_shape, shown_by, with_photos
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer import rasterize
-
-if TYPE_CHECKING:
-    from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.reconstructor import GaussianReconstructor
 
 # B people, N Gaussians of the template, M loose ones.
 
@@ -363,3 +361,8 @@ def fit_avatar(
         return _Fit(reconstructor, copied(avatar), copied(photo), options, [copied(one) for one in further]).run(
             show_progress
         )
+
+
+def fitted_avatar(reconstructor: GaussianReconstructor, photo: Photo, options: FitOptions) -> Avatar:
+    """The avatar of a photo as the network gives it, fitted to that photo; shapes and errors as in `fit_avatar`."""
+    return fit_avatar(reconstructor, reconstructor(photo)[0], photo, options)

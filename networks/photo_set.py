@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.gaussians import Avatar, PhotoSet, Texture, image_places, shown_part, stacked, view_directions
+from visa.networks.photo import Photo
+from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.template import HEAD_JOINTS
-
-if TYPE_CHECKING:
-    from visa.networks.reconstructor import GaussianReconstructor, Photo
 
 # B people, K photos, N Gaussians of the template, M loose ones.
 

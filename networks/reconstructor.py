@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visa.networks.anatomy import Kind, Region, read_anatomy
-from visa.networks.body import BodyModel, BodyParams
+from visa.networks.body import BodyModel
 from visa.networks.continuation import continued, median_color, opened, without_alike
 from visa.networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
 from visa.networks.gaussians import (
@@ -31,6 +31,7 @@ from visa.networks.gaussians import (
     shown_part,
 )
 from visa.networks.loose import GRID, Seen, lift_loose
+from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.regions import part_code
@@ -51,27 +52,6 @@ DIFFUSION_STEPS = 100  # of Jacobi's iteration
 INNER_CHANGE = 0.1  # most that the network changes the colour of eyeballs and the mouth's inside
 
 # B photos, N anchors, K clusters of anchors, D channels.
-
-
-@dataclass
-class Photo:
-    """A tracked photo: what reconstruction reads.
-
-    Attributes:
-        image: `[B,3,H,W]` in [0,1], matted over `background`.
-        mask: `[B,1,H,W]` soft foreground.
-        body: parameters `[B,...]`.
-        intrinsics: `[B,3,3]` pixels.
-        world_to_camera: `[B,4,4]` OpenCV.
-        background: `[B,3]`.
-    """
-
-    image: Tensor
-    mask: Tensor
-    body: BodyParams
-    intrinsics: Tensor
-    world_to_camera: Tensor
-    background: Tensor
 
 
 @dataclass

@@ -11,7 +11,6 @@ what the photo does not, and close the gaps of a lid that shuts or a lip that st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,9 @@ from torch import Tensor
 
 from visa.networks.body import BodyModel
 from visa.networks.gaussians import Avatar, Gaussians, Surface, matrix_to_quaternion
+from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer.mesh import view_mesh
-
-if TYPE_CHECKING:
-    from visa.networks.reconstructor import Photo
 
 # B photos, F triangles, S Gaussians, G cells along each side of the photo, P = G * G.
 

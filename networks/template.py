@@ -15,7 +15,8 @@ from torch import Tensor
 from visa.networks.body import BodyModel
 
 LEG_JOINTS = (1, 2, 4, 5, 7, 8, 10, 11)
-HEAD_JOINTS = (15, 22, 23, 24)
+HEAD_JOINT = 15
+HEAD_JOINTS = (HEAD_JOINT, 22, 23, 24)
 HAND_JOINTS = {"left_hand": (20, *range(25, 40)), "right_hand": (21, *range(40, 55))}
 NECK_JOINT = 12
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from visa.networks.avatar_batch import stack_avatars
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar
-from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.networks.photo import Photo
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime.avatar_files import FORMAT, body_fingerprint, load_avatar, save_avatar
 
 # Raise it with any change of the code that makes another avatar of the same photo: older entries are then made anew.

@@ -14,8 +14,9 @@ from visa.networks.body import BodyModel
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar, SplatMaps
+from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
-from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.shader import ShaderCondition
 
 

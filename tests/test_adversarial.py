@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.conftest import ROOT
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.lightning_modules.adversarial import Adversarial, Verdict, held
 from visa.lightning_modules.distillation import Distillation
 from visa.losses.flow import add_noise

@@ -14,7 +14,7 @@ from visa.benchmarks.adversarial import ARMS, CONTROL, FULL, run_folder, train_a
 from visa.benchmarks.adversarial_effects import crop_boxes, effects, face_points, row_name
 from visa.benchmarks.arms import check_options, split_options, trained_weights
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel
 
 

@@ -9,7 +9,7 @@ import torch
 from tests.conftest import ROOT
 from visa.datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirrored_expressions
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.gaussians import Avatar, Gaussians, Texture
 

@@ -16,21 +16,24 @@ from torch import Tensor
 from tests.conftest import ROOT, write_clip
 from tests.test_stages import STAGES, newest, small
 from visa import cli as train
+from visa.datamodules.augment import Augment
 from visa.datamodules.clip import Clip
 from visa.datamodules.references import ReferencePhoto, choose_references
 from visa.datamodules.schedule import Phase
 from visa.datamodules.sources import ClipSource
-from visa.datamodules.video import Augment, VideoDataModule, WindowReader
-from visa.lightning_modules.stage import build_reconstructor
+from visa.datamodules.video import VideoDataModule
+from visa.datamodules.windows import WindowReader
 from visa.networks.anatomy import Region
 from visa.networks.avatar_batch import mix_colours, stack_avatars
 from visa.networks.body import BodyParams
 from visa.networks.codec import BlockCodec
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar
-from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.networks.photo import Photo
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime.avatar_cache import AvatarCache
 from visa.runtime.conditioner import Conditioner, photo_of
+from visa.runtime.shipped import build_reconstructor
 from visa.tools import cache_avatars
 
 BODY = "assets/body/smplx_anny.npz"

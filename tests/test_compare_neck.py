@@ -8,8 +8,8 @@ import torch
 
 from tests.conftest import ROOT
 from visa.artifacts.weights import save_weights
-from visa.lightning_modules.stage import build_reconstructor
 from visa.networks.body import BodyModel
+from visa.runtime.shipped import build_reconstructor
 from visa.tools.compare_neck import BODY, band_region, errors, main, read_frames
 
 

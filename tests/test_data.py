@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, clip_track, write_clip
+from visa.datamodules.augment import Augment
 from visa.datamodules.baselines import frozen_frame
 from visa.datamodules.clip import Clip, Splits, frame_rate, load_track
 from visa.datamodules.retarget import retarget
 from visa.datamodules.schedule import Phase, check_phases, phase_at
-from visa.datamodules.video import Augment, ClipSource, VideoDataModule, WindowReader, collate
+from visa.datamodules.sources import ClipSource
+from visa.datamodules.video import VideoDataModule
+from visa.datamodules.windows import WindowReader, collate
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.template import build_template
 

@@ -11,12 +11,14 @@ import torch
 from tests.conftest import clip_track, write_clip
 from visa.artifacts.media import write_video
 from visa.datamodules import video
+from visa.datamodules.augment import Augment
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.decode import BrokenVideo
 from visa.datamodules.schedule import Phase, start_of_rank
 from visa.datamodules.sources import ClipSource, clip_files, open_sources
-from visa.datamodules.video import Augment, VideoDataModule, WindowReader
+from visa.datamodules.video import VideoDataModule
+from visa.datamodules.windows import WindowReader
 
 
 def module(*paths: Path, stage: str = "fit", **options: object) -> VideoDataModule:

@@ -15,14 +15,15 @@ from tests.conftest import ROOT
 from visa.benchmarks import output_size
 from visa.datamodules.clip import Clip
 from visa.datamodules.retarget import retarget
-from visa.datamodules.video import PredictInput, VideoDataModule, WindowReader
+from visa.datamodules.video import PredictInput, VideoDataModule
+from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
 from visa.networks.detail import enlarged, painted_at, with_detail
 from visa.networks.gaussians import Detail, Layers, SplatMaps
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
+from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 from visa.runtime.stream import fine_photos
-from visa.tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 
 SMALL, LARGE = 32, 128
 CLIP = "assets/clips/webcam_man.mp4"

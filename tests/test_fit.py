@@ -11,15 +11,16 @@ import torch
 from tests.conftest import ROOT
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
-from visa.lightning_modules.stage import build_reconstructor
+from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyParams
 from visa.networks.codec import BlockCodec
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar, Gaussians
-from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.networks.photo import Photo
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime import conditioner
 from visa.runtime.conditioner import Conditioner, photo_of
+from visa.runtime.shipped import build_reconstructor
 
 SIZE = 64
 SHORT = FitOptions(steps=6)

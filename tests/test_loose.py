@@ -10,13 +10,14 @@ from scipy.spatial.transform import Rotation
 
 from tests.conftest import ROOT
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
-from visa.lightning_modules.stage import build_reconstructor
+from visa.datamodules.windows import WindowReader
 from visa.networks.gaussians import Avatar, Gaussians
 from visa.networks.loose import LEAST
+from visa.networks.photo import Photo
 from visa.networks.rasterizer.mesh import view_mesh
-from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
+from visa.runtime.shipped import build_reconstructor
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 RED = (0.9, 0.1, 0.1)

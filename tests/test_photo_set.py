@@ -17,15 +17,16 @@ from visa import cli as train
 from visa.datamodules.clip import Clip
 from visa.datamodules.retarget import HEAD_JOINT, open_photos, retarget
 from visa.datamodules.spread import CALM, describe_frames, farthest, spread_frames
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.evaluation.novel_motion import orbit
-from visa.lightning_modules.stage import build_reconstructor
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar, PhotoSet, Texture, image_places, stacked, view_directions
+from visa.networks.photo import Photo
 from visa.networks.photo_set import own_shape, with_photos
-from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.avatar_files import load_avatar, save_avatar
+from visa.runtime.shipped import build_reconstructor
 from visa.tools.export_avatar import main as export
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
@@ -249,20 +250,20 @@ def test_photos_and_clips_are_opened_or_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(ROOT)
     photo, clip, body = "assets/photos/astronaut.png", str(clip_path), reconstructor.body
-    assert [frame for _, frame in open_photos([photo, photo], None, str(BODY), body)] == [0, 0]
-    frames = [frame for _, frame in open_photos([clip], 5, str(BODY), body)]
+    assert [frame for _, frame in open_photos([photo, photo], None, body)] == [0, 0]
+    frames = [frame for _, frame in open_photos([clip], 5, body)]
     assert len(frames) == 5
     assert frames[0] == 3  # the clip's reference
-    assert len(open_photos([clip], None, str(BODY), body)) == 8
+    assert len(open_photos([clip], None, body)) == 8
     for images, count, message in (
         ([photo], 4, "--photos chooses frames of a clip"),
         ([photo, clip], None, "is a clip and not the only file"),
         ([clip], 0, "--photos is 0: give"),
     ):
         with pytest.raises(ValueError, match=message):
-            open_photos(images, count, str(BODY), body)
-    with pytest.raises(FileNotFoundError, match=r"no file at missing\.png: check --image"):
-        open_photos([photo, "missing.png"], None, str(BODY), body)
+            open_photos(images, count, body)
+    with pytest.raises(FileNotFoundError, match=r"no video or image at missing\.png"):
+        open_photos([photo, "missing.png"], None, body)
 
 
 def test_predict_reads_further_photos(clip_path: Path) -> None:

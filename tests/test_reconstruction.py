@@ -16,13 +16,12 @@ from tests.conftest import ROOT, write_clip
 from visa import cli as train
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.evaluation.evaluation import Prediction, evaluate_rows
 from visa.evaluation.novel_motion import orbit
 from visa.evaluation.report import folder_means
 from visa.evaluation.silhouette import silhouette_iou
 from visa.lightning_modules.reconstruction import Reconstruction
-from visa.lightning_modules.stage import build_reconstructor
 from visa.losses.image import ssim_loss
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.gaussians import (
@@ -41,6 +40,7 @@ from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOpti
 from visa.networks.regions import DetailRegions, part_code
 from visa.networks.template import build_template, part_vertices, refine_template
 from visa.runtime.conditioner import photo_of
+from visa.runtime.shipped import build_reconstructor
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 

@@ -17,12 +17,12 @@ from torch import nn
 from tests.conftest import ROOT
 from visa import cli as train
 from visa.artifacts.weights import save_weights
-from visa.lightning_modules.stage import build_reconstructor
 from visa.networks.codec import WanCodec
 from visa.networks.encoders import DinoEncoder, WanVisualEncoder
 from visa.networks.precision import full_precision
 from visa.networks.reconstructor import ReconstructorOptions
 from visa.networks.shader import ShaderCondition, VideoShader
+from visa.runtime.shipped import build_reconstructor
 
 FULL = ROOT / "configs/scale/wan_1_3b.yaml"
 BODY = "assets/body/smplx_anny.npz"

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from tests.conftest import ROOT
-from visa.lightning_modules.stage import build_reconstructor
 from visa.networks.anatomy import Kind, Region
 from visa.networks.body import BodyParams
 from visa.networks.gaussians import SplatMaps
 from visa.networks.loose import FOREARMS
+from visa.networks.photo import Photo
 from visa.networks.rasterizer.mesh import view_mesh
-from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.networks.skin import SkinTone, before_trunk, skin_tone
+from visa.runtime.shipped import build_reconstructor
 
 SIZE = 128
 SKIN, CLOTH, HAIR, GREY = (0.75, 0.52, 0.42), (0.2, 0.4, 0.8), (0.1, 0.08, 0.06), (0.5, 0.5, 0.5)

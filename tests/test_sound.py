@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from visa.artifacts.media import write_video
+from visa.artifacts.sound import Sound, has_sound
 from visa.runtime import sound
-from visa.runtime.sound import Sound, has_sound
 
 RATE, FPS = 16000, 25
 

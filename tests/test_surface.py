@@ -11,18 +11,19 @@ from torch import Tensor
 from tests.conftest import ROOT
 from visa.benchmarks.export import draw_file
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
-from visa.lightning_modules.stage import build_reconstructor
 from visa.networks.avatar_batch import stack_avatars
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar, Gaussians, image_places
-from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.networks.photo import Photo
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.networks.surface import cell_size
 from visa.runtime.avatar_files import load_avatar, save_avatar
 from visa.runtime.conditioner import photo_of
-from visa.tools.export_avatar import BODY, WEIGHTS, export, load_reconstructor, read_photo
+from visa.runtime.shipped import BODY, WEIGHTS, build_reconstructor, load_reconstructor
+from visa.tools.export_avatar import export, read_photo
 
 SIZE = 192
 

@@ -17,14 +17,13 @@ from tests.conftest import ROOT
 from visa.benchmarks import tracker
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip, load_track
-from visa.datamodules.video import WindowReader
-from visa.lightning_modules.stage import build_reconstructor
+from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyParams, rotation_matrices
 from visa.networks.gaussians import Avatar
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime.conditioner import photo_of
-from visa.tools.export_avatar import BODY, WEIGHTS, load_reconstructor
+from visa.runtime.shipped import BODY, WEIGHTS, build_reconstructor, load_reconstructor
 from visa.tools.track.fit import FitOptions, fit
 from visa.tools.track.refine import ERRORS, FIELDS, PLACE, RefineOptions, _Comparison, moved, refine_clip, refine_file
 

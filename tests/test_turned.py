@@ -11,13 +11,14 @@ import torch
 from tests.conftest import ROOT
 from visa.datamodules.clip import Clip
 from visa.datamodules.retarget import HEAD_JOINT
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.evaluation.novel_motion import orbit
 from visa.evaluation.turned import VIEWS, turned_figures
-from visa.lightning_modules.stage import build_reconstructor
 from visa.networks.gaussians import Avatar, Gaussians, Loose
-from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.networks.photo import Photo
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime.conditioner import photo_of
+from visa.runtime.shipped import build_reconstructor
 
 SIZE = 64
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from tests.conftest import ROOT
 from tests.test_mesh import hits
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
-from visa.lightning_modules.stage import build_reconstructor
+from visa.datamodules.windows import WindowReader
 from visa.networks.anatomy import Kind, Region
+from visa.networks.photo import Photo
 from visa.networks.rasterizer.mesh import view_mesh
-from visa.networks.reconstructor import GaussianReconstructor, Photo, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime.conditioner import photo_of
+from visa.runtime.shipped import build_reconstructor
 
 SIZE = 64
 

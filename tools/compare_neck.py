@@ -2,10 +2,10 @@
 
 `python -m visa.tools.compare_neck --with_neck A.safetensors --neck_removed B.safetensors [--figure docs/neck.jpg]`
 reads two reconstructions that were trained alike but for `--model.remove_neck false` and `true`, splats frames that
-neither trained on from the clip's reference frame, and compares both with the frames. The frames are the gaps beside the test
-blocks, not the validation block: in the shipped clip a hand hides the neck there. The band is where the vertices that
-the neck-removed template leaves out are seen; `around` reaches a sixteenth of the picture beyond it. The rows
-`template` are the bare templates with the photo's colours, without any learning.
+neither trained on from the clip's reference frame, and compares both with the frames. The frames are the gaps beside
+the test blocks, not the validation block: in the shipped clip a hand hides the neck there. The band is where the
+vertices that the neck-removed template leaves out are seen; `around` reaches a sixteenth of the picture beyond it. The
+rows `template` are the bare templates with the photo's colours, without any learning.
 
 With `--with_neck_teacher C.safetensors --neck_removed_teacher D.safetensors`, teachers that were trained alike on A and
 on B, the rows `painted` are theirs, in one step and windows of nine frames; give `--stride 1`, that these follow each
@@ -32,13 +32,13 @@ from visa.cli import BuildOnly
 from visa.cli import main as build
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
-from visa.datamodules.video import WindowReader
-from visa.lightning_modules.stage import COMMANDS, build_reconstructor
+from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel
 from visa.networks.gaussians import Avatar, Gaussians
 from visa.networks.reconstructor import ReconstructorOptions
 from visa.networks.template import build_template
 from visa.runtime.conditioner import photo_of
+from visa.runtime.shipped import COMMANDS, build_reconstructor
 
 BODY = "assets/body/smplx_anny.npz"
 CLIP = "assets/clips/webcam_man.mp4"

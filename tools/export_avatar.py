@@ -15,34 +15,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from visa.artifacts.weights import load_weights
-from visa.datamodules.retarget import open_photo, open_photos
-from visa.datamodules.video import WindowReader
-from visa.lightning_modules.stage import COMMANDS, build_reconstructor
+from visa.datamodules.clip import Clip
+from visa.datamodules.retarget import open_photos
+from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar, Gaussians
-from visa.networks.reconstructor import GaussianReconstructor, Photo
+from visa.networks.photo import Photo
 from visa.runtime.avatar_files import save_avatar
 from visa.runtime.conditioner import photo_of
+from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 from visa.runtime.splat_files import write_splat
+from visa.tools.track.on_demand import tracked
 
-BODY = "assets/body/smplx_anny.npz"
-WEIGHTS = "assets/weights/reconstruction.safetensors"
-BACKGROUND = (0.5, 0.5, 0.5)
 SUFFIXES = (".ply", ".spz", ".safetensors")
-
-
-def load_reconstructor(body_model: str, weights: str, feature_channels: int = 16) -> GaussianReconstructor:
-    """The reconstructor with trained weights, ready to use."""
-    reconstructor = build_reconstructor(body_model, remove_neck=True, feature_channels=feature_channels)
-    load_weights(reconstructor, weights, COMMANDS["reconstruction"])
-    return reconstructor.eval()
 
 
 def read_photo(path: str | Path, body_model: str, resolution: int) -> Photo:
     """A photo with its track, cropped and resized as the networks read it (tracked now if it has no track yet)."""
-    clip = open_photo(path, body_model)
+    clip = Clip(tracked(path, body_model, "--image")).load()
     return photo_of(WindowReader(BACKGROUND).read(clip, np.zeros(1, dtype=np.int64), 0, resolution))
 
 
@@ -53,7 +44,7 @@ def read_photos(
     reader = WindowReader(BACKGROUND)
     return [
         photo_of(reader.read(clip, np.asarray([frame]), frame, resolution))
-        for clip, frame in open_photos(images, num_photos, body_model, body)
+        for clip, frame in open_photos([tracked(image, body_model, "--image") for image in images], num_photos, body)
     ]
 
 

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from visa.artifacts.files import atomic_path
 from visa.artifacts.weights import load_weights
-from visa.datamodules.video import Augment, VideoDataModule
-from visa.lightning_modules.stage import COMMANDS, build_reconstructor
+from visa.datamodules.augment import Augment
+from visa.datamodules.video import VideoDataModule
 from visa.networks.codec import BlockCodec
 from visa.runtime.conditioner import Conditioner
+from visa.runtime.shipped import COMMANDS, build_reconstructor
 
 # A tenth of a grey level: a channel that is empty in the sample must not blow noise up.
 SMALLEST_SCALE = 0.1 / 255

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from visa.artifacts.provenance import peak_memory_mb
 from visa.datamodules.video import VideoDataModule
 from visa.lightning_modules.stage import Stage
+from visa.tools.track.on_demand import tracked
 
 RUNS = Path(os.environ.get("VISA_RUNS", "runs"))
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -110,7 +111,16 @@ class StageCLI(LightningCLI):
         assert isinstance(stage, Stage)
         stage.load_exported(config.weights, RUNS)
 
-    before_validate = before_test = before_predict = _load
+    before_validate = before_test = _load
+
+    def before_predict(self) -> None:
+        """Load, and track what has no track."""
+        self._load()
+        data = self.datamodule
+        assert isinstance(data, VideoDataModule)
+        given = data.predict_input
+        given.image = [str(tracked(image, data.body_model, "--image")) for image in given.image or []]
+        given.driving = str(tracked(given.driving or "", data.body_model, "--driving"))
 
     def after_test(self) -> None:
         """The table, and the path of metrics.json as the last line."""

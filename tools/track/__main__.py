@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visa.networks.body import BodyModel
-from visa.tools.export_avatar import WEIGHTS, load_reconstructor
+from visa.runtime.shipped import WEIGHTS, load_reconstructor
 from visa.tools.track.batch import find_sources, run_batch, share, table, track_in_process
 from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
 from visa.tools.track.detect import detect, is_image, keep_longest_shot, require_mediapipe

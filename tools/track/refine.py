@@ -26,14 +26,14 @@ from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip, load_track
 from visa.datamodules.sources import clip_files
 from visa.datamodules.spread import spread_frames
-from visa.datamodules.video import WindowReader
+from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Avatar
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
-from visa.tools.export_avatar import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 from visa.tools.track.fit import COLLARS, ELBOWS, HEAD, NECK, SHOULDERS, SPINE, WRISTS, matrix_to_axis_angle
 
 PLACE = 0.1  # m: a head moves as readily by a centimetre as a joint turns by 0.1 rad

@@ -1,0 +1,35 @@
+"""What the repository ships, loaded; and the commands that make it."""
+
+from __future__ import annotations
+
+from visa.artifacts.weights import load_weights
+from visa.networks.body import BodyModel
+from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.template import build_template
+
+BODY = "assets/body/smplx_anny.npz"
+WEIGHTS = "assets/weights/reconstruction.safetensors"
+BACKGROUND = (0.5, 0.5, 0.5)  # behind the matted person
+COMMANDS = {
+    "reconstruction": "python train.py fit -c configs/reconstruction.yaml",
+    "teacher": "python train.py fit -c configs/teacher.yaml",
+    "shader_ode": "python train.py fit -c configs/shader.yaml -c configs/shader_ode.yaml",
+    "shader": "python train.py fit -c configs/shader.yaml",
+    "adversarial": "python train.py fit -c configs/adversarial.yaml",
+}
+
+
+def build_reconstructor(
+    body_model: str, remove_neck: bool, feature_channels: int, options: ReconstructorOptions | None = None
+) -> GaussianReconstructor:
+    """The reconstructor on the template of a body model file; without `options`, of the embedded size."""
+    body = BodyModel.from_file(body_model)
+    sizes = vars(options or ReconstructorOptions())
+    return GaussianReconstructor(body, build_template(body, remove_neck), feature_channels=feature_channels, **sizes)
+
+
+def load_reconstructor(body_model: str, weights: str, feature_channels: int = 16) -> GaussianReconstructor:
+    """The reconstructor with trained weights, ready to use."""
+    reconstructor = build_reconstructor(body_model, remove_neck=True, feature_channels=feature_channels)
+    load_weights(reconstructor, weights, COMMANDS["reconstruction"])
+    return reconstructor.eval()
