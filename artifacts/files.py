@@ -1,10 +1,22 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and files that the package ships."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PACKAGE = Path(__file__).absolute().parents[1]  # the folder `visa`
+
+
+def shipped(path: str | Path) -> Path:
+    """The file of that name under the working directory, or else the package's own (`assets`, `configs`).
+
+    So that defaults such as `assets/body/smplx_anny.npz` hold from anywhere. A path that neither has stays as given.
+    """
+    path = Path(path)
+    own = PACKAGE / path
+    return own if not path.is_absolute() and not path.exists() and own.exists() else path
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from visa.artifacts.files import atomic_path
+from visa.artifacts.files import atomic_path, shipped
 
 
 def save_weights(
@@ -48,7 +48,7 @@ def read_weights(path: str | Path, made_by: str) -> dict[str, Tensor]:
         FileNotFoundError: no such file; names the command that makes it.
         ValueError: not a safetensors file.
     """
-    path = Path(path)
+    path = shipped(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: make them with `{made_by}`")
     try:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visa.artifacts.files import shipped
+
 NUM_JOINTS = 55
 NUM_BETAS = 10
 # Licensed SMPL-X files hold 300 shape and then 100 expression columns; older ones 10 and 10.
@@ -204,7 +206,7 @@ class BodyModel(nn.Module):
         names none (`SMPLX_NEUTRAL.npz` holds 100, of which the `smplx` package too uses ten by default).
         Raises ValueError (one line) for a file that is no such model.
         """
-        arrays = _read_arrays(Path(path))
+        arrays = _read_arrays(shipped(path))
         shapedirs, names = arrays["shapedirs"], [str(name) for name in arrays.get("expression_names", ())]
         start = EXPRESSION_COLUMN if shapedirs.shape[-1] > EXPRESSION_COLUMN else NUM_BETAS
         held = shapedirs.shape[-1] - start

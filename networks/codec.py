@@ -15,6 +15,8 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from visa.artifacts.files import shipped
+
 BLOCK = 8  # side of a transform block, px
 # Coefficients kept of luma, red-blue and green-magenta. All of luma: with 38 of them rendered people reach 34 dB at
 # 128 px, and the perceptual distance of decoded truth itself is a quarter of a painted frame's. These give 47 to 54 dB.
@@ -83,7 +85,8 @@ class BlockCodec(nn.Module):
 
     def load_statistics(self, path: str | Path) -> None:
         """Take `mean` and `scale` `[96]` from a safetensors file."""
-        if not Path(path).is_file():
+        path = shipped(path)
+        if not path.is_file():
             raise ValueError(f"codec statistics {path} do not exist: write them with BlockCodec.save_statistics")
         statistics = load_file(str(path))
         for name in ("mean", "scale"):

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visa.artifacts.files import shipped
 from visa.networks.body import BodyModel, BodyParams
 from visa.tools.track.detect import NUM_FACE_POINTS, Detector
 from visa.tools.track.render import pixel_barycentric, shade, visible_triangles
@@ -74,7 +75,7 @@ class Landmarks:
     def load(path: Path) -> Landmarks:
         """Read a file written by `save`; ValueError that names the command which makes it."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(shipped(path), allow_pickle=False) as file:
                 return Landmarks(**{name: file[name] for name in Landmarks.__dataclass_fields__})
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(
