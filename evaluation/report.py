@@ -69,6 +69,7 @@ class TestReport:
         self.fps: dict[str, float] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         self.further: dict[str, dict[str, Any]] = {}
+        self.elsewhere: dict[str, dict[str, dict[str, Any]]] = {}
 
     @cached_property
     def _body(self) -> BodyModel:
@@ -101,12 +102,17 @@ class TestReport:
         second = self._kept(frames, batch)
         row.samples = (row.frames[: len(second)], second)
 
+    def add_rows(self, clip_name: str, rows: Mapping[str, dict[str, Any]], reason: str) -> None:
+        """Rows of a clip whose figures are known already, after its other ones; columns they lack miss for `reason`."""
+        self.elsewhere[clip_name] = {name: with_reasons(figures, reason) for name, figures in rows.items()}
+
+    def has_rows(self, clip_name: str) -> bool:
+        """Whether `add_rows` has been called for the clip."""
+        return clip_name in self.elsewhere
+
     def add_measured(self, name: str, figures: dict[str, Any], reason: str) -> None:
         """A row whose figures are known already, after all others; its other columns are missing for `reason`."""
-        for column in (*COLUMNS, *DETAILS):
-            if figures.setdefault(column, None) is None:
-                figures.setdefault(f"{column}_reason", reason)
-        self.further[name] = figures
+        self.further[name] = with_reasons(figures, reason)
 
     def close_block(self, batch: VideoBatch) -> None:
         """Add truth and the rows freeze and nearest of the block that was just predicted.
@@ -153,6 +159,7 @@ class TestReport:
         is_extra = any(clip.name == clip_name for clip in module.extra_clips)
         suffix = f" ({clip_name})" if self.figures or is_extra else ""
         self.figures.update({f"{name}{suffix}": measured[name] for name in names})
+        self.figures.update({f"{name}{suffix}": row for name, row in self.elsewhere.get(clip_name, {}).items()})
         shown = {name: joined[name].frames for name in names if name not in order}
         columns = {"photo": photo, **shown, "truth": truth}
         fps = self.fps.pop(clip_name) / max(module.test_stride, 1)
@@ -214,6 +221,16 @@ class TestReport:
             samples=tuple(torch.cat(side) for side in zip(*samples, strict=True)) if samples else None,
             reasons=blocks[0].reasons,
         )
+
+
+def with_reasons(figures: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Figures of a row, their missing columns None for `reason`."""
+    missing = [column for column in (*COLUMNS, *DETAILS) if figures.get(column) is None]
+    return {
+        **figures,
+        **dict.fromkeys(missing),
+        **{f"{column}_reason": figures.get(f"{column}_reason", reason) for column in missing},
+    }
 
 
 def folder_means(

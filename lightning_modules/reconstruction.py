@@ -16,6 +16,7 @@ from visa.datamodules.batch import VideoBatch
 from visa.datamodules.spread import spread_frames
 from visa.evaluation.evaluation import Prediction
 from visa.evaluation.image import psnr
+from visa.evaluation.larger import larger_rows
 from visa.evaluation.novel_motion import add_cross_motion, photo_sheet
 from visa.evaluation.report import TestReport
 from visa.evaluation.turned import turned_figures
@@ -30,6 +31,8 @@ from visa.networks.reconstructor import FeatureDecoder, ReconstructorOptions
 from visa.networks.regions import DetailRegions
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import COMMANDS, build_reconstructor
+
+LARGER_FRAMES = 12  # of a block, that rows of larger pictures are measured in
 
 
 def with_photo(batch: VideoBatch) -> VideoBatch:
@@ -70,6 +73,7 @@ class Reconstruction(Stage):
         fit: how `test` fits avatars to their photos.
         test_photos: numbers of photos, of each of which `test` shows an avatar; beside the first photo they are
             frames of the clip outside of its blocks. `[1]` tests the photo alone.
+        test_larger: side in px of a row of larger pictures in `test`, as `predict` writes them; None has none.
         test_photo: `test` shows the avatar of this tracked photo turned and with an open mouth; None shows none.
         seed: of the noise.
     """
@@ -103,6 +107,7 @@ class Reconstruction(Stage):
         weights: str | None = None,
         fit: FitOptions = FitOptions(),  # noqa: B008
         test_photos: list[int] = [1, 4, 16],  # noqa: B006
+        test_larger: int | None = None,
         test_photo: str | None = "assets/photos/astronaut.png",
         seed: int = 0,
     ) -> None:
@@ -119,6 +124,7 @@ class Reconstruction(Stage):
         if not test_photos or min(test_photos) < 1:
             raise ValueError(f"test_photos is {test_photos}: give numbers of photos from 1 on, such as [1, 4, 16]")
         self.weights, self.fit, self.test_photo, self.test_photos = weights, fit, test_photo, sorted(set(test_photos))
+        self.test_larger = test_larger
         if weights is not None:
             load_weights(self.reconstructor, weights, COMMANDS[self.stage])
         self.report: TestReport | None = None
@@ -244,7 +250,22 @@ class Reconstruction(Stage):
             for what, shown in (("splat", replace(one, texture=None)), ("textured", one)):
                 with self.report.timed(name.format(what), batch, num_steps=0) as row:
                     self._draw(row, shown, batch)
+        if self.test_larger is not None and "textured" in self.report.rows[batch.names[0]]:
+            self._add_larger(avatars["{}"], batch, self.test_larger)
         self.report.close_block(batch)
+
+    def _add_larger(self, avatar: Avatar, batch: VideoBatch, size: int) -> None:
+        """Rows at `size` px of some frames of a clip's first block: larger frames take long to measure."""
+        assert self.report is not None
+        name, module = batch.names[0], self.data()
+        if self.report.has_rows(name):
+            return
+        batch = batch.cut(slice(None, None, max(batch.frames.shape[1] // LARGER_FRAMES, 1)))
+        clip, numbers = module.clip_named(name), batch.frame_numbers[0].cpu().numpy()
+        large = module.reader.read(clip, numbers, int(batch.reference_numbers[0]), size)
+        large = self.transfer_batch_to_device(large, self.device, 0)
+        rows = larger_rows(self.reconstructor, avatar, batch, large)
+        self.report.add_rows(name, rows, f"measured at {size} px, in some frames of the first block")
 
     def _further_photos(self, batch: VideoBatch, count: int) -> list[Photo]:
         """`count` - 1 photos beside the batch's own, of its clip's frames outside of test, gaps and validation."""

@@ -416,7 +416,8 @@ def test_test_measures_people_who_never_train(
         [
             "test", "-c", "configs/reconstruction.yaml", f"--data.clips=[{{path: {clip_path}}}]", "--weights=shipped",
             f"--data.test_clips=[{{path: {tmp_path}}}]", "--data.resolution=64",
-            "--model.init_args.test_photos=[1,3]", "--model.init_args.fit.steps=20", *QUIET,
+            "--model.init_args.test_photos=[1,3]", "--model.init_args.fit.steps=20", "--model.init_args.test_larger=96",
+            *QUIET,
         ]
     )  # fmt: skip
     path = Path(capsys.readouterr().out.strip().splitlines()[-1])
@@ -428,6 +429,10 @@ def test_test_measures_people_who_never_train(
     assert "textured, 4 photos" not in rows
     both = rows[f"splat (mean of 2 in {Path(*tmp_path.parts[-2:])})"]
     assert both["psnr"] == pytest.approx((rows["splat (anna)"]["psnr"] + rows["splat (bert)"]["psnr"]) / 2)
+    for name in ("textured, 96 px", "textured, bicubic to 96 px (bert)"):
+        assert rows[name]["perceptual"] > 0
+        assert "measured at 96 px" in rows[name]["silhouette_reason"]
+    assert "psnr" in rows[f"textured, 96 px (mean of 2 in {Path(*tmp_path.parts[-2:])})"]
     for name in ("textured (anna moved by bert)", "textured (bert moved by anna)"):
         assert rows[name]["psnr"] is None
         assert "no true frame" in rows[name]["psnr_reason"]
