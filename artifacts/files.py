@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,18 @@ def shipped(path: str | Path) -> Path:
     path = Path(path)
     own = PACKAGE / path
     return own if not path.is_absolute() and not path.exists() and own.exists() else path
+
+
+def replace_path(scratch: Path, path: Path) -> None:
+    """Put a file, or a folder such as a sharded checkpoint, in the place of another; the old one stays until then."""
+    if path.is_dir() and not path.is_symlink():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)  # a folder with files in it cannot be replaced in one step
+        os.replace(scratch, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(scratch, path)
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from visa.evaluation.table import format_table
 from visa.networks.body import BodyModel
 from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 from visa.tools.track.correspond import DEFAULT_LANDMARKS, Landmarks
-from visa.tools.track.detect import detect, keep_longest_shot, read_frames, video_info
+from visa.tools.track.detect import detect, keep_longest_shot
 from visa.tools.track.fit import fit
+from visa.tools.track.read import read_frames, timing
 from visa.tools.track.refine import refine_clip
 from visa.tools.track.report import report_of
 from visa.tools.track.write import VideoWriter, write_clip
@@ -48,7 +49,7 @@ def shorten(source: Path, target: Path, count: int) -> int:
     """Write the first `count` frames of a video; returns how many there were."""
     frames = list(islice(read_frames(source), count))
     height, width = frames[0].shape[:2]
-    writer = VideoWriter(target, video_info(source)[0], width, height, crf=14)
+    writer = VideoWriter(target, timing(source).rate, width, height, crf=14)
     for frame in frames:
         writer.write(frame)
     writer.close()

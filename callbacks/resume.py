@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from visa.artifacts.files import atomic_path
+from visa.artifacts.files import replace_path
 
 
 class ResumeCheckpoint(Checkpoint):
@@ -40,10 +40,11 @@ class ResumeCheckpoint(Checkpoint):
 
     @staticmethod
     def _write(trainer: Trainer) -> None:
-        folder = Path(trainer.log_dir or ".") / "checkpoints"
-        if trainer.world_size > 1:
-            # A collective call: every rank has to take part.
-            trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
-            return
-        with atomic_path(folder / "last.ckpt") as scratch:
-            trainer.save_checkpoint(scratch, weights_only=False)
+        path = Path(trainer.log_dir or ".") / "checkpoints" / "last.ckpt"
+        # One name on all ranks, who write together, or wait for the first one; a run has its folder for itself.
+        scratch = path.with_name(".last.partial.ckpt")
+        trainer.save_checkpoint(scratch, weights_only=False)
+        trainer.strategy.barrier("checkpoint is whole")
+        if trainer.is_global_zero:
+            replace_path(scratch, path)
+        trainer.strategy.barrier("checkpoint is in place")

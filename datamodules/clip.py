@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from visa.artifacts.photos import is_image, read_grey, read_photo
 from visa.datamodules.decode import read_all, read_frames, stream_frames, video_info
 
 TRACK_FIELDS = (
@@ -33,8 +34,20 @@ TRACK_FIELDS = (
     "world_to_camera",
     "frame_valid",
 )
+LAYOUTS: dict[str, tuple[int, ...]] = {  # of a frame; the number of expressions is the body model's
+    "global_orient": (3,),
+    "transl": (3,),
+    "body_pose": (21, 3),
+    "jaw_pose": (3,),
+    "leye_pose": (3,),
+    "reye_pose": (3,),
+    "left_hand_pose": (15, 3),
+    "right_hand_pose": (15, 3),
+    "intrinsics": (3, 3),
+    "world_to_camera": (4, 4),
+}
+NUM_BETAS = 10
 DEFAULT_FPS, LARGEST_FPS = 25.0, 1000.0
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # A longer clip is centred by the key frames of its mask, so that opening it does not decode it.
 MOST_FRAMES_TO_CENTRE = 1500
 
@@ -48,7 +61,8 @@ def frame_rate(track: Mapping[str, np.ndarray]) -> float:
 def load_track(path: str | Path) -> dict[str, np.ndarray]:
     """Read and check a track file.
 
-    Returns every array of the file; a frame whose parameters hold NaN or infinity is marked invalid and zeroed.
+    Returns every array of the file, fields in the clip contract's layout where another one is unambiguous; a frame
+    whose parameters hold NaN or infinity is marked invalid and zeroed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -62,7 +76,7 @@ def load_track(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             track = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not a readable track file ({error}): make it again with `python -m visa.tools.track`"
         ) from error
@@ -71,20 +85,45 @@ def load_track(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} is not a track: it lacks {', '.join(missing)}; make it with `python -m visa.tools.track`"
         )
-    num_frames = len(track["frame_valid"])
-    wrong = [name for name in TRACK_FIELDS if len(track[name]) != num_frames]
-    if wrong:
-        raise ValueError(
-            f"{path}: {wrong[0]} has {len(track[wrong[0]])} frames, frame_valid {num_frames}; track the clip again"
-        )
+    num_frames = track["frame_valid"].size
+    track["frame_valid"] = track["frame_valid"].reshape(-1).astype(bool)
+    track["betas"] = _shape_of(track["betas"], path)
     finite = np.ones(num_frames, dtype=bool)
     for name in TRACK_FIELDS[:-1]:
-        flat = track[name].reshape(num_frames, -1)
-        finite &= np.isfinite(flat).all(axis=1)
-        track[name] = np.where(np.isfinite(track[name]), track[name], 0).astype(np.float32)
-    track["frame_valid"] = track["frame_valid"].astype(bool) & finite
-    track["betas"] = track["betas"].astype(np.float32)
+        values = _in_layout(track[name], name, num_frames, path)
+        finite &= np.isfinite(values.reshape(num_frames, -1)).all(axis=1)
+        track[name] = np.where(np.isfinite(values), values, 0).astype(np.float32)
+    track["frame_valid"] &= finite
     return track
+
+
+def _shape_of(betas: np.ndarray, path: Path) -> np.ndarray:
+    """The first ten shape coefficients `[10]`: of one person's `[10]`, `[1,10]`, `[300]`, or of frames all alike."""
+    rows = np.asarray(betas, dtype=np.float32).reshape(-1, betas.shape[-1]) if betas.ndim else np.empty((0, 0))
+    if rows.shape[-1] < NUM_BETAS or not len(rows):
+        raise ValueError(f"{path}: betas is {list(betas.shape)}: give {NUM_BETAS} shape coefficients or more")
+    if not np.isfinite(rows).all():
+        raise ValueError(f"{path}: betas holds NaN or infinity: track the clip again")
+    return np.median(rows, axis=0)[:NUM_BETAS]
+
+
+def _in_layout(values: np.ndarray, name: str, num_frames: int, path: Path) -> np.ndarray:
+    """A field as `[T,...]`; flat ones such as `body_pose [T,63]` are folded.
+
+    Raises:
+        ValueError: numbers that do not make the field's layout for each frame; names file, field and layout.
+    """
+    layout = LAYOUTS.get(name)
+    if not np.issubdtype(values.dtype, np.number):
+        raise ValueError(f"{path}: {name} holds {values.dtype}, not numbers: track the clip again")
+    if len(values) != num_frames if values.ndim else True:
+        count = len(values) if values.ndim else "no"
+        raise ValueError(f"{path}: {name} has {count} frames, frame_valid {num_frames}; track the clip again")
+    if layout is None:
+        return values.reshape(num_frames, -1)
+    if values.size != num_frames * int(np.prod(layout)):
+        raise ValueError(f"{path}: {name} is {list(values.shape)}, not {[num_frames, *layout]}: track the clip again")
+    return values.reshape(num_frames, *layout)
 
 
 @dataclass
@@ -140,16 +179,6 @@ class Splits:
         return mask
 
 
-def _decode_image(path: Path, gray: bool) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = np.asarray(Image.open(path).convert("L" if gray else "RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): save it as PNG or JPEG") from error
-    return (image[..., None] if gray else image)[None]
-
-
 class Clip:
     """One person's video (or photo) with its track, cropped to the largest square centred on the person.
 
@@ -174,7 +203,7 @@ class Clip:
             raise FileNotFoundError(
                 f"no video or image at {self.path}: check the path (option data.clips, --image or --driving)"
             )
-        self.is_image = self.path.suffix.lower() in IMAGE_SUFFIXES
+        self.is_image = is_image(self.path)
         self.track = load_track(self.sidecar(".track.npz"))
         self.num_frames = len(self.track["frame_valid"])
         self.fps = frame_rate(self.track)
@@ -274,7 +303,7 @@ class Clip:
 
     def _load_image(self) -> Clip:
         self._require_mask()
-        frames, masks = _decode_image(self.path, gray=False), _decode_image(self.mask_path, gray=True)
+        frames, masks = read_photo(self.path)[None], read_grey(self.mask_path)[None, ..., None]
         if self.num_frames != 1 or masks.shape[:3] != frames.shape[:3]:
             raise ValueError(f"{self.path}, its mask and its track do not belong together; track it again")
         self._crop_to(masks[0, ..., 0].astype(np.int64))

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 
+from visa.artifacts.photos import is_image
 from visa.datamodules.batch import VideoBatch
-from visa.datamodules.clip import IMAGE_SUFFIXES, Clip, frame_rate, load_track
+from visa.datamodules.clip import Clip, frame_rate, load_track
 from visa.datamodules.spread import spread_frames
 from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
@@ -51,7 +52,7 @@ def open_photos(images: Sequence[str | Path], num_photos: int | None, body: Body
     """
     if num_photos is not None and num_photos < 1:
         raise ValueError(f"--photos is {num_photos}: give the number of frames to take from the clip, 1 or more")
-    are_photos = [Path(image).suffix.lower() in IMAGE_SUFFIXES for image in images]
+    are_photos = [is_image(image) for image in images]
     if all(are_photos):
         if num_photos is not None:
             raise ValueError(f"--photos chooses frames of a clip, and --image {images[0]} is a photo: leave it away")

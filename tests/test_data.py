@@ -102,6 +102,14 @@ def test_nan_in_a_track_makes_the_frame_invalid(tmp_path: Path) -> None:
     [
         (lambda track: track.pop("jaw_pose"), "lacks jaw_pose"),
         (lambda track: track.update(transl=track["transl"][:3]), "transl has 3 frames"),
+        (lambda track: track.update(transl=np.float32(0)), "transl has no frames"),
+        (
+            lambda track: track.update(body_pose=track["body_pose"][:, :20]),
+            r"body_pose is \[5, 20, 3\], not \[5, 21, 3\]",
+        ),
+        (lambda track: track.update(jaw_pose=np.array(["a"] * 5)), "jaw_pose holds <U1, not numbers"),
+        (lambda track: track.update(betas=np.zeros(4)), "betas is \\[4\\]: give 10"),
+        (lambda track: track.update(betas=np.full(10, np.nan)), "betas holds NaN"),
     ],
 )
 def test_a_wrong_track_is_one_line(tmp_path: Path, damage: object, message: str) -> None:
@@ -112,6 +120,36 @@ def test_a_wrong_track_is_one_line(tmp_path: Path, damage: object, message: str)
         load_track(tmp_path / "a.track.npz")
     assert "\n" not in str(caught.value)
     assert "a.track.npz" in str(caught.value)
+
+
+def test_flat_layouts_are_folded(tmp_path: Path) -> None:
+    track = clip_track(5)
+    rng = np.random.default_rng(0)
+    track["body_pose"], track["betas"] = rng.normal(size=(5, 21, 3)).astype(np.float32), rng.normal(size=10)
+    np.savez(tmp_path / "a.track.npz", **track)
+    flat = {
+        **track,
+        "frame_valid": track["frame_valid"][:, None],
+        "betas": np.append(track["betas"], np.zeros(290))[None],
+    }
+    for name in ("body_pose", "left_hand_pose", "right_hand_pose", "intrinsics"):
+        flat[name] = track[name].reshape(5, -1)
+    np.savez(tmp_path / "b.track.npz", **flat)
+    one, other = (load_track(tmp_path / f"{name}.track.npz") for name in "ab")
+    for name, value in one.items():
+        np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no archive"])
+def test_a_file_that_is_no_archive_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.track.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^\S*a\.track\.npz is not a readable track file [^\n]*$"):
+        load_track(path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="is not a readable track file"):
+        load_track(path)
 
 
 def test_a_track_of_another_length_than_the_video_is_an_error(tmp_path: Path) -> None:

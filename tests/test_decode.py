@@ -105,7 +105,7 @@ def test_reading_does_not_import_decord_here() -> None:
     import sys
 
     code = (
-        "import sys, numpy; from datamodules.decode import read_frames; from pathlib import Path;"
+        "import sys, numpy; from visa.datamodules.decode import read_frames; from pathlib import Path;"
         f"read_frames(Path({str(SHIPPED)!r}), False, numpy.array([5])); assert 'decord' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

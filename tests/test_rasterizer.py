@@ -336,7 +336,7 @@ def test_cache_elsewhere_when_home_is_read_only(tmp_path: Path) -> None:
     home.write_text("")
     environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home), "TMPDIR": str(tmp_path)}
     environment.pop("NUMBA_CACHE_DIR", None)
-    code = "from networks.rasterizer import compiler; print(compiler._CACHE_DIRECTORY)"
+    code = "from visa.networks.rasterizer import compiler; print(compiler._CACHE_DIRECTORY)"
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True
     )

@@ -24,7 +24,7 @@ from visa.tools.track.correspond import (
     closest_barycentric,
     head_of,
 )
-from visa.tools.track.detect import CutFinder, Detections, read_frames
+from visa.tools.track.detect import CutFinder, Detections
 from visa.tools.track.fit import (
     ClipFitter,
     FitOptions,
@@ -36,6 +36,7 @@ from visa.tools.track.fit import (
     solved_frames,
 )
 from visa.tools.track.matte import refine, steady_masks
+from visa.tools.track.read import read_frames
 from visa.tools.track.render import shade, visible_triangles
 from visa.tools.track.report import report_of
 from visa.tools.track.write import VideoWriter, whole_or_nothing, write_clip

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visa.artifacts.media import read_video, write_video
-from visa.datamodules.clip import IMAGE_SUFFIXES, load_track
+from visa.artifacts.photos import is_image, read_photo
+from visa.datamodules.clip import load_track
 from visa.evaluation.identity import FaceIdentity, mean_distance
 from visa.networks.body import BodyModel, BodyParams
 from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-from visa.tools.track.detect import detect, read_image
+from visa.tools.track.detect import detect
 from visa.tools.track.report import MOUTH, opening
 
 # Left cheek, right cheek and nose tip of MediaPipe's face mesh.
@@ -73,8 +74,8 @@ def detected_points(frames: Tensor, fps: float) -> tuple[np.ndarray, np.ndarray]
 
 def pictures(path: str) -> Tensor:
     """A photo, or every 25th frame of a video, `[N,3,H,W]`."""
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        return torch.tensor(read_image(Path(path))).permute(2, 0, 1)[None].float() / 255
+    if is_image(path):
+        return torch.tensor(read_photo(path)).permute(2, 0, 1)[None].float() / 255
     return read_video(path)[0][::25]
 
 

@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from visa.artifacts.photos import is_image
 from visa.networks.body import BodyModel
 from visa.runtime.shipped import WEIGHTS, load_reconstructor
 from visa.tools.track.batch import find_sources, run_batch, share, table, track_in_process
 from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-from visa.tools.track.detect import detect, is_image, keep_longest_shot, require_mediapipe
+from visa.tools.track.detect import detect, keep_longest_shot, require_mediapipe
 from visa.tools.track.fit import fit
 from visa.tools.track.refine import refine_file
 from visa.tools.track.report import report_of, silhouette_iou

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from visa.artifacts.files import atomic_path
-from visa.tools.track.detect import is_image
+from visa.artifacts.photos import is_image
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 SIDE_NAMES = (".mask", ".overlay")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from visa.artifacts.photos import is_image
+from visa.tools.track.read import read_frames, timing
+
 NUM_FACE_POINTS = 478  # 468 of the face mesh, then 5 of each iris (the subject's right iris first)
 NUM_POSE_POINTS = 33
 NUM_HAND_POINTS = 21
@@ -55,11 +57,6 @@ class Detections:
         return np.linalg.norm(self.face[:, 10, :2] - self.face[:, 152, :2], axis=-1)
 
 
-def is_image(path: Path) -> bool:
-    """Whether the name is that of a still image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
 def require_mediapipe() -> ModuleType:
     """MediaPipe, or a ValueError that names the extra which installs it."""
     try:
@@ -70,67 +67,6 @@ def require_mediapipe() -> ModuleType:
             "or use a clip or photo that comes with its track"
         ) from error
     return mediapipe
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """An RGB image [H, W, 3]; ValueError if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            from PIL import ImageOps
-
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: not a readable image: give a PNG or JPEG file") from error
-
-
-def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """RGB frames [H, W, 3] of a video or of a single image, upright and of even size; ValueError if nothing can be
-    decoded.
-    """
-    if is_image(path):
-        yield read_image(path)
-        return
-    import av
-
-    num_frames = 0
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path}: has no video stream: give a video file such as mp4")
-            container.streams.video[0].thread_type = "AUTO"
-            for frame in container.decode(video=0):
-                picture = np.rot90(frame.to_ndarray(format="rgb24"), k=rotation(frame) // 90)
-                yield np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
-                num_frames += 1
-    except av.FFmpegError as error:
-        if num_frames == 0:
-            raise ValueError(
-                f"{path}: not a readable video ({error.strerror}): give a video file such as mp4"
-            ) from error
-        print(f"warning: {path}: broken after frame {num_frames}; the frames before it are used")
-    if num_frames == 0:
-        raise ValueError(f"{path}: holds no frame that can be decoded: give a video file such as mp4")
-
-
-def rotation(frame: Any) -> int:
-    """Counter-clockwise turn in degrees (a multiple of 90) that sets a decoded frame upright."""
-    return round(getattr(frame, "rotation", 0) / 90) * 90 % 360
-
-
-def video_info(path: Path) -> tuple[float, int]:
-    """Frames per second (mean) and the container's own number of frames (0 if it does not say); an image has 1 frame
-    at 25.
-    """
-    if is_image(path):
-        return 25.0, 1
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            return float(stream.average_rate or stream.guessed_rate or 25), stream.frames
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path}: not a readable video: give a video file such as mp4") from error
 
 
 class CutFinder:
@@ -216,12 +152,12 @@ def points(landmarks: Any, count: int, width: int, height: int, with_visibility:
 
 def detect(path: Path, progress: Callable[..., Any] = tqdm) -> Detections:
     """Run the detectors over a video or image file; ValueError if it cannot be read."""
-    fps, total = video_info(path)
+    shown = timing(path)
     require_mediapipe()
     detector: Detector | None = None
     cuts, rows, shots, size = CutFinder(), [], [], (0, 0)
     try:
-        for frame in progress(read_frames(path), total=total or None, desc="detect", unit="frame"):
+        for frame in progress(read_frames(path), total=shown.num_frames or None, desc="detect", unit="frame"):
             is_cut = cuts.is_cut(frame)
             detector = detector or Detector(is_still=is_image(path))
             if is_cut:
@@ -235,7 +171,7 @@ def detect(path: Path, progress: Callable[..., Any] = tqdm) -> Detections:
         if detector is not None:
             detector.close()
     arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return Detections(**arrays, shot=np.asarray(shots), width=size[1], height=size[0], fps=fps)
+    return Detections(**arrays, shot=np.asarray(shots), width=size[1], height=size[0], fps=shown.rate)
 
 
 def keep_longest_shot(detections: Detections) -> Detections:

@@ -10,6 +10,7 @@ from scipy import ndimage
 from visa.tools.track.detect import Detections
 
 Floats = NDArray[np.float32]
+LEAST_SHARE, MOST_SHARE = 0.03, 0.9  # of the picture that a person's mask may cover
 
 
 def steady_masks(detections: Detections, frame_valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -41,6 +42,14 @@ def steady_masks(detections: Detections, frame_valid: NDArray[np.bool_]) -> NDAr
             mask = np.where(mine < 0.05 * max(masks.shape[1:]), mask, 0)
         result[t] = np.round(mask)
     return result
+
+
+def check_share(masks: NDArray[np.uint8], source: str) -> None:
+    """ValueError where the person of `masks [T,h,w]` is too small in the picture, or the mask is all of it."""
+    share = float((masks > 127).mean()) if len(masks) else 0.0
+    if not LEAST_SHARE <= share <= MOST_SHARE:
+        mend = "crop the picture to the person" if share < LEAST_SHARE else "show the person before a background"
+        raise ValueError(f"{source}: the person was found in {share:.1%} of the picture: {mend}")
 
 
 def refine(mask: NDArray[np.uint8], frame: NDArray[np.uint8], epsilon: float = 2e-4) -> Floats:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from visa.datamodules.clip import IMAGE_SUFFIXES
+from visa.artifacts.photos import is_image
 
 
 def tracked(path: str | Path, body_model: str, option: str) -> Path:
@@ -34,7 +34,7 @@ def tracked(path: str | Path, body_model: str, option: str) -> Path:
         while block := file.read(1 << 20):
             digest.update(block)
     folder = source.with_name(f"{source.stem}_tracked_{digest.hexdigest()[:8]}")
-    suffix = ".png" if source.suffix.lower() in IMAGE_SUFFIXES else ".mp4"
+    suffix = ".png" if is_image(source) else ".mp4"
     if not (folder / f"{source.stem}.track.npz").is_file():
         from visa.tools.track.__main__ import track_file  # needs the extra
         from visa.tools.track.correspond import DEFAULT_LANDMARKS

@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from visa.networks.body import BodyModel, BodyParams
-from visa.tools.track.detect import Detections, read_frames
+from visa.tools.track.detect import Detections
+from visa.tools.track.read import read_frames
 from visa.tools.track.render import fill_triangles
 
 Floats = NDArray[np.float32]

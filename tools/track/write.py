@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from visa.artifacts.photos import is_image
 from visa.networks.body import BodyModel
-from visa.tools.track.detect import NUM_HAND_POINTS, Detections, is_image, read_frames, rotation, video_info
+from visa.tools.track.detect import NUM_HAND_POINTS, Detections
 from visa.tools.track.fit import WORLD_TO_CAMERA, Track
-from visa.tools.track.matte import refine, steady_masks
+from visa.tools.track.matte import check_share, refine, steady_masks
+from visa.tools.track.read import is_plain, read_frames, timing
 from visa.tools.track.render import visible_triangles
 
 Frame = NDArray[np.uint8]
@@ -82,14 +84,7 @@ def keeps_its_bytes(source: Path, num_frames: int) -> bool:
     """Whether a video already is what the contract asks for, so that it is copied and not encoded again."""
     if is_image(source) or source.suffix.lower() != ".mp4":
         return False
-    import av
-
-    with av.open(str(source)) as container:
-        stream = container.streams.video[0]
-        frame = next(container.decode(video=0))
-        even = stream.width % 2 == 0 and stream.height % 2 == 0
-        plain = stream.codec_context.name == "h264" and frame.format.name == "yuv420p" and rotation(frame) == 0
-        return plain and even and stream.frames == num_frames
+    return timing(source).num_frames == num_frames and is_plain(source)
 
 
 class Overlay:
@@ -187,6 +182,7 @@ def write_pictures(
     """Clip, mask and overlay to `targets`, in one pass over the source."""
     clip, mask, drawn = targets
     masks = steady_masks(detections, track.frame_valid)
+    check_share(masks[track.frame_valid], str(source))
     if is_image(source):
         frame = next(read_frames(source))
         Image.fromarray(frame).save(clip, format="png")
@@ -194,7 +190,7 @@ def write_pictures(
         Image.fromarray(overlay(0, frame)).save(drawn, format="png")
         return
     size = detections.width, detections.height
-    fps, _ = video_info(source)
+    fps = timing(source).rate
     copied = keeps_its_bytes(source, detections.num_frames)
     writers = [VideoWriter(mask, fps, *size, crf=20), VideoWriter(drawn, fps, *size, crf=20)]
     if copied:
