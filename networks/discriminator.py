@@ -1,6 +1,6 @@
 """Adversarial judge on a video shader's tokens: is this clip real, given this photo?
 
-Shapes as in `networks/shader.py`; K depths, W width of the branches.
+Shapes as in `networks/shader`; K depths, W width of the branches.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Few-step autoregressive painting with a key-value cache: one object for training rollouts, `predict` and streaming.
 
-Shapes as in `networks/shader.py`; t latent frames of one chunk (chunk_frames, fewer in a video's last chunk).
+Shapes as in `networks/shader`; t latent frames of one chunk (chunk_frames, fewer in a video's last chunk).
 """
 
 from __future__ import annotations

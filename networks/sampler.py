@@ -1,6 +1,6 @@
 """Many-step sampling of the bidirectional shader: Euler steps along the flow, whole window at once.
 
-Shapes as in `networks/shader.py`.
+Shapes as in `networks/shader`.
 """
 
 from __future__ import annotations
