@@ -211,31 +211,26 @@ class CausalRollout:
         generator: torch.Generator | None = None,
         exit_step: int | None = None,
         requires_grad: bool = False,
-        num_grad_chunks: int | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
         """Paint all frames of `condition` -> latents `[B,C,T,h,w]`.
 
         Args:
-            num_grad_chunks: with `requires_grad`, only this many chunks at the end keep their graph, which bounds the
-                memory; None for all.
             noise: `[num_levels,B,C,T,h,w]`, in place of drawing it.
             generator, exit_step, requires_grad: as in `step`, the same exit for every chunk.
         """
         size = self.shader.chunk_frames
         starts = range(0, condition.num_frames, size)
-        first_grad = 0 if num_grad_chunks is None else len(starts) - num_grad_chunks
         with torch.set_grad_enabled(requires_grad):
             # The reference's graph is not wanted here: `start` encodes it without gradient.
             driving = self.shader.encode_condition(_without_reference(condition))
         self.start(condition)
         chunks = []
-        for index, first in enumerate(starts):
+        for first in starts:
             frames = slice(first, min(first + size, condition.num_frames))
             chunk_noise = None if noise is None else noise[:, :, :, frames]
-            keeps_graph = requires_grad and index >= first_grad
             chunk = driving.slice(frames.start, frames.stop)
-            chunks.append(self.step(chunk, generator, chunk_noise, exit_step, keeps_graph))
+            chunks.append(self.step(chunk, generator, chunk_noise, exit_step, requires_grad))
         return torch.cat(chunks, dim=2)
 
     def _prepare_cache(self, batch: int, size: Sequence[int]) -> None:

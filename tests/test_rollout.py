@@ -191,16 +191,6 @@ def test_autocast_loses_no_gradient() -> None:
     assert missing == ["null_maps", "null_semantic"]
 
 
-def test_only_the_last_chunks_keep_their_graph() -> None:
-    shader, condition, noise = make_shader(), make_condition(9), make_noise(9)
-    condition.guide.requires_grad_()
-    rollout = CausalRollout(shader, LEVELS)
-    latents = rollout(condition, noise=noise, requires_grad=True, num_grad_chunks=1)
-    latents.sum().backward()
-    assert condition.guide.grad[:, :, :6].abs().max() == 0 < condition.guide.grad[:, :, 6:].abs().min()
-    assert not rollout(condition, noise=noise).requires_grad
-
-
 @torch.no_grad()
 def test_guidance_extrapolates_from_the_dropped_branch() -> None:
     shader, condition, noise = make_shader(), make_condition(3), make_noise(3)

@@ -9,9 +9,9 @@ one learned skip a channel, and its raw output F stands for
                            x0_hat = k g + ((1 - s) r + s sqrt(p) F) / p and
                            v = ((2 s - 1) r - sqrt(p) F) / p - k g.
 With k = 0 and "velocity" this is the pretrained network's own task. "preconditioned" is the scaling of Karras et al.
-(2022, "EDM", arXiv:2206.00364, eq. 7) for this path with a residual x0 - k g of unit variance: F then has unit variance
-at every level, F = 0 says the best linear estimate of the residual, r (1 - s) / p, and nothing is divided by s. (r
-itself is not scaled: the codec's latents are whitened.)
+(2022, "EDM", arXiv:2206.00364, eq. 7) on this path, their c_in left at 1, for a residual x0 - k g of unit variance, to
+which the codec's statistics bring it (tools/measure_latents.py): the target F then has unit variance at every level,
+F = 0 says the best linear estimate of the residual, (1 - s) r / p, and nothing is divided by s.
 """
 
 from __future__ import annotations
@@ -265,18 +265,13 @@ class VideoShader(nn.Module):
         return self.interpret(raw, noisy, level, condition.guide)
 
     def features(
-        self,
-        noisy: Tensor,
-        level: Tensor,
-        condition: ShaderCondition,
-        layers: Sequence[int],
-        attention: AttentionMode = "full",
+        self, noisy: Tensor, level: Tensor, condition: ShaderCondition, layers: Sequence[int]
     ) -> list[TokenFeatures]:
-        """Tokens after the blocks `layers` (indices, ascending); later blocks are not run."""
+        """Tokens after the blocks `layers` (indices, ascending) under full attention; later blocks are not run."""
         if list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < len(self.transformer.blocks):
             raise ValueError(f"layers {list(layers)}: give ascending indices below {len(self.transformer.blocks)}")
         condition = self.encode_condition(condition)
-        tokens, embedded_level, context, semantic = self._prepare(noisy, level, condition, attention, None)
+        tokens, embedded_level, context, semantic = self._prepare(noisy, level, condition, "full", None)
         collected = []
         for layer in range(layers[-1] + 1):
             tokens = self.run_block(layer, tokens, embedded_level, semantic, context)
