@@ -18,11 +18,14 @@ ROTARY_BASE = 10000.0
 
 @dataclass(frozen=True)
 class Window:
-    """Which earlier frames a chunk sees besides the reference: the first `sink_frames` for ever, and the
-    `recent_frames` before it.
+    """Which earlier latent frames a chunk sees besides the reference.
 
     Positions count the frames seen, so that distances stop growing once the window slides: reference 0, sink 1..,
     recent, chunk.
+
+    Args:
+        sink_frames: of the video's beginning, seen for ever.
+        recent_frames: right before the chunk.
     """
 
     sink_frames: int = 3
