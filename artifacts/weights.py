@@ -14,21 +14,18 @@ from torch import Tensor, nn
 from visa.artifacts.files import atomic_path, shipped
 
 
-def save_weights(
-    path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any], dtype: torch.dtype = torch.float16
-) -> Path:
-    """Write a state dict, floating tensors as `dtype`, whole or not at all.
+def save_weights(path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
+    """Write a state dict, floating tensors as float16, whole or not at all.
 
     Args:
         path: of the file.
         state: names to tensors.
         metadata: JSON-able provenance (stage, config, commit, metrics), kept in the header.
-        dtype: of floating tensors on disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+        name: (value.to(torch.float16) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in state.items()
     }
     with atomic_path(path) as scratch:
@@ -59,16 +56,14 @@ def read_weights(path: str | Path, made_by: str) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def load_weights(module: nn.Module, path: str | Path, made_by: str, prefix: str = "") -> None:
-    """Load the entries under `prefix` into a module, strictly.
+def load_weights(module: nn.Module, path: str | Path, made_by: str) -> None:
+    """Load a file into a module, strictly.
 
     Raises:
         FileNotFoundError, ValueError: as `read_weights`; or the names or shapes differ from the module's (names the
             first).
     """
-    state = {
-        name[len(prefix) :]: value for name, value in read_weights(path, made_by).items() if name.startswith(prefix)
-    }
+    state = read_weights(path, made_by)
     own = module.state_dict()
     odd = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
     if odd:

@@ -27,7 +27,7 @@ from visa.artifacts.provenance import device_name, git_commit, peak_memory_mb
 from visa.datamodules.batch import VideoBatch
 from visa.lightning_modules.distillation import Distillation
 from visa.networks.rollout import CausalRollout
-from visa.networks.shader import Prediction, ShaderCondition, VideoShader
+from visa.networks.shader import Prediction, ShaderCondition, VideoShader, Window
 from visa.runtime.stream import AvatarStream
 from visa.tools.estimate_scale import Product, pass_products
 
@@ -47,8 +47,8 @@ def now(device: torch.device) -> float:
 class TimedRollout(CausalRollout):
     """The rollout, keeping the milliseconds of each part of a step."""
 
-    def __init__(self, shader: VideoShader, noise_levels: list[float]) -> None:
-        super().__init__(shader, noise_levels)
+    def __init__(self, shader: VideoShader, noise_levels: list[float], window: Window) -> None:
+        super().__init__(shader, noise_levels, window)
         self.times: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
@@ -109,7 +109,7 @@ class Streamed:
     """One unbroken stream: milliseconds and memory of every chunk, and of the parts."""
 
     def __init__(self, stage: Distillation, batch: VideoBatch, num_frames: int) -> None:
-        self.rollout = TimedRollout(stage.student, stage.noise_levels)
+        self.rollout = TimedRollout(stage.student, stage.noise_levels, stage.rollout_window)
         self.stream = AvatarStream(stage.conditioner, self.rollout, matte=stage.matte)
         self.device, self.batch = stage.device, batch
         index = bounce(num_frames, batch.intrinsics.shape[1])
@@ -194,10 +194,9 @@ def measure_stream(stage: Distillation, batch: VideoBatch, num_chunks: int) -> d
 
 def measure_products(stage: Distillation, batch: VideoBatch, step_ms: float) -> dict[str, float]:
     """Achieved speed of a step against its own matrix products alone."""
-    rollout = CausalRollout(stage.student, stage.noise_levels)
     side = batch.reference.shape[-1] // stage.codec.spatial_stride
     _, still = stage.conditioner.avatar(batch)
-    window = rollout.window
+    window = stage.rollout_window
     products = pass_products(
         stage.student, (side, side), stage.student.chunk_frames, 1 + window.capacity, still.semantic.shape[1]
     )
@@ -217,7 +216,7 @@ def measure_recomputed(stage: Distillation, batch: VideoBatch, cached_ms: float)
     """A chunk painted without a cache: the whole masked forward pass over all frames so far, for each step."""
     shader, result = stage.student, {"cached_chunk_ms": cached_ms}
     _, still = stage.conditioner.avatar(batch)
-    window = CausalRollout(shader).window
+    window = stage.rollout_window
     for num_frames in (window.capacity + shader.chunk_frames, 2 * (window.capacity + shader.chunk_frames)):
         guide = still.guide[:, :, :1].expand(-1, -1, num_frames, -1, -1)
         once = shader.encode_condition(still)
@@ -267,7 +266,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float 
         "resolution": batch.reference.shape[-1],
         "num_steps": len(stage.noise_levels),
         "chunk_latent_frames": stage.student.chunk_frames,
-        "window_latent_frames": CausalRollout(stage.student).window.capacity,
+        "window_latent_frames": stage.rollout_window.capacity,
         "codec": type(stage.codec).__name__,
     }
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -1,6 +1,5 @@
 """How a video moves, compared with the truth. Frames are [T, 3, H, W] in [0, 1], consecutive."""
 
-import torch
 from torch import Tensor
 
 
@@ -16,11 +15,6 @@ def temporal_error(prediction: Tensor, truth: Tensor) -> Tensor:
 def unrest(frames: Tensor) -> Tensor:
     """[T-2]: mean absolute second difference in time, in [0, 1] units: what alternates from frame to frame."""
     return frames.diff(n=2, dim=0).abs().mean(dim=(1, 2, 3))
-
-
-def flicker(prediction: Tensor, truth: Tensor) -> float:
-    """Unrest of the prediction over unrest of the truth: 1 is as lively as the truth, 0 a still, above 1 flickers."""
-    return float(unrest(prediction).mean() / unrest(truth).mean().clamp_min(torch.finfo(truth.dtype).eps))
 
 
 def tlp(prediction_steps: Tensor, truth_steps: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from visa.networks.gaussians import MatteOptions
 from visa.networks.reconstructor import ReconstructorOptions
 from visa.networks.rollout import CausalRollout
 from visa.networks.sampler import integrate, shifted_levels
-from visa.networks.shader import ShaderCondition, VideoShader
+from visa.networks.shader import ShaderCondition, VideoShader, Window
 from visa.runtime.shipped import COMMANDS
 
 
@@ -48,6 +48,8 @@ class Distillation(ShadingStage):
             gives them, or from the cache.
         avatar_cache, matte: as in `ShadingStage`.
         noise_levels: the student's denoising steps, from 1 downwards.
+        rollout_window: earlier latent frames that the student's rollouts see besides the reference, in training, test
+            and predict alike.
         learning_rate, critic_learning_rate: of AdamW.
         critic_updates: critic updates for each generator update, on the generator's rollout.
         loss_weights: weight of each raw term of the student; terms not named count once. `l1`, `detail`,
@@ -89,6 +91,7 @@ class Distillation(ShadingStage):
         avatar_cache: str | None = None,
         matte: MatteOptions | None = None,
         noise_levels: list[float] = [1.0, 0.9, 0.75, 0.5],  # noqa: B006
+        rollout_window: Window = Window(),  # noqa: B008
         learning_rate: float = 2e-5,
         critic_learning_rate: float = 4e-5,
         critic_updates: int = 2,
@@ -124,7 +127,7 @@ class Distillation(ShadingStage):
         self.teacher_test_steps, self.student_test_steps = list(teacher_test_steps), list(student_test_steps)
         if odd := [steps for steps in student_test_steps if steps < 1 or len(noise_levels) % steps]:
             raise ValueError(f"student_test_steps {odd[0]} does not divide the {len(noise_levels)} noise_levels")
-        self.test_window, self.out = test_window, out
+        self.test_window, self.out, self.rollout_window = test_window, out, rollout_window
         self.is_trained = subcommand == "fit"
         self.student = shader
         self.teacher = copy.deepcopy(shader).requires_grad_(False) if subcommand in ("fit", "test") else None
@@ -134,7 +137,7 @@ class Distillation(ShadingStage):
             load_weights(self.student, student_weights, COMMANDS["shader_ode"])
         has_critic = self.is_trained and objective == "distribution_matching"
         self.critic = copy.deepcopy(self.teacher).requires_grad_(True) if has_critic else None
-        self.rollout = CausalRollout(self.student, self.noise_levels)
+        self.rollout = CausalRollout(self.student, self.noise_levels, rollout_window)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As in every stage; where nothing is trained, only the student's part is read."""

@@ -25,7 +25,7 @@ from visa.networks.gaussians import MatteOptions, SplatMaps
 from visa.networks.reconstructor import ReconstructorOptions
 from visa.networks.rollout import CausalRollout
 from visa.networks.sampler import sample_bidirectional
-from visa.networks.shader import ShaderCondition, VideoShader
+from visa.networks.shader import ShaderCondition, VideoShader, Window
 from visa.runtime.avatar_cache import AvatarCache
 from visa.runtime.conditioner import Conditioner
 from visa.runtime.shipped import COMMANDS, build_reconstructor
@@ -56,6 +56,7 @@ class ShadingStage(Stage):
 
     frozen = ("conditioner.", "perceptual.")
     loss_weights: dict[str, float]
+    rollout_window = Window()  # of the student's rollouts
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class ShadingStage(Stage):
 
     def stream(self, student: VideoShader, noise_levels: list[float], sample: int = 0) -> AvatarStream:
         """What `test` and `predict` paint through, with the noise of one sample."""
-        rollout = CausalRollout(student, noise_levels)
+        rollout = CausalRollout(student, noise_levels, self.rollout_window)
         return AvatarStream(self.conditioner, rollout, self.seed + 7919 * sample, self.matte)
 
     def test_student(self, name: str, student: VideoShader, batch: VideoBatch, noise_levels: list[float]) -> None:

@@ -15,7 +15,7 @@ from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
 from visa.networks.gaussians import MatteOptions
 from visa.networks.reconstructor import ReconstructorOptions
-from visa.networks.shader import VideoShader
+from visa.networks.shader import VideoShader, load_wan_checkpoint
 from visa.runtime.shipped import COMMANDS
 
 
@@ -95,7 +95,7 @@ class Teacher(ShadingStage):
         if weights is not None:
             load_weights(self.shader, weights, COMMANDS[self.stage])
         if wan_checkpoint is not None:
-            self.shader.load_wan_checkpoint(wan_checkpoint)
+            load_wan_checkpoint(self.shader, wan_checkpoint)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over the shader."""

@@ -85,11 +85,6 @@ def mask_loss(alpha: Tensor, mask: Tensor) -> Tensor:
     return (alpha - mask).abs()
 
 
-def region_weight(mask: Tensor, foreground: float = 1.0, background: float = 0.0) -> Tensor:
-    """Weight of each pixel, [..., 1, H, W], from a soft mask in [0, 1]: 0 gives `background`, 1 gives `foreground`."""
-    return background + (foreground - background) * mask
-
-
 def box_weight(boxes: Tensor, height: int, width: int, inside: float, outside: float = 1.0) -> Tensor:
     """Weight of each pixel, [N, 1, H, W], from one box a frame.
 

@@ -251,11 +251,6 @@ class BodyModel(nn.Module):
         """[V,3,10]"""
         return self.blendshapes[..., :NUM_BETAS]
 
-    @property
-    def exprdirs(self) -> Tensor:
-        """[V,3,E]"""
-        return self.blendshapes[..., NUM_BETAS:]
-
     def subset(self, vertex_ids: Tensor) -> BodyModel:
         """A model of these vertices [N] alone, same joints: faster than `vertex_ids` where one set is posed often.
 

@@ -87,7 +87,7 @@ class BlockCodec(nn.Module):
         """Take `mean` and `scale` `[96]` from a safetensors file."""
         path = shipped(path)
         if not path.is_file():
-            raise ValueError(f"codec statistics {path} do not exist: write them with BlockCodec.save_statistics")
+            raise ValueError(f"codec statistics {path} do not exist: run python -m visa.tools.measure_latents")
         statistics = load_file(str(path))
         for name in ("mean", "scale"):
             if name not in statistics or statistics[name].shape != (self.latent_channels,):
@@ -97,16 +97,6 @@ class BlockCodec(nn.Module):
     def save_statistics(self, path: str | Path) -> None:
         """Write `mean` and `scale` to a safetensors file."""
         save_file({"mean": self.mean.cpu().contiguous(), "scale": self.scale.cpu().contiguous()}, str(path))
-
-    @torch.no_grad()
-    def measure_statistics(self, frames: Tensor) -> None:
-        """Set `mean` and `scale` so that latents of `frames` `[B,T,3,H,W]` have mean 0, variance 1 in each channel."""
-        self.mean.zero_()
-        self.scale.fill_(1.0)
-        latents = self.encode(frames).transpose(0, 1).flatten(1)
-        self.mean.copy_(latents.mean(1))
-        # A floor of a tenth of a grey level: a channel that the sample leaves empty must not blow noise up.
-        self.scale.copy_(latents.std(1).clamp(min=0.1 / 255))
 
 
 class BlockCodecStream:

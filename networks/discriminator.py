@@ -1,6 +1,6 @@
 """Adversarial judge on a video shader's tokens: is this clip real, given this photo?
 
-Shapes as in `networks/shader.py`; K depths, W width of the branches.
+Shapes as in `networks/shader`; K depths, W width of the branches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from visa.networks.shader import AttentionMode, ShaderCondition, TokenFeatures, VideoShader, attend
+from visa.networks.shader import ShaderCondition, TokenFeatures, VideoShader, attend
 
 
 @dataclass
@@ -66,9 +66,7 @@ class WanDiscriminator(nn.Module):
         self.local_head = _head(len(self.layers) * width, width)
         self.clip_head = _head(len(self.layers) * width, width)
 
-    def forward(
-        self, noisy: Tensor, level: Tensor, condition: ShaderCondition, attention: AttentionMode = "full"
-    ) -> Logits:
+    def forward(self, noisy: Tensor, level: Tensor, condition: ShaderCondition) -> Logits:
         """Judge noised latents `[B,C,T,h,w]` at levels `[B,T]`; real and fake must be given at the same levels."""
         if self.use_reference and condition.reference is None:
             raise ValueError(
@@ -77,7 +75,7 @@ class WanDiscriminator(nn.Module):
         # A frozen backbone of an input without gradient needs no graph: the judge's own updates are then cheap.
         needs_graph = torch.is_grad_enabled() and (self.train_backbone or noisy.requires_grad)
         with torch.set_grad_enabled(needs_graph):
-            features = self.backbone.features(noisy, level, condition, self.layers, attention)
+            features = self.backbone.features(noisy, level, condition, self.layers)
         return self.judge(features)
 
     def judge(self, features: Sequence[TokenFeatures]) -> Logits:

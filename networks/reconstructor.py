@@ -677,12 +677,6 @@ def _tangent_frames(normals: Tensor) -> Tensor:
     return torch.stack([first, torch.cross(normals, first, dim=-1), normals], dim=-1)
 
 
-def _third_axis(quats: Tensor) -> Tensor:
-    """Third column of the rotation of unit quaternions `[...,4]` -> `[...,3]`."""
-    w, x, y, z = quats.unbind(-1)
-    return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], dim=-1)
-
-
 def _farthest_points(points: Tensor, count: int) -> Tensor:
     """`[count]` indices of points far from each other, greedily from the first."""
     chosen = [0]

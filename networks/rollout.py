@@ -1,6 +1,6 @@
 """Few-step autoregressive painting with a key-value cache: one object for training rollouts, `predict` and streaming.
 
-Shapes as in `networks/shader.py`; t latent frames of one chunk (chunk_frames, fewer in a video's last chunk).
+Shapes as in `networks/shader`; t latent frames of one chunk (chunk_frames, fewer in a video's last chunk).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from visa.networks.sampler import draw_noise, guided, with_unconditional
+from visa.networks.sampler import draw_noise
 from visa.networks.shader import (
     AttentionContext,
     Prediction,
@@ -36,12 +36,6 @@ class KVCache:
     def __init__(
         self, shader: VideoShader, batch: int, rotary: RotaryTable, window: Window, dtype: torch.dtype
     ) -> None:
-        if window.sink_frames % shader.chunk_frames or window.recent_frames % shader.chunk_frames:
-            raise ValueError(
-                f"sink and recent frames must be multiples of the chunk's {shader.chunk_frames} frames: {window}"
-            )
-        if not window.recent_frames:
-            raise ValueError("recent_frames must be at least one chunk")
         self.window = window
         self.tokens_per_frame = rotary.tokens_per_frame
         num_slots = 1 + window.capacity + shader.chunk_frames
@@ -124,23 +118,22 @@ class CausalRollout:
     Args:
         shader: a network trained with block-causal attention.
         noise_levels: the denoising steps, from 1 downwards.
-        window: frames that the cache holds besides the reference.
-        guidance: w of u + w (c - u); 1 is off (c + w' (c - u) in other papers is w = w' + 1). On, every pass runs on a
-            doubled batch.
+        window: frames that the cache holds besides the reference, in whole chunks, one recent chunk at least.
     """
 
     def __init__(
         self,
         shader: VideoShader,
         noise_levels: Sequence[float] = (1.0, 0.9, 0.75, 0.5),
-        window: Window | None = None,
-        guidance: float = 1.0,
+        window: Window = Window(),  # noqa: B008 (frozen)
     ) -> None:
         levels = [float(level) for level in noise_levels]
         if not levels or levels[0] != 1.0 or levels[-1] <= 0 or sorted(set(levels), reverse=True) != levels:
             raise ValueError(f"noise_levels {levels}: start at 1.0 and fall strictly, above 0")
-        self.shader, self.noise_levels, self.guidance = shader, levels, guidance
-        self.window = window if window is not None else Window()
+        size, sink, recent = shader.chunk_frames, window.sink_frames, window.recent_frames
+        if sink < 0 or recent < size or sink % size or recent % size:
+            raise ValueError(f"{window}: give multiples of the chunk's {size} frames, recent_frames at least one chunk")
+        self.shader, self.noise_levels, self.window = shader, levels, window
         self._cache: KVCache | None = None
         self._cache_key: tuple[object, ...] | None = None
         self._semantic: SemanticContext | None = None
@@ -152,7 +145,7 @@ class CausalRollout:
         """Begin a video: cache reference and semantic tokens of `condition`; its driving frames are not read."""
         shader = self.shader
         alone = replace(condition, guide=condition.guide[:, :, :0], maps=None, encoded=None)
-        start = with_unconditional(shader.encode_condition(alone), self.guidance)
+        start = shader.encode_condition(alone)
         tokens = shader.embed_reference(start)
         size = condition.guide.shape[-2:]
         self._prepare_cache(start.batch_size, size)
@@ -211,31 +204,26 @@ class CausalRollout:
         generator: torch.Generator | None = None,
         exit_step: int | None = None,
         requires_grad: bool = False,
-        num_grad_chunks: int | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
         """Paint all frames of `condition` -> latents `[B,C,T,h,w]`.
 
         Args:
-            num_grad_chunks: with `requires_grad`, only this many chunks at the end keep their graph, which bounds the
-                memory; None for all.
             noise: `[num_levels,B,C,T,h,w]`, in place of drawing it.
             generator, exit_step, requires_grad: as in `step`, the same exit for every chunk.
         """
         size = self.shader.chunk_frames
         starts = range(0, condition.num_frames, size)
-        first_grad = 0 if num_grad_chunks is None else len(starts) - num_grad_chunks
         with torch.set_grad_enabled(requires_grad):
             # The reference's graph is not wanted here: `start` encodes it without gradient.
             driving = self.shader.encode_condition(_without_reference(condition))
         self.start(condition)
         chunks = []
-        for index, first in enumerate(starts):
+        for first in starts:
             frames = slice(first, min(first + size, condition.num_frames))
             chunk_noise = None if noise is None else noise[:, :, :, frames]
-            keeps_graph = requires_grad and index >= first_grad
             chunk = driving.slice(frames.start, frames.stop)
-            chunks.append(self.step(chunk, generator, chunk_noise, exit_step, keeps_graph))
+            chunks.append(self.step(chunk, generator, chunk_noise, exit_step, requires_grad))
         return torch.cat(chunks, dim=2)
 
     def _prepare_cache(self, batch: int, size: Sequence[int]) -> None:
@@ -255,12 +243,10 @@ class CausalRollout:
         self._cache.reset()
 
     def _driving(self, condition: ShaderCondition) -> ShaderCondition:
-        condition = self.shader.encode_condition(_without_reference(condition))
-        return with_unconditional(condition, self.guidance)
+        return self.shader.encode_condition(_without_reference(condition))
 
     def _denoise(self, state: Tensor, level: float, condition: ShaderCondition) -> Prediction:
         shader = self.shader
-        state = state if self.guidance == 1.0 else torch.cat([state, state])
         num_frames = state.shape[2]
         levels = torch.full((state.shape[0], num_frames), level, device=state.device)  # bfloat16 would blur the clock
         tokens = shader.embed_frames(state, levels, condition).flatten(0, 1)
@@ -271,10 +257,9 @@ class CausalRollout:
         context = CachedAttention(self._cache, num_frames, keep_keys=False, use_snapshot=needs_grad)
         tokens, embedded_level = self._run(tokens, levels, semantic, context)
         raw = shader.project_out(tokens, embedded_level, num_frames, state.shape[-2:])
-        return guided(shader.interpret(raw, state, levels, condition.guide), self.guidance)
+        return shader.interpret(raw, state, levels, condition.guide)
 
     def _write(self, x0: Tensor, condition: ShaderCondition) -> None:
-        x0 = x0 if self.guidance == 1.0 else torch.cat([x0, x0])
         num_frames = x0.shape[2]
         levels = torch.zeros(x0.shape[0], num_frames, device=x0.device)
         tokens = self.shader.embed_frames(x0, levels, condition).flatten(0, 1)

@@ -1,6 +1,6 @@
 """Many-step sampling of the bidirectional shader: Euler steps along the flow, whole window at once.
 
-Shapes as in `networks/shader.py`.
+Shapes as in `networks/shader`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from visa.networks.shader import AttentionMode, Prediction, ShaderCondition, VideoShader
+from visa.networks.shader import Prediction, ShaderCondition, VideoShader
 
 
 def shifted_levels(num_steps: int, shift: float) -> list[float]:
@@ -46,7 +46,6 @@ def integrate(
     levels: Sequence[float],
     noise: Tensor,
     guidance: float = 1.0,
-    attention: AttentionMode = "full",
 ) -> Iterator[tuple[float, Tensor]]:
     """Euler's method from `noise` `[B,C,T,h,w]` through falling `levels`; yields (level, state), the start included."""
     condition = with_unconditional(shader.encode_condition(condition), guidance)
@@ -55,7 +54,7 @@ def integrate(
     for level, lower in pairwise(levels):
         doubled = state if guidance == 1.0 else torch.cat([state, state])
         frame_levels = torch.full((doubled.shape[0], doubled.shape[2]), level, device=noise.device)
-        prediction = guided(shader(doubled, frame_levels, condition, attention), guidance)
+        prediction = guided(shader(doubled, frame_levels, condition), guidance)
         # The last step takes x0 as it is: exact at s = 0, whatever the velocity's clamp.
         state = prediction.x0 if lower == 0 else state + (lower - level) * prediction.velocity
         yield lower, state

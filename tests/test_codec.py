@@ -63,10 +63,6 @@ def test_block_codec_quality_on_real_video() -> None:
     codec = BlockCodec()
     error = (codec.decode(codec.encode(frames)) - frames).square().mean()
     assert -10 * error.log10() > 44
-    codec.measure_statistics(frames)
-    latents = codec.encode(frames)
-    assert latents.mean((0, 2, 3, 4)).abs().max() < 1e-4
-    assert latents.std((0, 2, 3, 4)).max() < 1.001
 
 
 def test_statistics_survive_a_file(whitened: BlockCodec, tmp_path: Path) -> None:

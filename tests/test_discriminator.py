@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.shader_inputs import make_condition, make_noisy, make_shader, make_wan_1_3b
 from visa.losses.adversarial import approximate_penalty
 from visa.networks.discriminator import TokenProbe, WanDiscriminator
-from visa.networks.shader import ShaderCondition, VideoShader
+from visa.networks.shader import ShaderCondition, VideoShader, load_wan_state_dict
 
 
 def make_discriminator(**arguments: object) -> WanDiscriminator:
@@ -141,7 +141,7 @@ def test_a_discriminator_on_wan_1_3b_has_its_keys_and_heads() -> None:
     assert set(backbone) == set(published)
     differing = {name for name, value in published.items() if backbone[name].shape != value.shape}
     assert differing == {"patch_embedding.weight"}  # the condition's input channels
-    discriminator.backbone.load_wan_state_dict(published)
+    load_wan_state_dict(discriminator.backbone, published)
     heads = {n: v for n, v in own.items() if not n.startswith("backbone.")}
     width, depths = 1536, 3
     hidden = width * width + width

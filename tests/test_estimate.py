@@ -106,7 +106,7 @@ def test_estimated_training_memory_is_the_real_one() -> None:
 def test_estimated_codec_work_is_that_of_a_real_chunk() -> None:
     paths = [str(ROOT / name) for name in ("configs/shader.yaml", "configs/scale/tiny_wan.yaml")]
     setup = estimate_scale.read(paths)
-    work = estimate_scale.chunk_work(setup, Window())
+    work = estimate_scale.chunk_work(setup)
     config = dict(yaml.safe_load(Path(paths[1]).read_text())["model"]["init_args"]["codec"]["init_args"]["config"])
     codec = WanCodec(config=config)
     stream = codec.stream()
@@ -147,8 +147,8 @@ def test_the_estimate_counts_the_networks_of_each_stage(chain: list[str], traine
 
 def test_the_full_size_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    alone = estimate_scale.estimate(STUDENT, "H100", 1, Window())
-    eight = estimate_scale.estimate(STUDENT, "A100", 8, Window())
+    alone = estimate_scale.estimate(STUDENT, "H100", 1)
+    eight = estimate_scale.estimate(STUDENT, "A100", 8)
     shader = alone["parameters_shader"]
     assert shader == 1_422_759_392
     assert alone["parameters_codec"] == 126_892_531
@@ -164,7 +164,7 @@ def test_the_full_size_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     ratio = eight["roofline_ms_cache_write"] / alone["roofline_ms_cache_write"]
     assert ratio == pytest.approx(989.4 / 312)  # bound by arithmetic on both
     with pytest.raises(ValueError, match="choose from"):
-        estimate_scale.estimate(STUDENT, "Voodoo", 1, Window())
+        estimate_scale.estimate(STUDENT, "Voodoo", 1)
     with pytest.raises(ValueError, match="no shader"):
         estimate_scale.read(["configs/reconstruction.yaml"])
 

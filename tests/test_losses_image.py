@@ -16,7 +16,6 @@ from visa.losses.image import (
     detail_loss,
     l1,
     mask_loss,
-    region_weight,
     ssim_loss,
     weighted_mean,
 )
@@ -203,11 +202,6 @@ def test_l1_and_mask_loss_are_unreduced() -> None:
     a, b = _frames(2, 16, 1), _frames(2, 16, 2)
     np.testing.assert_array_equal(l1(a, b).numpy(), np.abs(a.numpy() - b.numpy()))
     assert mask_loss(a[:, :1], b[:, :1]).shape == (2, 1, 16, 16)
-
-
-def test_region_weight_ends_and_middle() -> None:
-    mask = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
-    assert region_weight(mask, foreground=4, background=1).flatten().tolist() == [1, 2.5, 4]
 
 
 def test_box_weight_counts_pixel_centres() -> None:

@@ -191,24 +191,9 @@ def test_autocast_loses_no_gradient() -> None:
     assert missing == ["null_maps", "null_semantic"]
 
 
-def test_only_the_last_chunks_keep_their_graph() -> None:
-    shader, condition, noise = make_shader(), make_condition(9), make_noise(9)
-    condition.guide.requires_grad_()
-    rollout = CausalRollout(shader, LEVELS)
-    latents = rollout(condition, noise=noise, requires_grad=True, num_grad_chunks=1)
-    latents.sum().backward()
-    assert condition.guide.grad[:, :, :6].abs().max() == 0 < condition.guide.grad[:, :, 6:].abs().min()
-    assert not rollout(condition, noise=noise).requires_grad
-
-
 @torch.no_grad()
 def test_guidance_extrapolates_from_the_dropped_branch() -> None:
     shader, condition, noise = make_shader(), make_condition(3), make_noise(3)
-    told = CausalRollout(shader, (1.0,))(condition, noise=noise)
-    untold = CausalRollout(shader, (1.0,))(condition.drop(), noise=noise)
-    guided = CausalRollout(shader, (1.0,), guidance=3.0)(condition, noise=noise)
-    torch.testing.assert_close(guided, untold + 3.0 * (told - untold), atol=1e-5, rtol=1e-5)
-    assert CausalRollout(shader, LEVELS, guidance=3.0)(make_condition(8), noise=make_noise(8)).shape[2] == 8
     x0 = sample_bidirectional(shader, condition, num_steps=1, noise=noise[0], guidance=3.0)
     level = torch.ones(2, 3)
     both = [shader(noise[0], level, case).x0 for case in (condition, condition.drop())]
@@ -264,8 +249,9 @@ def test_misuse_is_named() -> None:
             CausalRollout(shader, levels)
     with pytest.raises(ValueError, match="call start"):
         CausalRollout(shader).step(condition.slice(0, 3))
-    with pytest.raises(ValueError, match="multiples of the chunk"):
-        CausalRollout(shader, window=Window(2, 9)).start(condition)
+    for window in (Window(2, 9), Window(3, 7), Window(3, 0), Window(-3, 9)):
+        with pytest.raises(ValueError, match="multiples of the chunk's 3 frames"):
+            CausalRollout(shader, window=window)
     rollout = CausalRollout(shader)
     with pytest.raises(ValueError, match="no reference"):
         rollout.start(ShaderCondition(guide=condition.guide))

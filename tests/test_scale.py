@@ -21,7 +21,7 @@ from visa.networks.codec import WanCodec
 from visa.networks.encoders import DinoEncoder, WanVisualEncoder
 from visa.networks.precision import full_precision
 from visa.networks.reconstructor import ReconstructorOptions
-from visa.networks.shader import ShaderCondition, VideoShader
+from visa.networks.shader import ShaderCondition, VideoShader, load_wan_state_dict
 from visa.runtime.shipped import build_reconstructor
 
 FULL = ROOT / "configs/scale/wan_1_3b.yaml"
@@ -66,7 +66,7 @@ def test_the_full_size_shader_takes_the_published_weights() -> None:
     with torch.device("meta"):
         shader = VideoShader(**full_arguments("shader"))
     original = wan_1_3b()
-    shader.load_wan_state_dict(original.state_dict())
+    load_wan_state_dict(shader, original.state_dict())
     ours = {name: value.shape for name, value in shader.transformer.state_dict().items()}
     theirs = {name: value.shape for name, value in original.state_dict().items()}
     assert {name for name in ours if ours[name] != theirs.get(name)} == {"patch_embedding.weight"}
@@ -107,7 +107,7 @@ def test_one_block_at_full_width_equals_diffusers() -> None:
         num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, text_dim=4096, num_layers=1
     ).eval()
     shader = VideoShader(**arguments).eval()
-    shader.load_wan_state_dict(original.state_dict())
+    load_wan_state_dict(shader, original.state_dict())
     noisy, level = torch.randn(1, 16, 3, 4, 6), torch.full((1, 3), 0.7)
     semantic = torch.randn(1, 5, 768)
     condition = ShaderCondition(guide=torch.zeros_like(noisy), semantic=semantic)

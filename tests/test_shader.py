@@ -1,7 +1,5 @@
 """The video shader against diffusers' own transformer, and its conditions, causality and weights."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -9,7 +7,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanR
 from torch import Tensor
 
 from tests.shader_inputs import MAP_CHANNELS, SMALL, make_condition, make_noisy, make_shader, make_wan_1_3b
-from visa.networks.shader import RotaryTable, ShaderCondition, VideoShader, Window
+from visa.networks.shader import RotaryTable, ShaderCondition, VideoShader, Window, load_wan_state_dict
 
 
 class MaskedProcessor(WanAttnProcessor):
@@ -62,7 +60,7 @@ def test_equals_the_pretrained_network_where_conditions_are_zero() -> None:
         freq_dim=16, ffn_dim=32, num_layers=3,
     ).eval()  # fmt: skip
     shader = VideoShader(**{**SMALL, "guide_skip_init": 0.0, "semantic_dim": 16}).eval()
-    shader.load_wan_state_dict(plain.state_dict())
+    load_wan_state_dict(shader, plain.state_dict())
     shader.semantic_projection.weight.copy_(torch.eye(16))
     shader.semantic_projection.bias.zero_()
     noisy, _ = make_noisy()
@@ -108,6 +106,36 @@ def test_prediction_follows_the_flow(prediction: str) -> None:
     else:
         residual = noisy - (1 - s) * skipped
         torch.testing.assert_close(output.x0, skipped + residual * (1 - s) / ((1 - s) ** 2 + s**2))
+
+
+@torch.no_grad()
+def test_raw_output_is_read_by_its_equation() -> None:
+    """The target of each mode, as the module states it, gives back the x0 and velocity that noised it.
+
+    The two modes that do not divide by s hold at its ends as well; preconditioned, the target keeps unit variance.
+    """
+    generator = torch.Generator().manual_seed(4)
+    x0, noise, guide = (torch.randn(2, 4, 6, 16, 24, generator=generator) for _ in range(3))
+    level = torch.tensor([0.0, 0.05, 0.3, 0.5, 0.8, 1.0]).expand(2, -1)
+    s = level[:, None, :, None, None]
+    noisy = (1 - s) * x0 + s * noise
+    power = (1 - s) ** 2 + s**2
+    for prediction in ("velocity", "x0", "preconditioned"):
+        shader = make_shader(prediction=prediction)
+        skipped = shader.skip.view(-1, 1, 1, 1) * guide
+        residual = x0 - skipped
+        raw = {
+            "velocity": noise - residual,
+            "x0": residual,
+            "preconditioned": (s * residual - (1 - s) * noise) / power.sqrt(),
+        }[prediction]
+        output = shader.interpret(raw, noisy, level, guide)
+        torch.testing.assert_close(output.x0, x0, atol=2e-6, rtol=1e-5)
+        first = 1 if prediction == "x0" else 0
+        velocity = (noise - x0)[:, :, first:]
+        torch.testing.assert_close(output.velocity[:, :, first:], velocity, atol=2e-5, rtol=1e-5)
+    unit = (s * x0 - (1 - s) * noise) / power.sqrt()  # of a residual of unit variance
+    torch.testing.assert_close(unit.std((0, 1, 3, 4)), torch.ones(6), atol=0.03, rtol=0)
 
 
 @torch.no_grad()
@@ -249,19 +277,6 @@ def test_rotary_positions_are_wans_and_have_no_end(head_dim: int) -> None:
     torch.testing.assert_close(near[15:] * near[:15].conj(), far[15:] * far[:15].conj(), atol=1e-5, rtol=0)
 
 
-def test_weights_survive_a_file(tmp_path: Path) -> None:
-    shader, condition, (noisy, level) = make_shader(prediction="x0"), make_condition(), make_noisy()
-    path = tmp_path / "weights" / "shader.safetensors"
-    shader.save_pretrained(path)
-    loaded = VideoShader.from_pretrained(path, chunk_frames=1).eval()
-    assert loaded.chunk_frames == 1
-    assert loaded.prediction == "x0"
-    with torch.no_grad():
-        assert torch.equal(loaded(noisy, level, condition).x0, shader(noisy, level, condition).x0)
-    with pytest.raises(ValueError, match="do not exist"):
-        VideoShader.from_pretrained(tmp_path / "none.safetensors")
-
-
 def test_wan_1_3b_has_the_published_keys_and_shapes() -> None:
     """Shapes of Wan-AI/Wan2.1-T2V-1.3B-Diffusers: 30 layers of width 1536, checked against numbers stated here."""
     shader, original = make_wan_1_3b()
@@ -269,7 +284,7 @@ def test_wan_1_3b_has_the_published_keys_and_shapes() -> None:
     assert len(state) == 825
     assert sum(value.numel() for value in state.values()) == 1_418_996_800
     assert state["patch_embedding.weight"].shape == (1536, 16, 1, 2, 2)
-    shader.load_wan_state_dict(state)
+    load_wan_state_dict(shader, state)
     added = sum(value.numel() for value in shader.transformer.parameters()) - 1_418_996_800
     assert added == (16 + 32) * 1536 * 4  # the new inputs of the patch embedding and nothing else
 
@@ -280,16 +295,16 @@ def test_wan_weights_must_fit() -> None:
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
         freq_dim=16, ffn_dim=32, num_layers=3,
     ).state_dict()  # fmt: skip
-    shader.load_wan_state_dict(state)
+    load_wan_state_dict(shader, state)
     assert torch.equal(shader.transformer.patch_embedding.weight[:, :4], state["patch_embedding.weight"])
     assert not shader.transformer.patch_embedding.weight[:, 4:].any()
     name = "blocks.1.attn1.to_q.weight"
     with pytest.raises(ValueError, match=f"lack 1 tensors \\({name}"):
-        shader.load_wan_state_dict({key: value for key, value in state.items() if key != name})
+        load_wan_state_dict(shader, {key: value for key, value in state.items() if key != name})
     with pytest.raises(ValueError, match="unknown tensors"):
-        shader.load_wan_state_dict({**state, "blocks.9.more": torch.zeros(1)})
+        load_wan_state_dict(shader, {**state, "blocks.9.more": torch.zeros(1)})
     with pytest.raises(ValueError, match="check its sizes"):
-        shader.load_wan_state_dict({**state, name: torch.zeros(2, 2)})
+        load_wan_state_dict(shader, {**state, name: torch.zeros(2, 2)})
 
 
 def test_misuse_is_named() -> None:

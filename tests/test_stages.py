@@ -10,6 +10,8 @@ import torch
 
 from tests.conftest import ROOT
 from visa import cli as train
+from visa.lightning_modules.distillation import Distillation
+from visa.networks.shader import Window
 
 STAGES = {
     "reconstruction": ["-c", "configs/reconstruction.yaml"],
@@ -116,6 +118,18 @@ def test_an_overlay_reaches_model_and_data(clip_path: Path) -> None:
         ["fit", *STAGES["teacher"], *small(clip_path), "--data.num_steps=7", "--data.seed=3"], cli=train.BuildOnly
     )
     assert (cli.model.num_steps, cli.model.seed, cli.datamodule.num_steps) == (7, 3, 7)
+
+
+def test_a_rollout_window_reaches_training_and_painting(clip_path: Path) -> None:
+    assert Distillation.rollout_window == Window(sink_frames=3, recent_frames=9)
+    options = ["fit", *STAGES["adversarial"], *small(clip_path)]
+    key = "--model.init_args.rollout_window"
+    stage = train.main([*options, f"{key}.sink_frames=0", f"{key}.recent_frames=3"], cli=train.BuildOnly).model
+    expected = Window(sink_frames=0, recent_frames=3)
+    assert stage.rollout.window == expected
+    assert stage.stream(stage.student, stage.noise_levels).rollout.window == expected
+    with pytest.raises(ValueError, match="multiples of the chunk's 3 frames"):
+        train.main([*options, f"{key}.recent_frames=4"], cli=train.BuildOnly)
 
 
 def test_test_writes_table_pictures_and_metrics(clip_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,6 +222,7 @@ class Setup:
         stage: name of the stage's class.
         objective: of the distillation.
         num_steps: denoising steps of the student.
+        window: of its rollouts.
         resolution: side of the picture in pixels.
         num_frames: latent frames of the longest training window.
         width: bytes of an activation.
@@ -235,6 +236,7 @@ class Setup:
     stage: str
     objective: str
     num_steps: int
+    window: Window
     resolution: int
     num_frames: int
     width: int
@@ -282,6 +284,7 @@ def read(paths: list[str]) -> Setup:
         stage=config.model.class_path.rsplit(".", 1)[-1],
         objective=arguments.get("objective", "distribution_matching"),
         num_steps=len(arguments.get("noise_levels", [1.0, 0.9, 0.75, 0.5])),
+        window=Window(**_plain(arguments.get("rollout_window"))),
         resolution=data.get("resolution", 128),
         num_frames=codec.num_latent_frames(max(phase.get("num_frames", 9) for phase in phases)),
         width=2 if "16" in str(trainer.get("precision", "32-true")) else 4,
@@ -294,15 +297,13 @@ def _plain(value: Any) -> dict[str, Any]:
     return {} if value is None else dict(OmegaConf.to_container(value))
 
 
-def chunk_work(setup: Setup, window: Window) -> dict[str, Work]:
+def chunk_work(setup: Setup) -> dict[str, Work]:
     """Work of each part of a streamed chunk once the window is full."""
     shader, codec, chunk = setup.shader, setup.codec, setup.shader.chunk_frames
     frames = chunk * codec.temporal_stride
-    maps = shader.config["feature_channels"] + PICTURE_CHANNELS
+    maps, held = shader.config["feature_channels"] + PICTURE_CHANNELS, 1 + setup.window.capacity
     step, write = (
-        pass_work(
-            pass_products(shader, setup.size, chunk, 1 + window.capacity, setup.semantic_tokens, writes), setup.width
-        )
+        pass_work(pass_products(shader, setup.size, chunk, held, setup.semantic_tokens, writes), setup.width)
         for writes in (False, True)
     )
     dtype = torch.bfloat16 if setup.width == 2 else torch.float32
@@ -342,19 +343,19 @@ def networks(setup: Setup) -> tuple[dict[str, int], dict[str, int], str]:
     return trained, frozen, "student"
 
 
-def estimate(paths: list[str], gpu_name: str, num_gpus: int, window: Window) -> dict[str, float | str]:
+def estimate(paths: list[str], gpu_name: str, num_gpus: int) -> dict[str, float | str]:
     """Everything that is printed, flat, units in the names."""
     if gpu_name not in GPUS:
         raise ValueError(f"--gpu {gpu_name} is not known: choose from {', '.join(GPUS)}")
     setup, gpu = read(paths), GPUS[gpu_name]
     trained, frozen, averaged = networks(setup)
     memory = training_memory(trained, frozen, averaged, num_gpus, setup.shards_optimizer)
-    cached = cache_bytes(setup.shader, setup.size, window, setup.width)
-    kept = kept_for_backward_bytes(setup.shader, setup.size, window, setup.num_frames, setup.width)
+    cached = cache_bytes(setup.shader, setup.size, setup.window, setup.width)
+    kept = kept_for_backward_bytes(setup.shader, setup.size, setup.window, setup.num_frames, setup.width)
     result: dict[str, float | str] = {"gpu": gpu_name, "gpu_source": gpu.source, "num_gpus": num_gpus}
     for name, module in (("shader", setup.shader), ("codec", setup.codec), ("semantic_encoder", setup.semantic)):
         result[f"parameters_{name}"] = parameters(module)
-    work = chunk_work(setup, window)
+    work = chunk_work(setup)
     total = sum((part.milliseconds(gpu) for part in work.values()), 0.0)
     for name, part in work.items():
         key = "".join(letter if letter.isalnum() else "_" for letter in name)
@@ -386,7 +387,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
     arguments = parser.parse_args()
     try:
-        result = estimate(arguments.config, arguments.gpu, arguments.num_gpus, Window())
+        result = estimate(arguments.config, arguments.gpu, arguments.num_gpus)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     for name, value in result.items():
