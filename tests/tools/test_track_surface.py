@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.test_track import quiet, synthetic
+from tests.tools.test_track import quiet, synthetic
 from visa.networks.body import BodyModel, BodyParams
 from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
 from visa.tools.track.fit import FitOptions, fit

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_track import quiet, synthetic
+from tests.tools.test_track import quiet, synthetic
 from visa.networks.body import BodyModel
 from visa.tools.track.__main__ import main
 from visa.tools.track.batch import find_sources, finished, run_batch, share, table, track_in_process
