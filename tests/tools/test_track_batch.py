@@ -20,9 +20,11 @@ from visa.tools.track.__main__ import main
 from visa.tools.track.batch import find_sources, finished, run_batch, share, table, track_in_process
 from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks, head_of
 from visa.tools.track.detect import keep_longest_shot
-from visa.tools.track.fit import FitOptions, Track, fit, solved_frames
+from visa.tools.track.fit import Track, fit
+from visa.tools.track.options import FitOptions
 from visa.tools.track.render import shade
 from visa.tools.track.report import accelerations, report_of
+from visa.tools.track.targets import solved_frames
 
 needs_mediapipe = pytest.mark.skipif(
     importlib.util.find_spec("mediapipe") is None, reason="the extra `track` is not installed"

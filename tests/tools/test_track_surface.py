@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from tests.tools.test_track import quiet, synthetic
 from visa.networks.body import BodyModel, BodyParams
 from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-from visa.tools.track.fit import FitOptions, fit
+from visa.tools.track.fit import fit
+from visa.tools.track.options import FitOptions
 from visa.tools.track.render import shade
 from visa.tools.track.surface import _Follower, _key_frames, _spread, measure_motion
 from visa.tools.track.write import VideoWriter

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from visa.networks.body import BodyModel
 from visa.tools.track.detect import NUM_HAND_POINTS, Detections, is_image, read_frames, rotation, video_info
-from visa.tools.track.fit import WORLD_TO_CAMERA, Track
+from visa.tools.track.fit import Track
 from visa.tools.track.matte import refine, steady_masks
+from visa.tools.track.points import WORLD_TO_CAMERA
 from visa.tools.track.render import visible_triangles
 
 Frame = NDArray[np.uint8]
