@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from pathlib import Path
 
-from visa.benchmarks.arms import check_options, fit_arm, say, split_options
+from visa.benchmarks.arms import check_options, comparison, fit_arm, split_options
+from visa.benchmarks.command import at_least_one, print_json, run, say_figures
 
 CONTROL, FULL = "matching", "matching + adversarial"
 # Arm -> what it changes of the config. The control's step is the distillation's own, bit for bit.
@@ -42,18 +42,12 @@ def train_arm(folder: Path, arm: str, seed: int, updates: int, config: str, opti
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """The command line; what stands after `--` apart."""
     own, options = split_options(sys.argv[1:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="students of each arm")
-    parser.add_argument("--updates", type=int, default=300, help="generator updates of each")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="which to train")
+    parser = comparison(__doc__, list(ARMS), 3, "runs/benchmark_adversarial")
+    parser.add_argument("--updates", type=at_least_one, default=300, help="generator updates of each")
     parser.add_argument("-c", "--config", default="configs/adversarial.yaml", help="of the stage")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark_adversarial"), help="folder of the results")
-    parser.add_argument("--test", action="store_true", help="measure on the test blocks, not on the validation block")
-    parser.add_argument("--stride", type=int, default=1, help="measure every n-th frame")
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
     arguments = parser.parse_args(own)
-    if CONTROL not in arguments.arms or arguments.seeds < 1 or arguments.updates < 1:
-        parser.error(f"'{CONTROL}' must be among the arms, and seeds and updates at least 1")
+    if CONTROL not in arguments.arms:
+        parser.error(f"'{CONTROL}' must be among the arms")
     return arguments, options
 
 
@@ -73,14 +67,9 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         flat = report(weights, arguments.config, options, arguments.out, where, arguments.stride, (CONTROL, FULL))
     flat = {"seeds": arguments.seeds, "updates": arguments.updates, **flat}
-    for name, value in flat.items():
-        say(f"{name:50s} {value}")
-    if arguments.json:
-        print(json.dumps(flat))
+    say_figures(flat)
+    print_json(flat, arguments.json, digits=5)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

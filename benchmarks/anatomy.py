@@ -13,8 +13,6 @@ Each clip is read outside of its test blocks; its photo is that of its splits.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,9 +22,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from visa.benchmarks.command import add_clips, clip_paths, command_line, print_json, run, say
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
-from visa.datamodules.sources import clip_files
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.table import format_table
 from visa.losses.image import box_weight, l1, weighted_mean
@@ -243,27 +241,22 @@ def summary(rows: Sequence[dict[str, float]]) -> dict[str, float | int | bool]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
-    parser.add_argument("--clips", nargs="+", default=CLIPS, help="clips, folders or patterns (default: %(default)s)")
+    parser = command_line(__doc__)
+    add_clips(parser, CLIPS)
     parser.add_argument("--steps", type=int, default=FitOptions.steps, help="of the fit (default: %(default)s)")
     given = parser.parse_args(arguments)
     reconstructor = load_reconstructor(BODY, WEIGHTS)
     rows = {}
-    for path in [path for source in given.clips for path in clip_files(source)[0]]:
+    for path in clip_paths(given.clips):
         rows[path.stem] = measure(reconstructor, Clip(path), FitOptions(steps=given.steps))
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = {name: {clip: row.get(name) for clip, row in rows.items()} for name in columns}
-    print(format_table(lines, list(rows)), file=sys.stderr)
+    say(format_table(lines, list(rows)))
     flat = summary(list(rows.values()))
     for name in ("R1_met", "R2_met", "R3_met"):
-        print(f"{name}: {'yes' if flat[name] else 'NO'}", file=sys.stderr)
-    if given.json:
-        print(json.dumps(flat))
+        say(f"{name}: {'yes' if flat[name] else 'NO'}")
+    print_json(flat, given.json)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -5,6 +5,7 @@ Imports no network: a benchmark may train for hours before it loads the code tha
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visa.artifacts.files import atomic_path
+from visa.benchmarks.command import add_stride, at_least_one, command_line, say
 
 
 def trained_weights(folder: Path, stage: str) -> Path | None:
@@ -73,6 +75,12 @@ def split_options(given: Sequence[str]) -> tuple[list[str], list[str]]:
     return own[: own.index("--")], own[own.index("--") + 1 :]
 
 
-def say(text: str) -> None:
-    """Standard output is for the JSON object alone."""
-    print(text, file=sys.stderr, flush=True)
+def comparison(description: str | None, arms: Sequence[str], num_seeds: int, out: str) -> argparse.ArgumentParser:
+    """The command line of a comparison of `arms`: what is trained, where it lies and what is measured."""
+    parser = command_line(description)
+    parser.add_argument("--seeds", type=at_least_one, default=num_seeds, help="trainings of each arm")
+    parser.add_argument("--arms", nargs="+", default=list(arms), choices=list(arms), help="which to train")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the results")
+    parser.add_argument("--test", action="store_true", help="measure on the test blocks, not on the validation block")
+    add_stride(parser, 1)
+    return parser

@@ -9,16 +9,14 @@ one free core would take.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from visa.benchmarks.command import add_threads, command_line, print_json, run, say, say_figures
 from visa.datamodules.clip import load_track
 from visa.networks.body import BodyParams
 from visa.networks.gaussians import splat
@@ -80,31 +78,28 @@ def measure(image: str, size: int, frames: int, repeats: int) -> dict[str, float
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
+    parser = command_line(__doc__)
     parser.add_argument("--image", default="assets/photos/astronaut.png", help="photo with its track beside it")
     parser.add_argument("--size", type=int, default=128, help="px")
     parser.add_argument("--frames", type=int, default=120, help="poses drawn")
     parser.add_argument("--repeats", type=int, default=7, help="timed reconstructions")
-    parser.add_argument("--threads", type=int, default=None, help="threads (default: as many as torch takes)")
+    add_threads(parser)
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
     before = os.getloadavg()
     result = measure(given.image, given.size, given.frames, given.repeats)
     flat = {"threads": torch.get_num_threads(), "size_px": given.size, "load_before": before[0]}
-    flat |= {"load_after": os.getloadavg()[0]} | {name: round(value, 3) for name, value in result.items()}
-    for name, value in flat.items():
-        print(f"{name:26} {value:>10}", file=sys.stderr)
+    flat |= {"load_after": os.getloadavg()[0]} | result
+    say_figures(flat)
     met = {
         f"photo -> avatar under {TARGET_SECONDS:g} s": result["photo_to_avatar_ms"] < 1e3 * TARGET_SECONDS,
         f"at least {TARGET_FPS:g} frames/s": result["fps"] >= TARGET_FPS,
     }
     for target, is_met in met.items():
-        print(f"{target}: {'yes' if is_met else 'NO'}", file=sys.stderr)
-    if given.json:
-        print(json.dumps(flat))
+        say(f"{target}: {'yes' if is_met else 'NO'}")
+    print_json(flat, given.json, digits=3)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,9 +9,6 @@ questions, each as a share of the residual's variance in the mask of frames that
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from visa.artifacts.weights import load_weights
+from visa.benchmarks.command import command_line, print_json, run, say, say_figures
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
@@ -84,7 +82,7 @@ def measure(folder: Path, num_frames: int) -> dict[str, float | int]:
     held: tuple[list[Floats], list[Floats]] = ([], [])
     same, place, quality = [], [], []
     for path in [*seen, *unseen]:
-        print(f"splat {path.stem}", file=sys.stderr)
+        say(f"splat {path.stem}")
         splat, truth, mask = splats(path, num_frames, model)
         inputs, residuals = samples(splat, truth, mask)
         half = len(inputs) // 2
@@ -108,19 +106,14 @@ def measure(folder: Path, num_frames: int) -> dict[str, float | int]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m visa.benchmarks.captures", description="Linear models on the splat."
-    )
-    parser.add_argument("--captures", type=Path, default=Path("assets/captures"))
+    parser = command_line(__doc__)
+    parser.add_argument("--captures", type=Path, default=Path("assets/captures"), help="folder (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=6, help="frames a person (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     given = parser.parse_args()
-    try:
-        found = measure(given.captures, given.frames)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(json.dumps(found) if given.json else "\n".join(f"{name:24} {value}" for name, value in found.items()))
+    found = measure(given.captures, given.frames)
+    say_figures(found)
+    print_json(found, given.json)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

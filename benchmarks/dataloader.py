@@ -6,6 +6,7 @@ batches, and the memory of process and workers (shared pages counted once) is co
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from visa import cli as train
+from visa.benchmarks.command import Figure, command_line, print_json, run, say
 from visa.datamodules.schedule import Phase
 from visa.datamodules.video import VideoDataModule
 
@@ -104,20 +106,26 @@ def flatness(data: VideoDataModule, num_batches: int) -> dict[str, float]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
+    parser = command_line(__doc__)
     parser.add_argument("--workers", type=int, default=2, help="loader processes (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="training steps that are timed (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each loader runs (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=2000, help="of the memory run (default: %(default)s)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="by default all")
     options = parser.parse_args()
-    result, stdout = (
-        {"workers": options.workers, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]},
-        sys.stdout,
-    )
-    sys.stdout = sys.stderr  # training prints; standard output is for the JSON object alone
-    print(f"{'stage':>15} {'size':>14} {'loader':>9} {'step':>9} {'times':>7}   (frames a second)", file=sys.stderr)
+    with contextlib.redirect_stdout(sys.stderr):  # training prints; standard output is for the JSON object alone
+        result = measure(options)
+    print_json(result, options.json, digits=2)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Figure]:
+    """All figures."""
+    result: dict[str, Figure] = {
+        "workers": options.workers,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+    }
+    say(f"{'stage':>15} {'size':>14} {'loader':>9} {'step':>9} {'times':>7}   (frames a second)")
     with tempfile.TemporaryDirectory() as folder:
         train.RUNS = Path(folder)
         for name in options.stages:
@@ -128,23 +136,19 @@ def main() -> None:
             loader = loader_fps(data, phase, options.seconds)
             step = stage_fps(STAGES[name], phase, options.steps)
             figures = {"loader_fps": loader, "step_fps": step, "loader_times": loader / step}
-            result |= {f"{key}_{name}": round(value, 2) for key, value in figures.items()}
+            result |= {f"{key}_{name}": value for key, value in figures.items()}
             size = f"{phase.batch_size}x{phase.num_frames}x{phase.resolution}px"
-            print(f"{name:>15} {size:>14} {loader:9.1f} {step:9.1f} {loader / step:6.1f}x", file=sys.stderr)
+            say(f"{name:>15} {size:>14} {loader:9.1f} {step:9.1f} {loader / step:6.1f}x")
     phase = Phase(0, 64, 2, 1)
     data = VideoDataModule(schedule=[phase], num_steps=options.batches, num_workers=options.workers, cache_gb=1.0)
     data.setup("fit")
     memory = flatness(data, options.batches)
-    result |= {"batches": options.batches} | {key: round(value, 2) for key, value in memory.items()}
-    print(
+    say(
         f"memory after {options.batches // 10} and {options.batches} batches: {memory['memory_early_mb']:.0f} and "
-        f"{memory['memory_late_mb']:.0f} MB ({memory['memory_growth_percent']:+.1f} %)",
-        file=sys.stderr,
+        f"{memory['memory_late_mb']:.0f} MB ({memory['memory_growth_percent']:+.1f} %)"
     )
-    sys.stdout = stdout
-    if options.json:
-        print(json.dumps(result))
+    return result | {"batches": options.batches} | memory
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,8 +8,6 @@ the last is the rollout's own doing. Memory of the frames aside, nothing depends
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from visa import cli as train
 from visa.artifacts.media import sheet, write_image
 from visa.artifacts.provenance import device_name, git_commit
+from visa.benchmarks.command import Figure, command_line, print_json, run, say_figures
 from visa.benchmarks.shader import bounce
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.video import VideoDataModule
@@ -80,7 +79,7 @@ def first_and_last(painted: Tensor, truth: Tensor) -> Tensor:
     return sheet({"truth": truth[times], "first": painted[times].float(), "last": painted[again].float()})
 
 
-def run(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float | str | int]:
+def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Figure]:
     """Everything that is measured, flat."""
     cli = train.main(["validate", "-c", arguments.config, *overrides], cli=train.BuildOnly)
     stage, module = cli.model.eval(), cli.datamodule
@@ -93,7 +92,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float 
         raise ValueError(f"--seconds {arguments.seconds:g} holds no two passes of {batch.frames.shape[1] / FPS:g} s")
     painted = paint(stage, batch, order)
     figures = passes(painted, batch.frames[0], order)
-    result: dict[str, float | str | int] = {
+    result: dict[str, Figure] = {
         "device": device_name(stage.device),
         "commit": git_commit(),
         "seconds": arguments.seconds,
@@ -110,26 +109,16 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_line(__doc__, allow_abbrev=False)
     parser.add_argument("-c", "--config", default=train.DEFAULT_CONFIG, help="as for train.py (default: %(default)s)")
     parser.add_argument("--weights", default=None, help="`shipped` or a file; by default the newest fit run's")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the rollout (default: %(default)s)")
     parser.add_argument("--picture", type=Path, default=None, help="sheet of the first and the last pass to write")
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
     arguments, overrides = parser.parse_known_args()
-    result = run(arguments, overrides)
-    for name, value in result.items():
-        print(f"{name:34s} {f'{value:.4f}' if isinstance(value, float) else value}", file=sys.stderr)
-    if arguments.json:
-        print(
-            json.dumps({name: round(value, 5) if isinstance(value, float) else value for name, value in result.items()})
-        )
+    result = measure(arguments, overrides)
+    say_figures(result)
+    print_json(result, arguments.json, digits=5)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -7,9 +7,6 @@ the photo: PSNR and ST-LPIPS (vgg). `coarse` is the same without surface Gaussia
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from visa.benchmarks.command import command_line, print_json, run, say_figures
 from visa.evaluation.image import psnr
 from visa.evaluation.perceptual import metric_network
 from visa.networks.fit import FitOptions, fit_avatar
@@ -66,11 +64,10 @@ def measure(reconstructor: GaussianReconstructor, photo: Photo, fit: FitOptions,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--image", default="assets/photos/astronaut.png", help="photo with its track beside it")
     parser.add_argument("--resolution", type=int, default=384, help="px, a multiple of 4")
     parser.add_argument("--fit_steps", type=int, default=FitOptions.steps, help="of the fit to the photo")
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
     given = parser.parse_args(arguments)
     if given.resolution % 4:
         parser.error(f"--resolution {given.resolution}: give a multiple of 4, the reference renderer's tile")
@@ -80,12 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reconstructor = load_reconstructor(BODY, WEIGHTS)
             reconstructor.pixels_per_gaussian = pixels
             figures = measure(reconstructor, photo, FitOptions(steps=given.fit_steps), Path(folder))
-            flat |= {f"{name}_{key}": round(value, 4) for key, value in figures.items()}
-    for name, value in flat.items():
-        print(f"{name:26} {value:>10}", file=sys.stderr)
-    if given.json:
-        print(json.dumps(flat))
+            flat |= {f"{name}_{key}": value for key, value in figures.items()}
+    say_figures(flat)
+    print_json(flat, given.json)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,10 +10,7 @@ share of them that the rasterizer takes, forward and backward.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from visa.benchmarks.command import add_clips, add_stride, clip_paths, command_line, print_json, run, say
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.hold_out import held_out_block
-from visa.datamodules.sources import clip_files
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
 from visa.evaluation.perceptual import metric_network, perceptual_measures
@@ -104,17 +101,14 @@ def timed(reconstructor: GaussianReconstructor, batch: VideoBatch) -> tuple[floa
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
-    parser.add_argument("--clips", nargs="+", default=CLIPS, help="clips, folders or patterns (default: %(default)s)")
+    parser = command_line(__doc__)
+    add_clips(parser, CLIPS)
     parser.add_argument(
         "--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), help="which to measure"
     )
-    parser.add_argument("--stride", type=int, default=3, help="measure every n-th frame (default: %(default)s)")
+    add_stride(parser, 3)
     given = parser.parse_args(arguments)
-    if given.stride < 1:
-        parser.error("--stride must be at least 1")
-    paths = [path for source in given.clips for path in clip_files(source)[0]]
+    paths = clip_paths(given.clips)
     reconstructor = load_reconstructor(BODY, WEIGHTS)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in given.settings}
     for path in paths:
@@ -123,27 +117,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with torch.no_grad():
             avatar, _ = reconstructor(photo)
         for name in given.settings:
-            print(f"{path.stem}: {name}", file=sys.stderr, flush=True)
+            say(f"{path.stem}: {name}")
             fitted = fit_avatar(reconstructor, avatar, photo, SETTINGS[name])
             found[name].append(measure(reconstructor, fitted, batch))
     means = {
         name: {column: statistics.fmean(row[column] for row in rows) for column in rows[0]}
         for name, rows in found.items()
     }
-    print(format_table(means, list(next(iter(means.values())))), file=sys.stderr)
+    say(format_table(means, list(next(iter(means.values())))))
     flat: dict[str, float | int] = {"clips": len(paths), "threads": torch.get_num_threads()}
     for name, figures in means.items():
-        flat |= {f"{name}/{column}": round(value, 4) for column, value in figures.items()}
+        flat |= {f"{name}/{column}": value for column, value in figures.items()}
     for size in TIMED_SIZES:
         seconds, share = timed(reconstructor, read(paths[0], size, given.stride))
-        flat |= {f"fit_{size}px_s": round(seconds, 2), f"fit_{size}px_rasterizer_share": round(share, 3)}
-        print(f"fit at {size} px: {seconds:.2f} s, {share:.0%} of it in the rasterizer", file=sys.stderr)
-    if given.json:
-        print(json.dumps(flat))
+        flat |= {f"fit_{size}px_s": seconds, f"fit_{size}px_rasterizer_share": share}
+        say(f"fit at {size} px: {seconds:.2f} s, {share:.0%} of it in the rasterizer")
+    print_json(flat, given.json)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -8,10 +8,7 @@ output's size (`networks.detail`), `drawn` is an avatar made and drawn at that s
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visa.benchmarks.command import add_clips, add_stride, clip_paths, command_line, print_json, run, say
 from visa.benchmarks.fit import CLIPS, FIT, compare, read
 from visa.datamodules.batch import VideoBatch
-from visa.datamodules.sources import clip_files
 from visa.evaluation.table import format_table
 from visa.networks.detail import enlarged, with_detail
 from visa.networks.fit import fit_avatar
@@ -81,34 +78,26 @@ def measure(reconstructor: GaussianReconstructor, path: str, size: int, output: 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
-    parser.add_argument("--clips", nargs="+", default=CLIPS, help="clips, folders or patterns (default: %(default)s)")
+    parser = command_line(__doc__)
+    add_clips(parser, CLIPS)
     parser.add_argument("--size", type=int, default=128, help="px that geometry is drawn at (default: %(default)s)")
     parser.add_argument("--output", type=int, default=384, help="px of the pictures (default: %(default)s)")
-    parser.add_argument("--stride", type=int, default=6, help="measure every n-th frame (default: %(default)s)")
+    add_stride(parser, 6)
     given = parser.parse_args(arguments)
-    if given.stride < 1:
-        parser.error("--stride must be at least 1")
     if given.output < given.size:
         parser.error("--output must be at least --size")
     reconstructor = load_reconstructor(BODY, WEIGHTS)
     rows = {}
-    for path in [path for source in given.clips for path in clip_files(source)[0]]:
-        print(path.stem, file=sys.stderr, flush=True)
+    for path in clip_paths(given.clips):
+        say(path.stem)
         rows[path.stem] = measure(reconstructor, path, given.size, given.output, given.stride)
     columns = list(next(iter(rows.values())))
     means = {column: statistics.fmean(row[column] for row in rows.values()) for column in columns}
-    print(format_table({**rows, "mean": means}, columns), file=sys.stderr)
+    say(format_table({**rows, "mean": means}, columns))
     gain = 1 - means["composed_perceptual"] / means["bicubic_perceptual"]
-    print(f"composed is {gain:.0%} nearer than bicubic", file=sys.stderr)
-    if given.json:
-        flat = {name: round(value, 4) for name, value in means.items()}
-        print(json.dumps({"clips": len(rows), "gain": round(gain, 4), **flat}))
+    say(f"composed is {gain:.0%} nearer than bicubic")
+    print_json({"clips": len(rows), "gain": gain, **means}, given.json)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

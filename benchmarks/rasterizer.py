@@ -4,10 +4,7 @@ The scene is the upper half of the shipped body, which fills 40 % of the picture
 triangles (as dense as the vertices are, so denser on face and hands), as wide as their spacing, opacity 0.8.
 """
 
-import argparse
-import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from visa.benchmarks.command import add_threads, command_line, print_json, run, say
 from visa.networks.rasterizer import rasterize
 from visa.networks.rasterizer.reference import rasterize_tiled
 
@@ -111,10 +109,9 @@ def measure(count: int, size: int, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="timed runs of our kernel; PyTorch gets a fifth")
-    parser.add_argument("--threads", type=int, default=None, help="threads for both (default: as many as torch takes)")
+    add_threads(parser)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -123,23 +120,20 @@ def main() -> None:
         "channels": CHANNELS,
         "load": os.getloadavg()[0],
     }
-    print(
-        f"{'size':>5} {'N':>6} {'filled':>7} {'pass':>9} {'ours ms':>9} {'torch ms':>9} {'times':>7}", file=sys.stderr
-    )
+    say(f"{'size':>5} {'N':>6} {'filled':>7} {'pass':>9} {'ours ms':>9} {'torch ms':>9} {'times':>7}")
     for size in (128, 256):
         for count in (14_000, 40_000):
             result = measure(count, size, arguments.repeats)
             suffix = f"{size}px_{count // 1000}k"
-            flat |= {f"{name}_{suffix}": round(value, 3) for name, value in result.items()}
+            flat |= {f"{name}_{suffix}": value for name, value in result.items()}
             for name, label in (("forward", "forward"), ("forward_backward", "+backward")):
                 ours, theirs, times = (result[key] for key in (f"{name}_ms", f"torch_{name}_ms", f"speedup_{name}"))
                 row = (
                     f"{size:5d} {count:6d} {result['coverage']:7.1%} {label:>9} {ours:9.2f} {theirs:9.1f} {times:6.1f}x"
                 )
-                print(row, file=sys.stderr)
-    if arguments.json:
-        print(json.dumps(flat))
+                say(row)
+    print_json(flat, arguments.json, digits=3)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -28,7 +28,8 @@ from torch import Tensor
 from visa import cli as train
 from visa.artifacts.media import sheet, write_image
 from visa.artifacts.weights import load_weights
-from visa.benchmarks.arms import check_options, fit_arm, say, split_options
+from visa.benchmarks.arms import check_options, comparison, fit_arm, split_options
+from visa.benchmarks.command import at_least_one, print_json, run, say
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.video import VideoDataModule
@@ -231,20 +232,11 @@ def pictures(
 def parse(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command line; what stands after `--` apart."""
     own, options = split_options(given)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each arm")
-    parser.add_argument("--steps", type=int, default=900, help="training batches of each")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="which to train")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark_reconstruction"), help="folder of the results")
-    parser.add_argument("--test", action="store_true", help="measure the real clips' test blocks, not the validation")
-    parser.add_argument("--stride", type=int, default=1, help="measure every n-th frame")
+    parser = comparison(__doc__, list(ARMS), 2, "runs/benchmark_reconstruction")
+    parser.add_argument("--steps", type=at_least_one, default=900, help="training batches of each")
     parser.add_argument("--unseen", default=UNSEEN, help="folder of people who never train")
     parser.add_argument("--real", nargs="*", default=[], help="real clips instead of the shipped one")
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
-    arguments = parser.parse_args(own)
-    if min(arguments.seeds, arguments.steps, arguments.stride) < 1:
-        parser.error("--seeds, --steps and --stride must be at least 1")
-    return arguments, options
+    return parser.parse_args(own), options
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -258,12 +250,8 @@ def main(given: Sequence[str] | None = None) -> None:
             folder = arguments.out / f"{arguments.steps} steps" / arm / f"seed {seed}"
             weights[arm, seed] = train_arm(folder, arm, seed, arguments.steps, options)
     flat = {"seeds": arguments.seeds, "steps": arguments.steps, **report(weights, arguments, options)}
-    if arguments.json:
-        print(json.dumps(flat))
+    print_json(flat, arguments.json)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -8,9 +8,7 @@ configs and overrides go to the command line as for `train.py`: `-c configs/shad
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from visa import cli as train
 from visa.artifacts.provenance import device_name, git_commit, peak_memory_mb
+from visa.benchmarks.command import add_threads, at_least_one, command_line, print_json, run, say, say_figures
 from visa.datamodules.batch import VideoBatch
 from visa.lightning_modules.distillation import Distillation
 from visa.networks.rollout import CausalRollout
@@ -253,7 +252,7 @@ def measure_long(stage: Distillation, batch: VideoBatch) -> dict[str, float]:
     }
 
 
-def run(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float | str | bool]:
+def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float | str | bool]:
     """Everything that is measured, flat."""
     load = os.getloadavg()[0]
     device = torch.device(arguments.device)
@@ -282,30 +281,21 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_line(__doc__, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="append", help=f"as for train.py; without it {train.DEFAULT_CONFIG}")
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
     parser.add_argument("--long", action="store_true", help=f"also paint {LONG_FRAMES} frames in one rollout")
-    parser.add_argument("--chunks", type=int, default=60, help="timed chunks of the end-to-end run")
-    parser.add_argument("--threads", type=int, default=None, help="threads (default: as many as torch takes)")
+    parser.add_argument("--chunks", type=at_least_one, default=60, help="timed chunks of the end-to-end run")
+    add_threads(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments, overrides = parser.parse_known_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if arguments.chunks < 1:
-        parser.error("--chunks must be at least 1")
-    result = run(arguments, overrides)
-    for name, value in result.items():
-        shown = f"{value:,.3f}" if isinstance(value, float) else value
-        print(f"{name:44s} {shown}", file=sys.stderr)
+    result = measure(arguments, overrides)
+    say_figures(result)
     if result["is_busy"]:
-        print("others were at work on this machine: times are longer than on a quiet one", file=sys.stderr)
-    if arguments.json:
-        rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in result.items()}
-        print(json.dumps(rounded))
+        say("others were at work on this machine: times are longer than on a quiet one")
+    print_json(result, arguments.json, digits=3)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,8 +6,6 @@ one change less than the clock's, and the frames a second that one core tracks w
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +15,7 @@ from typing import Any
 
 import torch
 
+from visa.benchmarks.command import command_line, print_json, run, say
 from visa.datamodules.clip import Clip
 from visa.evaluation.table import format_table
 from visa.networks.body import BodyModel
@@ -78,20 +77,17 @@ def measure(clip: Path, num_frames: int) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--clip", type=Path, default=CLIP, help="video of a person (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=100, help="how many of its frames (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
     given = parser.parse_args(arguments)
     if given.frames < 2:
         parser.error("--frames must be at least 2: one frame has no motion")
     torch.set_num_threads(MOST_THREADS)
     figures = measure(given.clip, given.frames)
-    if given.json:
-        print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
-    else:
-        print(format_table({"one core": figures}, list(figures)))
+    say(format_table({"one core": figures}, list(figures)))
+    print_json(figures, given.json)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from visa.datamodules.clip import Clip
+from visa.networks.farthest import farthest_points
 
 POSE_FIELDS = ("global_orient", "body_pose", "jaw_pose")
 
@@ -31,19 +33,14 @@ class ReferencePhoto:
 def choose_references(clip: Clip, count: int) -> np.ndarray:
     """At most `count` training frames of a clip, far apart in time and pose, ascending; a function of the track alone.
 
-    Greedy farthest points (Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985) from the photo
-    that validation and test take. The squared distance of two frames is that of their times plus that of their axis
-    angles, each in units of its own variance over the clip.
+    Farthest points, from the photo that validation and test take. The squared distance of two frames is that of their
+    times plus that of their axis angles, each in units of its own variance over the clip.
     """
     frames = clip.training_frames()
     angles = np.concatenate([clip.track[name][frames].reshape(len(frames), -1) for name in POSE_FIELDS], axis=1)
     points = np.concatenate([_unit_variance(frames[:, None]), _unit_variance(angles)], axis=1)
-    chosen = [int(np.flatnonzero(frames == clip.reference_frame())[0])]
-    distance = np.full(len(frames), np.inf)
-    for _ in range(min(count, len(frames)) - 1):
-        distance = np.minimum(distance, np.square(points - points[chosen[-1]]).sum(axis=1))
-        chosen.append(int(distance.argmax()))
-    return np.sort(frames[chosen])
+    first = int(np.flatnonzero(frames == clip.reference_frame())[0])
+    return np.sort(frames[farthest_points(torch.from_numpy(points), count, first)])
 
 
 def _unit_variance(values: np.ndarray) -> np.ndarray:

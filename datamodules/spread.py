@@ -8,6 +8,7 @@ from torch import Tensor
 
 from visa.datamodules.clip import Clip
 from visa.networks.body import BodyModel, BodyParams
+from visa.networks.farthest import farthest_points
 from visa.networks.template import HEAD_JOINTS
 
 WRISTS = (20, 21)
@@ -33,18 +34,6 @@ def describe_frames(clip: Clip, numbers: np.ndarray, body: BodyModel) -> Tensor:
     return torch.cat(parts, dim=1).cpu()
 
 
-def farthest(points: Tensor, count: int, first: int) -> list[int]:
-    """Indices of `count` of `points [n,D]`, each the farthest from those before (Gonzalez, 1985); of equal ones the
-    earliest. `first` comes first; all points where there are fewer than `count`.
-    """
-    chosen, distance = [first], (points - points[first]).norm(dim=1)
-    while len(chosen) < min(count, len(points)):
-        distance[chosen] = -1.0
-        chosen.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=1))
-    return chosen
-
-
 def spread_frames(clip: Clip, candidates: np.ndarray, count: int, first: int, body: BodyModel) -> list[int]:
     """Choose photos among a clip's frames; the same for the same input.
 
@@ -64,4 +53,4 @@ def spread_frames(clip: Clip, candidates: np.ndarray, count: int, first: int, bo
         calm = others[(of_others <= of_others.quantile(CALM)).numpy()]
         others = calm if len(calm) >= count - 1 else others
     numbers = np.concatenate([[first], others])
-    return [int(numbers[i]) for i in farthest(described[numbers], count, 0)]
+    return [int(numbers[i]) for i in farthest_points(described[numbers], count)]

@@ -19,6 +19,7 @@ from visa.networks.anatomy import Kind, Region, read_anatomy
 from visa.networks.body import BodyModel
 from visa.networks.continuation import continued, median_color, opened, without_alike
 from visa.networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
+from visa.networks.farthest import farthest_points
 from visa.networks.gaussians import (
     Avatar,
     Gaussians,
@@ -229,7 +230,7 @@ class GaussianReconstructor(nn.Module):
         self.register_buffer("normals", normals, persistent=False)
         flat = spacing[:, None] * points.new_tensor([0.5, 0.5, 0.2])
         self.register_buffer("log_scale", flat.clamp(1e-3, 3e-2).log(), persistent=False)
-        centres = body.v_template[vertices[_farthest_points(body.v_template[vertices], num_clusters)]]
+        centres = body.v_template[vertices[farthest_points(body.v_template[vertices], num_clusters)]]
         distance = torch.cdist(points, centres)
         nearest = distance.topk(4, largest=False)
         weights = torch.softmax(-nearest.values / nearest.values.mean(dim=1, keepdim=True).clamp_min(1e-4) * 2, dim=1)
@@ -675,13 +676,3 @@ def _tangent_frames(normals: Tensor) -> Tensor:
     )
     first = F.normalize(torch.cross(helper, normals, dim=-1), dim=-1)
     return torch.stack([first, torch.cross(normals, first, dim=-1), normals], dim=-1)
-
-
-def _farthest_points(points: Tensor, count: int) -> Tensor:
-    """`[count]` indices of points far from each other, greedily from the first."""
-    chosen = [0]
-    distance = (points - points[0]).norm(dim=-1)
-    for _ in range(min(count, len(points)) - 1):
-        chosen.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=-1))
-    return torch.tensor(chosen)

@@ -52,7 +52,7 @@ FINGERTIP_VERTICES = (
     (5361, 4933, 5058, 5169, 5286),
     (8079, 7669, 7794, 7905, 8022),
 )  # smplx's extra joints, thumb first
-LEFT_EYE, RIGHT_EYE, HEAD = 23, 24, 15
+LEFT_EYE, RIGHT_EYE = 23, 24
 
 SIZE = 768  # px of the rendered pictures
 HEAD_FOCAL, HEAD_DISTANCE = 1350.0, 0.75

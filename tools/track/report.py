@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from visa.networks.body import BodyModel
 from visa.tools.track.detect import Detections
-from visa.tools.track.fit import BROW_PAIRS, Track
+from visa.tools.track.fit import Track
 from visa.tools.track.matte import steady_masks
 from visa.tools.track.render import fill_triangles
+from visa.tools.track.terms import BROW_PAIRS
 
 Floats = NDArray[np.float32]
 SURE = 0.5  # weight of a hand above which the detector is sure of it

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from visa.networks.body import BodyModel, BodyParams
+from visa.networks.farthest import farthest_first, farthest_points
 from visa.tools.track.detect import Detections
 from visa.tools.track.read import read_frames
 from visa.tools.track.render import fill_triangles
@@ -145,15 +146,9 @@ def _key_frames(places: Floats, shot: NDArray[np.int64], height: float) -> tuple
         away = np.linalg.norm(places - places[key], axis=-1).mean(-1) * (100 / height)
         return np.where(shot == shot[key], away, np.inf)
 
-    keys = [int(np.argmin(np.linalg.norm(places - places.mean(0), axis=-1).mean(-1)))]
-    distance = [far(keys[0])]
-    while len(keys) < min(MAX_KEY_FRAMES, len(places)):
-        nearest = np.min(distance, axis=0)
-        if nearest.max() < KEY_PERCENT:
-            break
-        keys.append(int(nearest.argmax()))
-        distance.append(far(keys[-1]))
-    return np.asarray(keys), np.stack(distance)
+    middle = int(np.argmin(np.linalg.norm(places - places.mean(0), axis=-1).mean(-1)))
+    keys = farthest_first(lambda key: torch.from_numpy(far(key)), MAX_KEY_FRAMES, middle, KEY_PERCENT)
+    return np.asarray(keys), np.stack([far(key) for key in keys])
 
 
 def _links(distance: Floats, keys: NDArray[np.int64], shot: NDArray[np.int64]) -> dict[int, list[int]]:
@@ -192,12 +187,7 @@ def _spread(points: Floats, allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
     left = np.flatnonzero(allowed)
     if len(left) <= NUM_POINTS:
         return left
-    taken = [0]
-    away = np.linalg.norm(points[left] - points[left[0]], axis=-1)
-    while len(taken) < NUM_POINTS:
-        taken.append(int(away.argmax()))
-        away = np.minimum(away, np.linalg.norm(points[left] - points[left[taken[-1]]], axis=-1))
-    return np.sort(left[taken])
+    return np.sort(left[farthest_points(torch.from_numpy(points[left]), NUM_POINTS)])
 
 
 def _grey(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from visa.artifacts.photos import is_image
 from visa.networks.body import BodyModel
 from visa.tools.track.detect import NUM_HAND_POINTS, Detections
-from visa.tools.track.fit import WORLD_TO_CAMERA, Track
+from visa.tools.track.fit import Track
 from visa.tools.track.matte import check_share, refine, steady_masks
+from visa.tools.track.points import WORLD_TO_CAMERA
 from visa.tools.track.read import is_plain, read_frames, timing
 from visa.tools.track.render import visible_triangles
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.test_track import quiet, synthetic
+from tests.tools.test_track import quiet, synthetic
 from visa.networks.body import BodyModel, BodyParams
 from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-from visa.tools.track.fit import FitOptions, fit
+from visa.tools.track.fit import fit
+from visa.tools.track.options import FitOptions
 from visa.tools.track.render import shade
 from visa.tools.track.surface import _Follower, _key_frames, _spread, measure_motion
 from visa.tools.track.write import VideoWriter

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import ROOT
 from visa.networks.rasterizer import Splat, rasterize
 from visa.networks.rasterizer.reference import project_dense, rasterize_dense, rasterize_tiled, rotation_matrices
 
@@ -337,9 +338,7 @@ def test_cache_elsewhere_when_home_is_read_only(tmp_path: Path) -> None:
     environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home), "TMPDIR": str(tmp_path)}
     environment.pop("NUMBA_CACHE_DIR", None)
     code = "from visa.networks.rasterizer import compiler; print(compiler._CACHE_DIRECTORY)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(tmp_path / "visa"))
 

@@ -9,6 +9,7 @@ import torch
 from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 
+from tests.conftest import ROOT
 from visa.artifacts.media import read_video
 from visa.datamodules.clip import Clip, load_track
 from visa.networks.body import BodyModel, BodyParams
@@ -21,7 +22,6 @@ from visa.tools.make_captures.person import draw_person
 from visa.tools.make_captures.scene import BLIND_DISTANCE, EXPOSURE, blind_boxes, finish
 from visa.tools.make_captures.stage import WARM_UP, Stage, place_camera
 
-ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "assets" / "captures").glob("**/person_*.track.npz"))
 SEED = 0
 

@@ -37,7 +37,7 @@ def test_more_steps_of_the_fit_come_nearer_to_the_photo(
 def test_a_stride_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         fit.main(["--stride", "0"])
-    assert "--stride must be at least 1" in capsys.readouterr().err
+    assert "argument --stride: 0: must be at least 1" in capsys.readouterr().err
 
 
 def test_anatomy_of_the_shipped_avatar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,7 +172,7 @@ def test_the_full_size_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_in_repository")
 def test_the_shader_benchmark_measures_each_part() -> None:
     arguments = argparse.Namespace(config=None, chunks=2, long=False, device="cpu")
-    result = benchmark.run(arguments, ["--data.resolution=64", "--data.predict.num_frames=30"])
+    result = benchmark.measure(arguments, ["--data.resolution=64", "--data.predict.num_frames=30"])
     parts = ("splat", "guide_encode", "condition_head", "step", "cache_write", "decode")
     assert all(result[f"{part}_ms"] > 0 for part in parts)
     assert result["fps"] == pytest.approx(1e3 * 3 / result["chunk_ms"], rel=0.5)
@@ -189,6 +189,6 @@ def test_the_shader_benchmark_measures_each_part() -> None:
 def test_the_stream_runs_on_a_gpu_in_mixed_precision() -> None:
     """Photo to frames through gsplat, the cached rollout and the codec on the device, by the benchmark's own path."""
     arguments = argparse.Namespace(config=None, chunks=2, long=False, device="cuda")
-    result = benchmark.run(arguments, ["--data.resolution=64", "--data.predict.num_frames=30"])
+    result = benchmark.measure(arguments, ["--data.resolution=64", "--data.predict.num_frames=30"])
     assert result["fps"] > 0
     assert result["peak_memory_mb"] > 0

@@ -24,7 +24,8 @@ from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BODY, WEIGHTS, build_reconstructor, load_reconstructor
-from visa.tools.track.fit import FitOptions, fit
+from visa.tools.track.fit import fit
+from visa.tools.track.options import FitOptions
 from visa.tools.track.refine import ERRORS, FIELDS, PLACE, RefineOptions, _Comparison, moved, refine_clip, refine_file
 
 SIZE, HEAD, ELBOW, FRAMES = 64, 15, 18, 3

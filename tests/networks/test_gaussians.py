@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import ROOT
-from tests.test_reconstruction import walls
+from tests.lightning_modules.test_reconstruction import walls
 from visa.networks.anatomy import read_anatomy
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.gaussians import Avatar, Gaussians, Loose, Texture, copied, splat

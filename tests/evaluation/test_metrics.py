@@ -15,7 +15,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHARED
 from visa.evaluation import identity, inception
 from visa.evaluation.evaluation import MEASURES, Prediction, evaluate_rows
 from visa.evaluation.frechet import (
@@ -35,7 +35,7 @@ from visa.evaluation.temporal import temporal_error, tlp, unrest
 from visa.evaluation.warping import motion_of, optical_flow, warp, warping_error
 from visa.losses.perceptual import PerceptualDistance
 
-PHOTO = Path(__file__).parents[2] / "shared" / "real" / "astronaut.png"
+PHOTO = SHARED / "astronaut.png"
 
 
 def _clip(num_frames: int = 6, size: int = 64, seed: int = 0) -> torch.Tensor:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from visa.networks.body import EXPRESSION_COLUMN, NUM_BETAS, BodyModel, BodyParams, rotation_matrices
 
-MODEL_PATH = Path(__file__).parents[1] / "assets" / "body" / "smplx_anny.npz"
+MODEL_PATH = ROOT / "assets/body/smplx_anny.npz"
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.test_avatar_cache import cached
-from tests.test_stages import STAGES, small
+from tests.lightning_modules.test_stages import STAGES, small
+from tests.runtime.test_avatar_cache import cached
 
 REPORT = """
 import lightning, torch

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from visa import cli as train
 from visa.datamodules.clip import Clip
 from visa.datamodules.retarget import HEAD_JOINT, open_photos, retarget
-from visa.datamodules.spread import CALM, describe_frames, farthest, spread_frames
+from visa.datamodules.spread import CALM, describe_frames, spread_frames
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.novel_motion import orbit
 from visa.networks.body import BodyModel, BodyParams
@@ -80,16 +80,6 @@ def halves(reconstructor: GaussianReconstructor) -> tuple[Photo, Photo]:
     colors = left * torch.tensor([0.9, 0.1, 0.1]) + (1 - left) * torch.tensor([0.1, 0.1, 0.9])
     first, second = (photo_at(reconstructor, yaw, colors, params) for yaw in (1.2, -1.2))
     return first, second
-
-
-def test_frames_are_chosen_far_from_each_other() -> None:
-    points = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
-    chosen, distance = [7], cdist(points, points)
-    while len(chosen) < 6:
-        chosen.append(int(np.argmax(distance[:, chosen].min(axis=1))))
-    assert farthest(points, 6, 7) == chosen
-    assert sorted(farthest(points[:4], 9, 2)) == [0, 1, 2, 3]
-    assert sorted(farthest(torch.zeros(5, 2), 3, 1)) == [0, 1, 2]  # equal frames, each once
 
 
 def test_photos_of_a_clip_are_calm_frames_and_always_the_same(

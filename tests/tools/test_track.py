@@ -17,7 +17,6 @@ from visa.tools.track.__main__ import main
 from visa.tools.track.correspond import (
     DEFAULT_BODY,
     DEFAULT_LANDMARKS,
-    HEAD,
     LOWER_INNER_LIP,
     UPPER_INNER_LIP,
     Landmarks,
@@ -25,20 +24,16 @@ from visa.tools.track.correspond import (
     head_of,
 )
 from visa.tools.track.detect import CutFinder, Detections
-from visa.tools.track.fit import (
-    ClipFitter,
-    FitOptions,
-    Track,
-    covered,
-    fit,
-    matrix_to_axis_angle,
-    rigid_start,
-    solved_frames,
-)
+from visa.tools.track.fit import Track, fit
 from visa.tools.track.matte import refine, steady_masks
+from visa.tools.track.options import FitOptions
 from visa.tools.track.read import read_frames
 from visa.tools.track.render import shade, visible_triangles
 from visa.tools.track.report import report_of
+from visa.tools.track.skeleton import HEAD, matrix_to_axis_angle
+from visa.tools.track.start import rigid_start
+from visa.tools.track.targets import covered, solved_frames
+from visa.tools.track.terms import Objective
 from visa.tools.track.write import VideoWriter, whole_or_nothing, write_clip
 
 needs_mediapipe = pytest.mark.skipif(
@@ -191,8 +186,8 @@ def test_long_gaps_and_cuts_are_not_bridged(body: BodyModel, landmarks: Landmark
     assert not track.frame_valid[10:20].any()
     assert not track.params.transl[10:20].any()
     assert all(torch.isfinite(value).all() for value in vars(track.params).values())
-    fitter = ClipFitter(body, landmarks, track.intrinsics, OPTIONS)
-    assert len(fitter.landmarks.pose_index) == len(fitter.landmarks.pose_offset)
+    model = Objective(body, landmarks, track.intrinsics, OPTIONS).model
+    assert len(model.landmarks.pose_index) == len(model.landmarks.pose_offset)
 
 
 def test_no_face_is_an_error(body: BodyModel, landmarks: Landmarks) -> None:

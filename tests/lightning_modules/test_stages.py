@@ -79,7 +79,7 @@ def test_a_resumed_run_equals_an_unbroken_one(stage: str, clip_path: Path) -> No
     every = "--trainer.callbacks+={class_path: visa.callbacks.resume.ResumeCheckpoint, init_args: {every: 2}}"
     train.main([*arguments, every])
     whole = torch.load(newest(stage) / "checkpoints/last.ckpt", weights_only=True)
-    stop = "--trainer.callbacks+={class_path: tests.test_stages.StopAfter, init_args: {after: 3}}"
+    stop = "--trainer.callbacks+={class_path: tests.lightning_modules.test_stages.StopAfter, init_args: {after: 3}}"
     with pytest.raises(RuntimeError, match="switched off"):
         train.main([*arguments, every, stop])
     broken = newest(stage)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import ROOT, write_clip
-from tests.test_stages import STAGES, newest, small
+from tests.lightning_modules.test_stages import STAGES, newest, small
 from visa import cli as train
 from visa.datamodules.augment import Augment
 from visa.datamodules.clip import Clip
@@ -182,7 +182,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from visa.runtime import avatar_files
-from tests import test_avatar_cache as t
+from tests.runtime import test_avatar_cache as t
 
 what, clip, folder = sys.argv[1:]
 torch.manual_seed(0)
@@ -426,7 +426,7 @@ def test_a_run_on_cached_avatars_resumes_bit_for_bit(stage: str, clip_path: Path
     whole = torch.load(newest(stage) / "checkpoints/last.ckpt", weights_only=True)
     made = sorted((tmp_path / "avatars").rglob("*.safetensors"))
     assert 2 <= len(made) <= 4  # two photos, some mirrored; colours and backgrounds are none of their own
-    stop = "--trainer.callbacks+={class_path: tests.test_stages.StopAfter, init_args: {after: 3}}"
+    stop = "--trainer.callbacks+={class_path: tests.lightning_modules.test_stages.StopAfter, init_args: {after: 3}}"
     with pytest.raises(RuntimeError, match="switched off"):
         train.main([*arguments, every, stop])
     train.main([*arguments, every, "--ckpt_path=last"])

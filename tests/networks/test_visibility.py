@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import ROOT
-from tests.test_mesh import hits
+from tests.networks.test_mesh import hits
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.networks.anatomy import Kind, Region

@@ -8,10 +8,11 @@ from diffusers import AutoencoderKLWan
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from tests.conftest import ROOT
 from visa.artifacts.media import read_video
 from visa.networks.codec import BlockCodec, WanCodec
 
-REAL_CLIP = Path(__file__).parents[1] / "assets" / "clips" / "webcam_man.mp4"
+REAL_CLIP = ROOT / "assets/clips/webcam_man.mp4"
 SMALL_VAE = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 
 
@@ -152,7 +153,7 @@ def test_a_light_decoder_takes_the_wan_decoders_place() -> None:
     """Given by its class path, as in a config; a stream equals the whole, the interface is the Wan decoder's own."""
     parser = ArgumentParser()
     parser.add_argument("--codec", type=WanCodec)
-    config = {"config": SMALL_VAE, "decoder": {"class_path": "tests.test_codec.LightDecoder"}}
+    config = {"config": SMALL_VAE, "decoder": {"class_path": "tests.networks.test_codec.LightDecoder"}}
     parsed = parser.parse_object({"codec": {"class_path": "visa.networks.codec.WanCodec", "init_args": config}})
     codec = parser.instantiate_classes(parsed).codec
     assert isinstance(codec.decoder, LightDecoder)

@@ -14,15 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_track import quiet, synthetic
+from tests.tools.test_track import quiet, synthetic
 from visa.networks.body import BodyModel
 from visa.tools.track.__main__ import main
 from visa.tools.track.batch import find_sources, finished, run_batch, share, table, track_in_process
 from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks, head_of
 from visa.tools.track.detect import keep_longest_shot
-from visa.tools.track.fit import FitOptions, Track, fit, solved_frames
+from visa.tools.track.fit import Track, fit
+from visa.tools.track.options import FitOptions
 from visa.tools.track.render import shade
 from visa.tools.track.report import accelerations, report_of
+from visa.tools.track.targets import solved_frames
 
 needs_mediapipe = pytest.mark.skipif(
     importlib.util.find_spec("mediapipe") is None, reason="the extra `track` is not installed"
