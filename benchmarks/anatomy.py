@@ -31,9 +31,10 @@ from visa.datamodules.windows import WindowReader
 from visa.evaluation.table import format_table
 from visa.losses.image import box_weight, l1, weighted_mean
 from visa.networks.anatomy import Kind
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
+from visa.networks.compositing import splat
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, splat
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of

@@ -21,7 +21,7 @@ import torch
 
 from visa.datamodules.clip import load_track
 from visa.networks.body import BodyParams
-from visa.networks.gaussians import splat
+from visa.networks.compositing import splat
 from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 from visa.tools.export_avatar import read_photo
 

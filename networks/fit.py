@@ -21,12 +21,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from visa.losses.image import StructuralSimilarity
-from visa.networks.gaussians import Avatar, Gaussians, Texture, copied, quaternion_multiply, with_places
+from visa.networks.avatar import Avatar
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.photo_set import own_shape, shown_by, with_photos
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.records import copied
+from visa.networks.rotation import quaternion_multiply
+from visa.networks.texture import Texture, with_places
 
 # B people, N Gaussians of the template, M loose ones.
 
@@ -326,7 +330,7 @@ class _Fit:
 
 def _first(gaussians: Gaussians) -> Gaussians:
     """Of `[B,T,...]` the first frame."""
-    return Gaussians(**{name: value[:, 0] for name, value in vars(gaussians).items()})
+    return gaussians.map(lambda value: value[:, 0])
 
 
 @full_precision

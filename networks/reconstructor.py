@@ -16,28 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visa.networks.anatomy import Kind, Region, read_anatomy
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel
 from visa.networks.continuation import continued, median_color, opened, without_alike
 from visa.networks.encoders import DinoEncoder, SemanticEncoder, VisualEncoder, WanVisualEncoder
-from visa.networks.gaussians import (
-    Avatar,
-    Gaussians,
-    Pattern,
-    Texture,
-    concatenated,
-    image_places,
-    matrix_to_quaternion,
-    quaternion_multiply,
-    shown_part,
-)
-from visa.networks.loose import GRID, Seen, lift_loose
+from visa.networks.gaussians import Gaussians, concatenated
+from visa.networks.loose import GRID, TemplateInPhoto, lift_loose
 from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.regions import part_code
+from visa.networks.rotation import matrix_to_quaternion, quaternion_multiply
 from visa.networks.skin import SkinTone, before_trunk, skin_tone
 from visa.networks.surface import cell_size, lift_surface
 from visa.networks.template import Template, refine_template
+from visa.networks.texture import Pattern, Texture, image_places, shown_part
 
 VISIBLE_WITHIN = 0.003  # m
 LEAST_FACING = 0.15  # cosine between an anchor's normal and the view
@@ -553,7 +546,7 @@ class GaussianReconstructor(nn.Module):
         """
         with torch.no_grad():
             carried = avatar.pose(self.body, photo.body.map(lambda value: value[:, None]))
-            posed = Gaussians(**{name: value[:, 0] for name, value in vars(carried).items()})
+            posed = carried.map(lambda value: value[:, 0])
             camera, size = (photo.intrinsics, photo.world_to_camera), (photo.image.shape[-2], photo.image.shape[-1])
             places = image_places(posed.means, *camera, size)
             shown = projection.visible * (places.abs() < 1).all(-1)
@@ -565,8 +558,8 @@ class GaussianReconstructor(nn.Module):
                 transforms = self.body.joint_transforms(photo.body)[..., :3, :]
                 weights = self.body.lbs_weights[avatar.vertex_ids]
                 before, depth = projection.before, projection.depth
-                seen = Seen(posed, places, shown, weights, self.part, transforms, before, depth)
-                lifted = lift_loose(seen, photo.image, photo.mask, *camera, max(grid, GRID))
+                template = TemplateInPhoto(posed, places, shown, weights, self.part, transforms, before, depth)
+                lifted = lift_loose(template, photo.image, photo.mask, *camera, max(grid, GRID))
                 loose = lifted.loose
                 posed = concatenated([replace(posed, opacities=posed.opacities * inside), lifted.posed])
                 places, part = torch.cat([places, lifted.places], dim=1), torch.cat([part, lifted.part], dim=1)

@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visa.networks.avatar import Avatar, Surface
 from visa.networks.body import BodyModel
-from visa.networks.gaussians import Avatar, Gaussians, Surface, matrix_to_quaternion
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer.mesh import view_mesh
+from visa.networks.rotation import matrix_to_quaternion
 
 # B photos, F triangles, S Gaussians, G cells along each side of the photo, P = G * G.
 

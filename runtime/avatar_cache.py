@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from visa.networks.avatar import Avatar
 from visa.networks.avatar_batch import stack_avatars
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime.avatar_files import FORMAT, body_fingerprint, load_avatar, save_avatar

@@ -24,11 +24,11 @@ from visa.datamodules.sources import ClipSource
 from visa.datamodules.video import VideoDataModule
 from visa.datamodules.windows import WindowReader
 from visa.networks.anatomy import Region
+from visa.networks.avatar import Avatar
 from visa.networks.avatar_batch import mix_colours, stack_avatars
 from visa.networks.body import BodyParams
 from visa.networks.codec import BlockCodec
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime.avatar_cache import AvatarCache

@@ -12,10 +12,11 @@ from tests.conftest import ROOT
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams
 from visa.networks.codec import BlockCodec
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, Gaussians
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime import conditioner

@@ -11,12 +11,12 @@ from torch import Tensor
 from tests.conftest import ROOT
 from visa.networks.anatomy import Kind, Region
 from visa.networks.body import BodyParams
-from visa.networks.gaussians import SplatMaps
 from visa.networks.loose import FOREARMS
 from visa.networks.photo import Photo
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.networks.skin import SkinTone, before_trunk, skin_tone
+from visa.networks.splat_maps import SplatMaps
 from visa.runtime.shipped import build_reconstructor
 
 SIZE = 128

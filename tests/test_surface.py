@@ -13,13 +13,15 @@ from visa.benchmarks.export import draw_file
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
+from visa.networks.avatar import Avatar
 from visa.networks.avatar_batch import stack_avatars
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, Gaussians, image_places
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.networks.surface import cell_size
+from visa.networks.texture import image_places
 from visa.runtime.avatar_files import load_avatar, save_avatar
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BODY, WEIGHTS, build_reconstructor, load_reconstructor

@@ -14,7 +14,8 @@ from visa.datamodules.retarget import HEAD_JOINT
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.novel_motion import orbit
 from visa.evaluation.turned import VIEWS, turned_figures
-from visa.networks.gaussians import Avatar, Gaussians, Loose
+from visa.networks.avatar import Avatar, Loose
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
 from visa.runtime.conditioner import photo_of
