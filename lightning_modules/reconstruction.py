@@ -25,10 +25,11 @@ from visa.losses.perceptual import PerceptualDistance, enlarged
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams
 from visa.networks.compositing import splat
+from visa.networks.feature_decoder import FeatureDecoder
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
-from visa.networks.reconstructor import FeatureDecoder, ReconstructorOptions
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.regions import DetailRegions
 from visa.networks.splat_maps import SplatMaps
 from visa.runtime.conditioner import photo_of
@@ -193,7 +194,7 @@ class Reconstruction(Stage):
 
         The truth has skin there and the template has nothing: a loss there would only pull the neighbours into the gap.
         """
-        body, ids = self.reconstructor.body, self.reconstructor.template.neck_ids.to(self.device)
+        body, ids = self.reconstructor.body, self.reconstructor.anchors.template.neck_ids.to(self.device)
         if len(ids) == 0:
             return torch.zeros_like(alpha)
         rest = body.rest_vertices(avatar.betas, torch.zeros_like(batch.reference_body.expression), ids)

@@ -21,7 +21,7 @@ from visa.losses.image import detail_loss, l1
 from visa.losses.perceptual import PerceptualDistance, enlarged
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
-from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.rollout import CausalRollout
 from visa.networks.sampler import sample_bidirectional
 from visa.networks.shader import ShaderCondition, VideoShader

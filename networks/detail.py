@@ -18,6 +18,7 @@ from visa.networks.avatar import Avatar
 from visa.networks.continuation import REACH, continued
 from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
+from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.splat_maps import Layers, SplatMaps
 from visa.networks.texture import Detail, PhotoSet, read_photo
@@ -50,7 +51,7 @@ def with_detail(
     pictures, masks = (torch.stack(values, dim=1) for values in zip(*fine, strict=True))
     pattern = None
     if avatar.pattern is not None:
-        cloth = reconstructor.project(photo).cloth
+        cloth = project(reconstructor.anchors, photo).cloth
         cloth = F.interpolate(cloth[:, None].float(), pictures.shape[-2:], mode="nearest")[:, 0] > 0.5
         pattern, _ = continued(pictures[:, 0], cloth)
     return replace(avatar, detail=Detail(pictures, masks, pattern))

@@ -12,6 +12,7 @@ from torch import Tensor
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.photo import Photo
+from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.template import HEAD_JOINTS
 from visa.networks.texture import PhotoSet, Texture, image_places, shown_part, stacked, view_directions
@@ -61,7 +62,7 @@ def shown_by(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo,
         photo: in the avatar's shape (`own_shape`).
         trust: `[B,N]` what the network says of this photo.
     """
-    projection = reconstructor.project(photo)
+    projection = project(reconstructor.anchors, photo)
     posed = avatar.pose(reconstructor.body, _timed(photo.body))
     size = (photo.image.shape[-2], photo.image.shape[-1])
     places = image_places(posed.means[:, 0], photo.intrinsics, photo.world_to_camera, size)

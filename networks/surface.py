@@ -70,7 +70,7 @@ def lift_surface(
         body: the body model.
         rows: `[F,3]` the template's Gaussians at the corners of each triangle; -1 for a vertex without.
         photo: what the avatar is made of.
-        before: `[B,1,H,W]` as `networks.reconstructor.Projection.before`: hands are no part of the trunk's surface.
+        before: `[B,1,H,W]` as `networks.projection.Projection.before`: hands are no part of the trunk's surface.
         side: G.
     """
     size, camera = photo.image.shape[-2:], photo.world_to_camera

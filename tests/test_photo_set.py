@@ -225,7 +225,7 @@ def test_directions_are_in_the_gaussians_own_axes(reconstructor: GaussianReconst
     directions = view_directions(posed, photo.world_to_camera[:, None])[0, 0]
     eye = -(photo.world_to_camera[0, :3, :3].T @ photo.world_to_camera[0, :3, 3])
     towards = torch.nn.functional.normalize(eye - posed.means[0, 0], dim=-1)
-    assert torch.allclose(directions[:, 2], (reconstructor.normals * towards).sum(-1), atol=1e-4)
+    assert torch.allclose(directions[:, 2], (reconstructor.anchors.normals * towards).sum(-1), atol=1e-4)
 
 
 def test_an_avatar_of_several_photos_is_saved_and_loaded(

@@ -27,7 +27,9 @@ from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.compositing import OTHER_PART, SAME_PART, splat
 from visa.networks.gaussians import Gaussians
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.projection import project
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.regions import DetailRegions, part_code
 from visa.networks.rotation import matrix_to_quaternion, quaternion_multiply
 from visa.networks.splat_maps import MatteOptions, SplatMaps
@@ -88,7 +90,7 @@ def test_the_untrained_avatar_has_the_photo_s_colours(reconstructor: GaussianRec
     batch = WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.arange(2), 3, 64)
     with torch.no_grad():
         avatar, tokens = reconstructor(photo_of(batch))
-        projection = reconstructor.project(photo_of(batch))
+        projection = project(reconstructor.anchors, photo_of(batch))
     seen = projection.visible[0] > 0
     assert 0.1 < seen.float().mean() < 0.6  # a front view shows less than half of the surface
     grid = projection.grid[:, seen][:, :, None]
@@ -219,7 +221,7 @@ def test_the_textured_splat_of_the_photo_s_own_pose_is_the_photo(
 
 def test_visible_anchors_face_the_camera(reconstructor: GaussianReconstructor, clip_path: object) -> None:
     batch = WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.arange(2), 3, 64)
-    projection = reconstructor.project(photo_of(batch))
+    projection = project(reconstructor.anchors, photo_of(batch))
     assert (projection.normals[0, projection.visible[0] > 0, 2] < 0).float().mean() > 0.95
 
 

@@ -17,7 +17,8 @@ from visa.evaluation.turned import VIEWS, turned_figures
 from visa.networks.avatar import Avatar, Loose
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import build_reconstructor
 

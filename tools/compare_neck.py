@@ -36,7 +36,7 @@ from visa.datamodules.windows import WindowReader
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel
 from visa.networks.gaussians import Gaussians
-from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.template import build_template
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import COMMANDS, build_reconstructor
