@@ -29,10 +29,12 @@ from visa.datamodules.windows import WindowReader
 from visa.evaluation.table import format_table
 from visa.losses.image import box_weight, l1, weighted_mean
 from visa.networks.anatomy import Kind
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
+from visa.networks.compositing import splat
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, splat
 from visa.networks.photo import Photo
+from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
@@ -100,8 +102,8 @@ def posed(photo: Photo, body: BodyModel, blink: float = 0.0, jaw: float = 0.0) -
 
 def count_visible(reconstructor: GaussianReconstructor, photo: Photo, kinds: Sequence[Kind]) -> int:
     """Anchors of some kinds that the photo shows."""
-    visible = reconstructor.project(photo).visible[0] > 0
-    return int(sum((visible & (reconstructor.kind == int(kind))).sum() for kind in kinds))
+    visible = project(reconstructor.anchors, photo).visible[0] > 0
+    return int(sum((visible & (reconstructor.anchors.kind == int(kind))).sum() for kind in kinds))
 
 
 def pixels_of(points: Tensor, photo: Photo) -> Tensor:
@@ -117,9 +119,9 @@ def drawn(
     """`[H,W]` of a FINE picture: share of each pixel that Gaussians of some kinds have; loose ones are of no kind."""
     gaussians = avatar.pose(reconstructor.body, params.map(lambda value: value[:, None]))
     chosen = torch.zeros_like(gaussians.opacities)
-    count = len(reconstructor.kind)
+    count = len(reconstructor.anchors.kind)
     for kind in kinds:
-        chosen[..., :count] += (reconstructor.kind == int(kind)).float()
+        chosen[..., :count] += (reconstructor.anchors.kind == int(kind)).float()
     intrinsics = photo.intrinsics[:, None].clone()
     intrinsics[..., :2, :] *= FINE
     shown = replace(gaussians, features=chosen[..., None])
@@ -156,7 +158,7 @@ def open_mouth(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Phot
     inside = interior[torch.from_numpy(np.array(opening))]
     light = avatar.gaussians.colors[0].mean(dim=1)
     is_mouth = (body.part == body.part_names.index("mouth_cavity"))[avatar.vertex_ids]
-    teeth = light[reconstructor.kind == int(Kind.TEETH)].mean()
+    teeth = light[reconstructor.anchors.kind == int(Kind.TEETH)].mean()
     return {
         "open_interior": float((inside > 0.5).float().mean()),
         "teeth_contrast": float(teeth - light[is_mouth].mean()),
@@ -169,7 +171,7 @@ def crop_error(reconstructor: GaussianReconstructor, avatar: Avatar, batch: Vide
     body = reconstructor.body
     maps = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
     error = l1(maps.textured, batch.frames)[0]
-    ids = reconstructor.template.vertex_ids[sum((reconstructor.kind == int(k)) for k in kinds).bool()]
+    ids = reconstructor.anchors.template.vertex_ids[sum((reconstructor.anchors.kind == int(k)) for k in kinds).bool()]
     vertices = body(batch.body, ids)[0][0]
     inside = torch.zeros_like(error[:, :1])
     sides = (body.v_template[ids, 0] > 0, body.v_template[ids, 0] <= 0)

@@ -19,7 +19,7 @@ import torch
 from visa.benchmarks.command import add_threads, command_line, print_json, run, say, say_figures
 from visa.datamodules.clip import load_track
 from visa.networks.body import BodyParams
-from visa.networks.gaussians import splat
+from visa.networks.compositing import splat
 from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 from visa.tools.export_avatar import read_photo
 

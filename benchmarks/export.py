@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, pixels in (("coarse", 0.0), ("default", None)):
             reconstructor = load_reconstructor(BODY, WEIGHTS)
-            reconstructor.pixels_per_gaussian = pixels
+            reconstructor.options.pixels_per_gaussian = pixels
             figures = measure(reconstructor, photo, FitOptions(steps=given.fit_steps), Path(folder))
             flat |= {f"{name}_{key}": value for key, value in figures.items()}
     say_figures(flat)

@@ -29,8 +29,8 @@ from visa.evaluation.image import psnr
 from visa.evaluation.perceptual import metric_network, perceptual_measures
 from visa.evaluation.silhouette import largest_fragment
 from visa.evaluation.table import format_table
+from visa.networks.avatar import Avatar
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor

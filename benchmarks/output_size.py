@@ -20,10 +20,11 @@ from visa.benchmarks.command import add_clips, add_stride, clip_paths, command_l
 from visa.benchmarks.fit import CLIPS, FIT, compare, read
 from visa.datamodules.batch import VideoBatch
 from visa.evaluation.table import format_table
+from visa.networks.avatar import Avatar
 from visa.networks.detail import enlarged, with_detail
 from visa.networks.fit import fit_avatar
-from visa.networks.gaussians import Avatar, SplatMaps
 from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.splat_maps import SplatMaps
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 

@@ -17,7 +17,7 @@ from visa.datamodules.clip import Clip, frame_rate, load_track
 from visa.datamodules.spread import spread_frames
 from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
-from visa.networks.gaussians import matrix_to_quaternion
+from visa.networks.rotation import matrix_to_quaternion
 from visa.networks.template import HEAD_JOINT
 
 NUM_PHOTOS = 8  # taken from a clip unless told otherwise

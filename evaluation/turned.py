@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visa.evaluation.novel_motion import orbit
-from visa.networks.gaussians import Avatar
+from visa.networks.avatar import Avatar
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.template import HEAD_JOINT

@@ -18,8 +18,8 @@ from visa.losses.adversarial import Pairing, approximate_penalty, discriminator_
 from visa.losses.flow import add_noise, sample_levels
 from visa.networks.codec import BlockCodec
 from visa.networks.discriminator import WanDiscriminator
-from visa.networks.gaussians import SplatMaps
 from visa.networks.shader import ShaderCondition
+from visa.networks.splat_maps import SplatMaps
 
 MENDS = {
     "won": "raise penalty_weight or largest_level, or lower discriminator_learning_rate or discriminator_updates",

@@ -24,11 +24,11 @@ from visa.losses.distillation import distribution_matching_loss, ode_regression_
 from visa.losses.flow import add_noise, sample_levels, velocity_loss
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
-from visa.networks.gaussians import MatteOptions
-from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.rollout import CausalRollout
 from visa.networks.sampler import integrate, shifted_levels
 from visa.networks.shader import ShaderCondition, VideoShader, Window
+from visa.networks.splat_maps import MatteOptions
 from visa.runtime.shipped import COMMANDS
 
 

@@ -23,12 +23,16 @@ from visa.evaluation.turned import turned_figures
 from visa.lightning_modules.stage import Stage
 from visa.losses.image import l1, mask_loss, ssim_loss, weighted_mean
 from visa.losses.perceptual import PerceptualDistance, enlarged
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams
+from visa.networks.compositing import splat
+from visa.networks.feature_decoder import FeatureDecoder
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, Gaussians, SplatMaps, splat
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
-from visa.networks.reconstructor import FeatureDecoder, ReconstructorOptions
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.regions import DetailRegions
+from visa.networks.splat_maps import SplatMaps
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import COMMANDS, build_reconstructor
 
@@ -196,7 +200,7 @@ class Reconstruction(Stage):
 
         The truth has skin there and the template has nothing: a loss there would only pull the neighbours into the gap.
         """
-        body, ids = self.reconstructor.body, self.reconstructor.template.neck_ids.to(self.device)
+        body, ids = self.reconstructor.body, self.reconstructor.anchors.template.neck_ids.to(self.device)
         if len(ids) == 0:
             return torch.zeros_like(alpha)
         rest = body.rest_vertices(avatar.betas, torch.zeros_like(batch.reference_body.expression), ids)

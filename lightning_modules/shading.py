@@ -21,11 +21,11 @@ from visa.losses.image import detail_loss, l1
 from visa.losses.perceptual import PerceptualDistance, enlarged
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
-from visa.networks.gaussians import MatteOptions, SplatMaps
-from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.rollout import CausalRollout
 from visa.networks.sampler import sample_bidirectional
 from visa.networks.shader import ShaderCondition, VideoShader, Window
+from visa.networks.splat_maps import MatteOptions, SplatMaps
 from visa.runtime.avatar_cache import AvatarCache
 from visa.runtime.conditioner import Conditioner
 from visa.runtime.shipped import COMMANDS, build_reconstructor

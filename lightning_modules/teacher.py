@@ -13,9 +13,9 @@ from visa.lightning_modules.shading import ShadingStage
 from visa.losses.flow import add_noise, sample_levels, velocity_loss
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
-from visa.networks.gaussians import MatteOptions
-from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.shader import VideoShader, load_wan_checkpoint
+from visa.networks.splat_maps import MatteOptions
 from visa.runtime.shipped import COMMANDS
 
 

@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visa.networks.avatar import Avatar, Loose, Surface
 from visa.networks.body import NUM_JOINTS
-from visa.networks.gaussians import Avatar, Gaussians, Loose, Pattern, Record, Surface, Texture
+from visa.networks.gaussians import Gaussians
 from visa.networks.precision import full_precision
+from visa.networks.records import Record
+from visa.networks.texture import Pattern, Texture
 
 # B people, N Gaussians of the template, M loose ones, S on its surface.
 
@@ -147,7 +150,7 @@ def _more(gaussians: Gaussians, count: int) -> Gaussians:
 
 def _none_of(avatar: Avatar) -> Gaussians:
     """No Gaussians, of the avatar's kind."""
-    return Gaussians(**{name: value[:, :0] for name, value in vars(avatar.gaussians).items()})
+    return avatar.gaussians.map(lambda value: value[:, :0])
 
 
 def _on_first(weights: Tensor, count: int) -> Tensor:

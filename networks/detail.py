@@ -14,11 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visa.networks.avatar import Avatar
 from visa.networks.continuation import REACH, continued
-from visa.networks.gaussians import Avatar, Detail, Layers, PhotoSet, SplatMaps, read_photo
 from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
+from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.splat_maps import Layers, SplatMaps
+from visa.networks.texture import Detail, PhotoSet, read_photo
 
 # B people, T frames, K photos, P px of a photo's side, S px of the splat's.
 
@@ -48,7 +51,7 @@ def with_detail(
     pictures, masks = (torch.stack(values, dim=1) for values in zip(*fine, strict=True))
     pattern = None
     if avatar.pattern is not None:
-        cloth = reconstructor.project(photo).cloth
+        cloth = project(reconstructor.anchors, photo).cloth
         cloth = F.interpolate(cloth[:, None].float(), pictures.shape[-2:], mode="nearest")[:, 0] > 0.5
         pattern, _ = continued(pictures[:, 0], cloth)
     return replace(avatar, detail=Detail(pictures, masks, pattern))
@@ -75,14 +78,14 @@ def enlarged(maps: SplatMaps, detail: Detail, size: int) -> SplatMaps:
     if maps.pattern is not None and detail.pattern is not None:
         cloth = read(maps.pattern, 0, detail.pattern, "bicubic", REACH).clamp(0, 1)
         base = torch.lerp(rgb, cloth, larger(maps.pattern.share[:, :, 0]))
-    textured, coverage, seen = base, alpha, torch.zeros_like(alpha)
+    textured, coverage, total = base, alpha, torch.zeros_like(alpha)
     for index in range(maps.layers.share.shape[2]):
         share = larger(maps.layers.share[:, :, index])
         pixels = read(maps.layers, index, detail.photo[:, index], "bicubic").clamp(0, 1)
         inside = read(maps.layers, index, detail.mask[:, index], "bilinear")
         textured, coverage = textured + share * (pixels - base), coverage + share * (inside - alpha)
-        seen = seen + share
-    return SplatMaps(rgb, alpha, rgb[:, :, :0], textured=textured, seen=seen, coverage=coverage)
+        total = total + share
+    return SplatMaps(rgb, alpha, rgb[:, :, :0], textured=textured, photo_share=total, coverage=coverage)
 
 
 def painted_at(maps: SplatMaps, painted: Tensor, detail: Detail, size: int) -> Tensor:

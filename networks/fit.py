@@ -21,12 +21,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from visa.losses.image import StructuralSimilarity
-from visa.networks.gaussians import Avatar, Gaussians, Texture, copied, quaternion_multiply, with_places
+from visa.networks.avatar import Avatar
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
+from visa.networks.photo_colour import colour_sources, diffused
 from visa.networks.photo_set import own_shape, shown_by, with_photos
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.records import copied
+from visa.networks.rotation import quaternion_multiply
+from visa.networks.texture import Texture, with_places
 
 # B people, N Gaussians of the template, M loose ones.
 
@@ -157,12 +162,12 @@ class _Fit:
         self.is_drawn = self.start.opacities >= _LEAST_OPAQUE
         self.logit = torch.logit(self.start.opacities.clamp(_LEAST_OPAQUE, _MOST_OPAQUE))
         count = avatar.gaussians.means.shape[1]
-        least = torch.minimum(self.start.opacities[:, :count], reconstructor.least_opacity)
+        least = torch.minimum(self.start.opacities[:, :count], reconstructor.anchors.least_opacity)
         self.lowest = torch.logit(least.clamp(_LEAST_OPAQUE, _MOST_OPAQUE)) - self.logit[:, :count]
         self.rest = reconstructor.anchors(avatar.betas)
         self.similarities = [StructuralSimilarity(one.image) for one in (photo, *further)]
         # Of the change of a scale's logarithm: lids that shrank would not cover the eye.
-        self.smallest = torch.where(reconstructor.is_lid, 0.0, -torch.inf)[:, None]
+        self.smallest = torch.where(reconstructor.anchors.is_lid, 0.0, -torch.inf)[:, None]
         shapes = {"opacity": self.logit, "color": self.start.colors} | dict.fromkeys(_CHANGES[2:], self.start.means)
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
@@ -177,7 +182,7 @@ class _Fit:
         Eyeballs and the mouth's inside learn from one photo alone: gaze and tongue differ.
         """
         weight = torch.stack([self.seen, *(view.shown.seen * view.shown.facing for view in self.further)])
-        is_inner = F.pad(self.reconstructor.is_inner, (0, self.seen.shape[1] - self.rest.shape[1]))
+        is_inner = F.pad(self.reconstructor.anchors.is_inner, (0, self.seen.shape[1] - self.rest.shape[1]))
         best = torch.where(self.seen > 0, 0, weight.argmax(dim=0))
         is_best = torch.arange(len(weight), device=best.device)[:, None, None] == best
         self.is_own = is_best | ~is_inner
@@ -243,7 +248,7 @@ class _Fit:
         change["color"].copy_((self.start.colors + change["color"]).clamp(0, 1) - self.start.colors)
         away = self.start.means[:, :count] + change["offset"][:, :count] - self.rest
         far = away.norm(dim=-1, keepdim=True).clamp_min(1e-9)
-        within = (self.reconstructor.offset_bound[:, None] / far).clamp(max=1)
+        within = (self.reconstructor.anchors.offset_bound[:, None] / far).clamp(max=1)
         change["offset"][:, :count] += away * (within - 1)
         change["opacity"][:, :count].clamp_(min=self.lowest)
         change["scale"][:, :count].clamp_(min=self.smallest)
@@ -289,9 +294,11 @@ class _Fit:
         assert isinstance(texture, Texture)
         count = seen.shape[1]
         colors = self.start.colors[:, :count]
-        sources = network.sources(self.photo, texture.places[:, :count], colors, texture.seen[:, :count])
+        sources = colour_sources(
+            network.anchors, self.photo, texture.places[:, :count], colors, texture.seen[:, :count]
+        )
         sources = torch.where(texture.seen[:, :count] > 0, sources, seen)  # what further photos show
-        spread = network.diffuse(change.clamp(-_MOST_SPREAD, _MOST_SPREAD), sources)
+        spread = diffused(network.anchors, change.clamp(-_MOST_SPREAD, _MOST_SPREAD), sources)
         return torch.where(seen[..., None] > 0, change, spread)
 
     @torch.no_grad()
@@ -326,7 +333,7 @@ class _Fit:
 
 def _first(gaussians: Gaussians) -> Gaussians:
     """Of `[B,T,...]` the first frame."""
-    return Gaussians(**{name: value[:, 0] for name, value in vars(gaussians).items()})
+    return gaussians.map(lambda value: value[:, 0])
 
 
 @full_precision

@@ -15,15 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visa.networks.gaussians import (
-    Gaussians,
-    Loose,
-    covered_by_photo,
-    matrix_to_quaternion,
-    unposed,
-)
+from visa.networks.avatar import Loose
+from visa.networks.compositing import covered_by_photo
+from visa.networks.gaussians import Gaussians
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer import rasterize
+from visa.networks.rotation import matrix_to_quaternion
+from visa.networks.skinning import unposed
 
 # B photos, N Gaussians of the template, M loose ones, S of the template's as carriers, G cells along the photo's side.
 
@@ -45,7 +43,7 @@ REACH = 0.02  # share of the photo's side by which a farther carrier counts 1/e
 
 
 @dataclass
-class Seen:
+class TemplateInPhoto:
     """The template's Gaussians as the photo shows them.
 
     Attributes:
@@ -89,28 +87,35 @@ class Lifted:
 @torch.no_grad()
 @full_precision
 def lift_loose(
-    seen: Seen, photo: Tensor, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor, grid: int = GRID
+    template: TemplateInPhoto,
+    photo: Tensor,
+    mask: Tensor,
+    intrinsics: Tensor,
+    world_to_camera: Tensor,
+    grid: int = GRID,
 ) -> Lifted:
     """Lift what the photo shows and the template does not.
 
     Args:
-        seen: the template in the photo.
+        template: as it lies in the photo.
         photo: `[B,3,H,W]`.
         mask: `[B,1,H,W]` soft foreground.
         intrinsics: `[B,3,3]` px of the photo.
         world_to_camera: `[B,4,4]`.
         grid: G; each cell may become a Gaussian.
     """
-    free = _uncovered(seen, mask, intrinsics, world_to_camera, grid)
+    free = _uncovered(template, mask, intrinsics, world_to_camera, grid)
     free = ((free.flatten(1) - LEAST) / (1 - 2 * LEAST)).clamp(0, 1)
     most = min(
         int(MOST * grid * grid), int((free > 0).sum(dim=1).max())
     )  # of the batch; who has fewer gets transparent ones
     opacity, cells = free.topk(most, dim=1)
     places = torch.stack([(cells % grid + 0.5) / grid, (cells // grid + 0.5) / grid], dim=-1) * 2 - 1
-    held = F.grid_sample(F.adaptive_avg_pool2d(seen.before, grid), places[:, :, None], "nearest", align_corners=False)
+    held = F.grid_sample(
+        F.adaptive_avg_pool2d(template.before, grid), places[:, :, None], "nearest", align_corners=False
+    )
     held = held[:, 0, :, 0] > HELD
-    index, weight = _carriers(seen, places, held)
+    index, weight = _carriers(template, places, held)
 
     def carried(value: Tensor) -> Tensor:
         """Mean over the carriers of a value `[B,S,D]` -> `[B,M,D]`."""
@@ -118,9 +123,9 @@ def lift_loose(
         return (value[batch, index] * weight[..., None]).sum(dim=2)
 
     rotation, shift = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
-    camera_points = seen.posed.means[:, ::CARRIERS] @ rotation.mT + shift[:, None]
+    camera_points = template.posed.means[:, ::CARRIERS] @ rotation.mT + shift[:, None]
     depth = carried(camera_points[..., 2:]) + BEHIND
-    trunk = F.grid_sample(seen.depth, places[:, :, None], "nearest", align_corners=False)[:, 0]
+    trunk = F.grid_sample(template.depth, places[:, :, None], "nearest", align_corners=False)[:, 0]
     depth = torch.where(held[..., None] & (trunk > 0), torch.minimum(depth, trunk - BEFORE), depth)
     size = places.new_tensor([photo.shape[-1], photo.shape[-2]])
     pixels = torch.cat([(places + 1) / 2 * size, torch.ones_like(depth)], dim=-1)
@@ -135,24 +140,26 @@ def lift_loose(
         scales=torch.cat([side, side, 0.5 * side], dim=-1),
         opacities=0.95 * opacity,
         colors=colors,
-        features=carried(seen.posed.features[:, ::CARRIERS]),
+        features=carried(template.posed.features[:, ::CARRIERS]),
     )
     batch = len(places)
-    skin_weights = _by_wrists(carried(seen.skin_weights[::CARRIERS].expand(batch, -1, -1)))
+    skin_weights = _by_wrists(carried(template.skin_weights[::CARRIERS].expand(batch, -1, -1)))
     skin_weights = torch.where(held[..., None], _by_forearm(skin_weights), skin_weights)
-    part = carried(seen.part[::CARRIERS, None].expand(batch, -1, -1))[..., 0]
-    return Lifted(Loose(unposed(posed, skin_weights, seen.transforms), skin_weights), posed, places, part)
+    part = carried(template.part[::CARRIERS, None].expand(batch, -1, -1))[..., 0]
+    return Lifted(Loose(unposed(posed, skin_weights, template.transforms), skin_weights), posed, places, part)
 
 
-def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor, grid: int) -> Tensor:
+def _uncovered(
+    template: TemplateInPhoto, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor, grid: int
+) -> Tensor:
     """`[B,G,G]`: share of each cell that is foreground and that the template does not cover."""
-    posed = seen.posed
+    posed = template.posed
     maps = rasterize(
         posed.means,
         posed.quats,
         posed.scales,
         posed.opacities,
-        seen.shown[..., None],
+        template.shown[..., None],
         intrinsics,
         world_to_camera,
         width=mask.shape[-1],
@@ -161,7 +168,7 @@ def _uncovered(seen: Seen, mask: Tensor, intrinsics: Tensor, world_to_camera: Te
     alpha = maps.alpha.permute(0, 3, 1, 2)
     shown = covered_by_photo(maps.image.permute(0, 3, 1, 2), alpha)
     covered = alpha * torch.lerp(shown, torch.ones_like(shown), HIDDEN)
-    covered = covered * (1 - seen.before)
+    covered = covered * (1 - template.before)
     inside = (5 * mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
     return F.adaptive_avg_pool2d(inside * (1 - covered), grid)[:, 0]
 
@@ -182,14 +189,14 @@ def _by_forearm(skin_weights: Tensor) -> Tensor:
     return F.one_hot(joints, skin_weights.shape[-1]).to(skin_weights)
 
 
-def _carriers(seen: Seen, places: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+def _carriers(template: TemplateInPhoto, places: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     """The template's Gaussians nearest in the photo to `places [B,M,2]`: indices and weights `[B,M,NEAREST]`.
 
     Where the photo shows hands before the trunk, `held [B,M]`, they are of the limbs, seen or not.
     """
-    distance = torch.cdist(places, seen.places[:, ::CARRIERS]) / 2  # shares of the photo's side
-    limb = seen.skin_weights[::CARRIERS, LIMBS].sum(dim=-1)
-    hidden = 1 - seen.shown[:, None, ::CARRIERS]  # what the photo does not show lies behind
+    distance = torch.cdist(places, template.places[:, ::CARRIERS]) / 2  # shares of the photo's side
+    limb = template.skin_weights[::CARRIERS, LIMBS].sum(dim=-1)
+    hidden = 1 - template.shown[:, None, ::CARRIERS]  # what the photo does not show lies behind
     distance = distance + torch.where(held[..., None], 10.0 * (limb < 0.5), 10.0 * hidden + FARTHER * limb)
     near = distance.topk(NEAREST, dim=-1, largest=False)
     return near.indices, torch.softmax((near.values[..., :1] - near.values) / REACH, dim=-1)

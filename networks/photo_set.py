@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
-from visa.networks.gaussians import Avatar, PhotoSet, Texture, image_places, shown_part, stacked, view_directions
 from visa.networks.photo import Photo
+from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.template import HEAD_JOINTS
+from visa.networks.texture import PhotoSet, Texture, image_places, shown_part, stacked, view_directions
 
 # B people, K photos, N Gaussians of the template, M loose ones.
 
@@ -60,7 +62,7 @@ def shown_by(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo,
         photo: in the avatar's shape (`own_shape`).
         trust: `[B,N]` what the network says of this photo.
     """
-    projection = reconstructor.project(photo)
+    projection = project(reconstructor.anchors, photo)
     posed = avatar.pose(reconstructor.body, _timed(photo.body))
     size = (photo.image.shape[-2], photo.image.shape[-1])
     places = image_places(posed.means[:, 0], photo.intrinsics, photo.world_to_camera, size)
@@ -114,7 +116,7 @@ def with_photos(
             continue
         size = (photo.image.shape[-2], photo.image.shape[-1])
         shown = shown_by(reconstructor, avatar, photo, trust)
-        still = type(posed)(**{name: value[:, 0] for name, value in vars(posed).items()})
+        still = posed.map(lambda value: value[:, 0])
         places = image_places(still.means, photo.intrinsics, camera, size)
         part = shown_part(still, shown.seen, first.part, photo.intrinsics, camera, size)
         textures.append(Texture(photo.image, photo.mask, places, shown.seen, shown.trust, first.part, part))

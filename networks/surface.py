@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visa.networks.avatar import Avatar, Surface
 from visa.networks.body import BodyModel
-from visa.networks.gaussians import Avatar, Gaussians, Surface, matrix_to_quaternion
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer.mesh import view_mesh
+from visa.networks.rotation import matrix_to_quaternion
 
 # B photos, F triangles, S Gaussians, G cells along each side of the photo, P = G * G.
 
@@ -68,7 +70,7 @@ def lift_surface(
         body: the body model.
         rows: `[F,3]` the template's Gaussians at the corners of each triangle; -1 for a vertex without.
         photo: what the avatar is made of.
-        before: `[B,1,H,W]` as `networks.reconstructor.Projection.before`: hands are no part of the trunk's surface.
+        before: `[B,1,H,W]` as `networks.projection.Projection.before`: hands are no part of the trunk's surface.
         side: G.
     """
     size, camera = photo.image.shape[-2:], photo.world_to_camera

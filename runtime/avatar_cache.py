@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from visa.networks.avatar import Avatar
 from visa.networks.avatar_batch import stack_avatars
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar
 from visa.networks.photo import Photo
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime.avatar_files import FORMAT, body_fingerprint, load_avatar, save_avatar
 
 # Raise it with any change of the code that makes another avatar of the same photo: older entries are then made anew.
@@ -59,7 +60,9 @@ class AvatarCache:
         """Hash of all that makes avatars but the photo."""
         network = self.reconstructor
         words = [FORMAT, str(VERSION), body_fingerprint(network.body), repr(self.options), repr(self.fit)]
-        named = sorted([*network.named_parameters(), *network.named_buffers()])
+        # Keys of entries on disk name the anchors' constants without their module.
+        constants = [(name.removeprefix("anchors."), value) for name, value in network.named_buffers()]
+        named = sorted([*network.named_parameters(), *constants])
         return _digest([value for _, value in named], words + [name for name, _ in named])
 
     def path(self, photo: Photo) -> Path:

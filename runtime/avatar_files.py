@@ -12,8 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from visa.artifacts.files import atomic_path
+from visa.networks.avatar import Avatar, Loose, Surface
 from visa.networks.body import BodyModel
-from visa.networks.gaussians import Avatar, Gaussians, Loose, Pattern, PhotoSet, Surface, Texture
+from visa.networks.gaussians import Gaussians
+from visa.networks.texture import Pattern, PhotoSet, Texture
 
 FORMAT = "avatar-5"
 GAUSSIANS = [f.name for f in dataclasses.fields(Gaussians)]

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from visa.datamodules.batch import VideoBatch
+from visa.networks.avatar import Avatar
 from visa.networks.avatar_batch import mix_colours
 from visa.networks.body import BodyModel
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, SplatMaps
 from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.shader import ShaderCondition
+from visa.networks.splat_maps import SplatMaps
 
 
 def photo_of(batch: VideoBatch) -> Photo:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from visa.artifacts.weights import load_weights
 from visa.networks.body import BodyModel
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.template import build_template
 
 BODY = "assets/body/smplx_anny.npz"
@@ -24,8 +25,7 @@ def build_reconstructor(
 ) -> GaussianReconstructor:
     """The reconstructor on the template of a body model file; without `options`, of the embedded size."""
     body = BodyModel.from_file(body_model)
-    sizes = vars(options or ReconstructorOptions())
-    return GaussianReconstructor(body, build_template(body, remove_neck), feature_channels=feature_channels, **sizes)
+    return GaussianReconstructor(body, build_template(body, remove_neck), feature_channels, options)
 
 
 def load_reconstructor(body_model: str, weights: str, feature_channels: int = 16) -> GaussianReconstructor:

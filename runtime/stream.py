@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from visa.datamodules.batch import VideoBatch
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams
 from visa.networks.detail import painted_at, with_detail
-from visa.networks.gaussians import Avatar, MatteOptions
 from visa.networks.rollout import CausalRollout
 from visa.networks.shader import ShaderCondition
+from visa.networks.splat_maps import MatteOptions
 from visa.runtime.conditioner import Conditioner, photo_of
 
 

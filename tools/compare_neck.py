@@ -33,9 +33,10 @@ from visa.cli import main as build
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel
-from visa.networks.gaussians import Avatar, Gaussians
-from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.gaussians import Gaussians
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.template import build_template
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import COMMANDS, build_reconstructor

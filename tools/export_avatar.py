@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ import torch
 from visa.datamodules.clip import Clip
 from visa.datamodules.retarget import open_photos
 from visa.datamodules.windows import WindowReader
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, Gaussians
 from visa.networks.photo import Photo
 from visa.runtime.avatar_files import save_avatar
 from visa.runtime.conditioner import photo_of
@@ -56,8 +55,8 @@ def export(avatar: Avatar, body: BodyModel, photo: Photo, out: Path, pose: str |
     gaussians = avatar.canonical()
     if pose == "photo":
         posed = avatar.pose(body, photo.body.map(lambda value: value[:, None]))
-        gaussians = Gaussians(**{f.name: getattr(posed, f.name)[:, 0] for f in fields(Gaussians)})
-    return write_splat(out, Gaussians(**{f.name: getattr(gaussians, f.name)[0] for f in fields(Gaussians)}))
+        gaussians = posed.map(lambda value: value[:, 0])
+    return write_splat(out, gaussians.map(lambda value: value[0]))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -50,8 +50,9 @@ def test_each_arm_changes_its_switch_alone(monkeypatch: pytest.MonkeyPatch) -> N
     for arm in ARMS:
         stage, _ = reconstruction.build(arm, 3, 20, [], "assets/captures/test")
         network = stage.reconstructor
-        neck = len(network.template.neck_ids) > 0
-        found[arm] = (network.use_semantic, network.use_visual, network.use_prior, network.use_loose, neck)
+        neck = len(network.anchors.template.neck_ids) > 0
+        on = network.options
+        found[arm] = (on.use_semantic, on.use_visual, on.use_prior, on.use_loose, neck)
         assert (stage.seed, stage.num_steps) == (3, 20)
     for number, arm in enumerate(("no F_sem", "no F_vis", "no F_prior", "no loose Gaussians", "neck kept")):
         assert found[arm] == tuple(k != number for k in range(5))

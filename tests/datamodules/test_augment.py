@@ -10,8 +10,10 @@ from tests.conftest import ROOT
 from visa.datamodules.augment import Augment, draw, mirror_body, mirror_camera, mirrored_expressions
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
-from visa.networks.gaussians import Avatar, Gaussians, Texture
+from visa.networks.gaussians import Gaussians
+from visa.networks.texture import Texture
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 

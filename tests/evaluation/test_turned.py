@@ -14,9 +14,11 @@ from visa.datamodules.retarget import HEAD_JOINT
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.novel_motion import orbit
 from visa.evaluation.turned import VIEWS, turned_figures
-from visa.networks.gaussians import Avatar, Gaussians, Loose
+from visa.networks.avatar import Avatar, Loose
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import build_reconstructor
 

@@ -23,22 +23,18 @@ from visa.evaluation.report import folder_means
 from visa.evaluation.silhouette import silhouette_iou
 from visa.lightning_modules.reconstruction import Reconstruction
 from visa.losses.image import ssim_loss
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
-from visa.networks.gaussians import (
-    OTHER_PART,
-    SAME_PART,
-    Avatar,
-    Gaussians,
-    MatteOptions,
-    SplatMaps,
-    Texture,
-    matrix_to_quaternion,
-    quaternion_multiply,
-    splat,
-)
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.compositing import OTHER_PART, SAME_PART, splat
+from visa.networks.gaussians import Gaussians
+from visa.networks.projection import project
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.regions import DetailRegions, part_code
+from visa.networks.rotation import matrix_to_quaternion, quaternion_multiply
+from visa.networks.splat_maps import MatteOptions, SplatMaps
 from visa.networks.template import build_template, part_vertices, refine_template
+from visa.networks.texture import Texture
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import build_reconstructor
 
@@ -94,7 +90,7 @@ def test_the_untrained_avatar_has_the_photo_s_colours(reconstructor: GaussianRec
     batch = WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.arange(2), 3, 64)
     with torch.no_grad():
         avatar, tokens = reconstructor(photo_of(batch))
-        projection = reconstructor.project(photo_of(batch))
+        projection = project(reconstructor.anchors, photo_of(batch))
     seen = projection.visible[0] > 0
     assert 0.1 < seen.float().mean() < 0.6  # a front view shows less than half of the surface
     grid = projection.grid[:, seen][:, :, None]
@@ -135,10 +131,10 @@ def test_the_texture_is_the_photo_moved_with_the_surface(shift: float, period: i
         photo, torch.ones(1, 1, size, size), places, *torch.ones(2, 1, num), torch.zeros(1, num), photo[:, :1] * 0
     )
     maps = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5), texture)
-    assert maps.seen.min() > 0.95
+    assert maps.photo_share.min() > 0.95
     middle = (..., slice(10, size - 8))
     expected = (0.5 + 0.25 * columns[None, :] + 0.25 * still[:, None])[middle]
-    mixed = maps.seen[middle] * expected + (1 - maps.seen[middle]) * maps.rgb[middle]
+    mixed = maps.photo_share[middle] * expected + (1 - maps.photo_share[middle]) * maps.rgb[middle]
     assert (maps.textured[middle] - mixed).abs().max() < tolerance
     plain = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5))
     assert torch.equal(plain.rgb, maps.rgb)
@@ -160,11 +156,11 @@ def test_the_photo_covers_what_shimmers_through_the_front() -> None:
     weight = splat(only_shown, intrinsics, camera, size, torch.zeros(1, 3)).features
     middle = slice(8, size - 8)
     assert (weight / maps.alpha)[..., middle, middle].min() < 0.9  # the back does shimmer through
-    assert maps.seen[..., middle, 8:24].sub(1).abs().max() < 1e-4
-    assert maps.seen[..., middle, 40:56].sub(0.25).abs().max() < 1e-4
+    assert maps.photo_share[..., middle, 8:24].sub(1).abs().max() < 1e-4
+    assert maps.photo_share[..., middle, 40:56].sub(0.25).abs().max() < 1e-4
     texture = replace(texture, seen=1 - shown)
     hidden = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
-    assert hidden.seen[..., middle, middle].max() == 0  # what shimmers through is not what the pixel shows
+    assert hidden.photo_share[..., middle, middle].max() == 0  # what shimmers through is not what the pixel shows
 
 
 def test_closed_lips_show_no_teeth_of_the_photo() -> None:
@@ -182,8 +178,8 @@ def test_closed_lips_show_no_teeth_of_the_photo() -> None:
 
     def blue(texture: Texture) -> float:
         maps = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
-        assert maps.seen[..., 8:56, 8:24].min() > 0.95  # elsewhere the photo stands
-        assert maps.seen[..., 8:56, 42:48].min() > 0.95
+        assert maps.photo_share[..., 8:56, 8:24].min() > 0.95  # elsewhere the photo stands
+        assert maps.photo_share[..., 8:56, 42:48].min() > 0.95
         return float(maps.textured[0, 0, 2, 8:56, 8:48].max())
 
     assert blue(replace(texture, part=is_right * 0, photo_part=codes * 0)) > 0.3
@@ -216,7 +212,7 @@ def test_the_textured_splat_of_the_photo_s_own_pose_is_the_photo(
     with torch.no_grad():
         avatar, _ = reconstructor(photo_of(batch))
         maps = avatar.render(reconstructor.body, batch.body, batch.intrinsics, batch.world_to_camera, 64)
-    inside = (maps.seen > 0.8).expand_as(maps.rgb)
+    inside = (maps.photo_share > 0.8).expand_as(maps.rgb)
     assert inside.float().mean() > 0.1
     error = [(image - batch.frames)[inside].square().mean() for image in (maps.textured, maps.rgb)]
     assert error[0] < 0.1 * error[1]
@@ -225,7 +221,7 @@ def test_the_textured_splat_of_the_photo_s_own_pose_is_the_photo(
 
 def test_visible_anchors_face_the_camera(reconstructor: GaussianReconstructor, clip_path: object) -> None:
     batch = WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.arange(2), 3, 64)
-    projection = reconstructor.project(photo_of(batch))
+    projection = project(reconstructor.anchors, photo_of(batch))
     assert (projection.normals[0, projection.visible[0] > 0, 2] < 0).float().mean() > 0.95
 
 

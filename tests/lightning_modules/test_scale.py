@@ -20,7 +20,7 @@ from visa.artifacts.weights import save_weights
 from visa.networks.codec import WanCodec
 from visa.networks.encoders import DinoEncoder, WanVisualEncoder
 from visa.networks.precision import full_precision
-from visa.networks.reconstructor import ReconstructorOptions
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.shader import ShaderCondition, VideoShader, load_wan_state_dict
 from visa.runtime.shipped import build_reconstructor
 

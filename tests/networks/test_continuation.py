@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from visa.networks.avatar import Avatar
 from visa.networks.avatar_batch import mix_colours, stack_avatars
 from visa.networks.body import BodyModel
 from visa.networks.continuation import REACH, continued, median_color, opened, without_alike
-from visa.networks.gaussians import Avatar, Gaussians, Pattern, Texture
+from visa.networks.gaussians import Gaussians
+from visa.networks.texture import Pattern, Texture
 from visa.runtime.avatar_files import load_avatar, save_avatar
 
 SIZE = 16

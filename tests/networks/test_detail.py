@@ -19,8 +19,9 @@ from visa.datamodules.video import PredictInput, VideoDataModule
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
 from visa.networks.detail import enlarged, painted_at, with_detail
-from visa.networks.gaussians import Detail, Layers, SplatMaps
 from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.splat_maps import Layers, SplatMaps
+from visa.networks.texture import Detail
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 from visa.runtime.stream import fine_photos
@@ -60,7 +61,7 @@ def test_the_photo_is_read_at_its_own_resolution() -> None:
     torch.testing.assert_close(picture.textured[0, 0], detail.photo[0, 0], atol=1e-5, rtol=0)
     half = enlarged(still_maps(0.5), detail, LARGE)
     torch.testing.assert_close(half.textured[0, 0], detail.photo[0, 0] / 2 + 0.25, atol=1e-5, rtol=0)
-    assert half.seen.mean() == pytest.approx(0.5)
+    assert half.photo_share.mean() == pytest.approx(0.5)
     assert picture.features.shape[2] == 0
 
 

@@ -12,12 +12,15 @@ from tests.conftest import ROOT
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams
 from visa.networks.codec import BlockCodec
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, Gaussians
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.photo_colour import colour_sources, diffused
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime import conditioner
 from visa.runtime.conditioner import Conditioner, photo_of
 from visa.runtime.shipped import build_reconstructor
@@ -82,11 +85,12 @@ def test_the_splat_becomes_the_photo(
 def test_bounds_by_part_hold(reconstructor: GaussianReconstructor, start: Avatar, fitted: Avatar) -> None:
     gaussians, first = fitted.gaussians, start.gaussians
     away = (gaussians.means - reconstructor.anchors(fitted.betas)).norm(dim=-1)[0]
-    assert (away <= reconstructor.offset_bound + 1e-6).all()
-    assert away[reconstructor.offset_bound > 0.1].max() > 1e-3  # skin did move
-    least = torch.minimum(first.opacities[0], reconstructor.least_opacity)
+    assert (away <= reconstructor.anchors.offset_bound + 1e-6).all()
+    assert away[reconstructor.anchors.offset_bound > 0.1].max() > 1e-3  # skin did move
+    least = torch.minimum(first.opacities[0], reconstructor.anchors.least_opacity)
     assert (gaussians.opacities[0] >= least - 1e-4).all()
-    assert (gaussians.scales >= first.scales * (1 - 1e-5))[0, reconstructor.is_lid].all()  # they must cover shut eyes
+    is_kept = gaussians.scales >= first.scales * (1 - 1e-5)
+    assert is_kept[0, reconstructor.anchors.is_lid].all()  # they must cover shut eyes
     assert gaussians.colors.min() >= -1e-6
     assert gaussians.colors.max() <= 1 + 1e-6
     assert (gaussians.opacities[first.opacities < 1e-3] == 0).all()  # what the hull took away stays away
@@ -99,12 +103,12 @@ def test_what_the_photo_does_not_show_moves_with_what_it_shows(
     count = start.gaussians.means.shape[1]
     seen, places = start.texture.seen[:, :count], start.texture.places[:, :count]
     change = fitted.gaussians.colors - start.gaussians.colors
-    hidden = (seen[0] == 0) & ~reconstructor.is_inner
-    sources = reconstructor.sources(photo, places, start.gaussians.colors, seen)
-    spread = reconstructor.diffuse(change.clamp(-0.1, 0.1), sources)
+    hidden = (seen[0] == 0) & ~reconstructor.anchors.is_inner
+    sources = colour_sources(reconstructor.anchors, photo, places, start.gaussians.colors, seen)
+    spread = diffused(reconstructor.anchors, change.clamp(-0.1, 0.1), sources)
     torch.testing.assert_close(change[0, hidden], spread[0, hidden], atol=1e-3, rtol=0)
     assert change[0, hidden].abs().max() > 1e-3
-    assert change[0, (seen[0] == 0) & reconstructor.is_inner].abs().max() < 1e-6
+    assert change[0, (seen[0] == 0) & reconstructor.anchors.is_inner].abs().max() < 1e-6
 
 
 def test_places_in_the_photo_follow_the_gaussians(

@@ -10,8 +10,12 @@ from torch import Tensor
 from tests.conftest import ROOT
 from tests.lightning_modules.test_reconstruction import walls
 from visa.networks.anatomy import read_anatomy
+from visa.networks.avatar import Avatar, Loose
 from visa.networks.body import BodyModel, BodyParams
-from visa.networks.gaussians import Avatar, Gaussians, Loose, Texture, copied, splat
+from visa.networks.compositing import splat
+from visa.networks.gaussians import Gaussians
+from visa.networks.records import copied
+from visa.networks.texture import Texture
 
 SIZE = 64
 MIDDLE = slice(8, SIZE - 8)
@@ -121,7 +125,7 @@ def test_coverage_is_alpha_where_the_photo_shows_nothing() -> None:
     maps = drawn(*wall_before_the_camera(torch.zeros(SIZE, SIZE), 0.0, 0.15, 0.0))
     assert torch.equal(maps.coverage, maps.alpha)
     assert torch.equal(maps.textured, maps.rgb)
-    assert maps.seen.max() == 0
+    assert maps.photo_share.max() == 0
 
 
 def test_a_soft_matte_is_a_soft_coverage() -> None:

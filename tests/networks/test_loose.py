@@ -11,7 +11,8 @@ from scipy.spatial.transform import Rotation
 from tests.conftest import ROOT
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
-from visa.networks.gaussians import Avatar, Gaussians
+from visa.networks.avatar import Avatar
+from visa.networks.gaussians import Gaussians
 from visa.networks.loose import LEAST
 from visa.networks.photo import Photo
 from visa.networks.rasterizer.mesh import view_mesh

@@ -19,12 +19,13 @@ from visa.datamodules.retarget import HEAD_JOINT, open_photos, retarget
 from visa.datamodules.spread import CALM, describe_frames, spread_frames
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.novel_motion import orbit
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, PhotoSet, Texture, image_places, stacked, view_directions
 from visa.networks.photo import Photo
 from visa.networks.photo_set import own_shape, with_photos
 from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.texture import PhotoSet, Texture, image_places, stacked, view_directions
 from visa.runtime.avatar_files import load_avatar, save_avatar
 from visa.runtime.shipped import build_reconstructor
 from visa.tools.export_avatar import main as export
@@ -214,7 +215,7 @@ def test_directions_are_in_the_gaussians_own_axes(reconstructor: GaussianReconst
     directions = view_directions(posed, photo.world_to_camera[:, None])[0, 0]
     eye = -(photo.world_to_camera[0, :3, :3].T @ photo.world_to_camera[0, :3, 3])
     towards = torch.nn.functional.normalize(eye - posed.means[0, 0], dim=-1)
-    assert torch.allclose(directions[:, 2], (reconstructor.normals * towards).sum(-1), atol=1e-4)
+    assert torch.allclose(directions[:, 2], (reconstructor.anchors.normals * towards).sum(-1), atol=1e-4)
 
 
 def test_an_avatar_of_several_photos_is_saved_and_loaded(

@@ -11,12 +11,15 @@ from torch import Tensor
 from tests.conftest import ROOT
 from visa.networks.anatomy import Kind, Region
 from visa.networks.body import BodyParams
-from visa.networks.gaussians import SplatMaps
 from visa.networks.loose import FOREARMS
 from visa.networks.photo import Photo
+from visa.networks.photo_colour import colour_sources
+from visa.networks.projection import project
 from visa.networks.rasterizer.mesh import view_mesh
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.skin import SkinTone, before_trunk, skin_tone
+from visa.networks.splat_maps import SplatMaps
 from visa.runtime.shipped import build_reconstructor
 
 SIZE = 128
@@ -46,7 +49,7 @@ def clothed(reconstructor: GaussianReconstructor) -> Photo:
     intrinsics = torch.tensor([[[230.0, 0, 64], [0, 230, 64], [0, 0, 1]]])
     view = view_mesh(vertices, reconstructor.body.faces, intrinsics, camera, SIZE, SIZE)
     is_neck = (reconstructor.body.lbs_weights[:, 12] > 0.5)[reconstructor.body.faces[:, 0]]
-    looks = torch.tensor([SKIN, HAIR, CLOTH, SKIN, CLOTH])[reconstructor.face_region]
+    looks = torch.tensor([SKIN, HAIR, CLOTH, SKIN, CLOTH])[reconstructor.anchors.face_region]
     looks[is_neck] = torch.tensor(SKIN)
     is_drawn = (view.face >= 0)[..., None]
     image = torch.where(is_drawn, looks[view.face.clamp_min(0)], torch.tensor(GREY)).permute(0, 3, 1, 2)
@@ -108,12 +111,14 @@ def test_a_hand_before_the_chest_leaves_no_trace_on_it(reconstructor: GaussianRe
     """It is there in the photo's own pose, and where it was the cloth stands once the arms are lifted."""
     photo, rows, columns = with_hand(clothed)
     with torch.no_grad():
-        projection = reconstructor.project(photo)
+        projection = project(reconstructor.anchors, photo)
         avatar, _ = reconstructor(photo)
     pixels = (projection.grid[0] + 1) / 2 * SIZE
     is_behind = (pixels[:, 0] > columns.start) & (pixels[:, 0] < columns.stop)
-    is_behind &= (pixels[:, 1] > rows.start) & (pixels[:, 1] < rows.stop) & (reconstructor.region == int(Region.TORSO))
-    assert reconstructor.project(clothed).visible[0, is_behind].sum() > 10
+    is_behind &= (
+        (pixels[:, 1] > rows.start) & (pixels[:, 1] < rows.stop) & (reconstructor.anchors.region == int(Region.TORSO))
+    )
+    assert project(reconstructor.anchors, clothed).visible[0, is_behind].sum() > 10
     assert projection.visible[0, is_behind].sum() == 0
     cloth = torch.tensor(CLOTH)
     torch.testing.assert_close(
@@ -130,7 +135,7 @@ def test_a_hand_before_the_chest_moves_with_a_forearm(reconstructor: GaussianRec
     photo, rows, columns = with_hand(clothed)
     with torch.no_grad():
         avatar, _ = reconstructor(photo)
-    places = (avatar.texture.places[0, len(reconstructor.kind) :] + 1) / 2 * SIZE
+    places = (avatar.texture.places[0, len(reconstructor.anchors.kind) :] + 1) / 2 * SIZE
     held = (places[:, 0] > columns.start) & (places[:, 0] < columns.stop)
     held &= (places[:, 1] > rows.start) & (places[:, 1] < rows.stop)
     assert held.sum() == (rows.stop - rows.start) * (columns.stop - columns.start) // 4  # a cell is 2 x 2 px
@@ -142,11 +147,11 @@ def test_a_hand_before_the_chest_moves_with_a_forearm(reconstructor: GaussianRec
 def test_surface_gaussians_leave_out_hands(reconstructor: GaussianReconstructor, clothed: Photo) -> None:
     photo, rows, columns = with_hand(clothed)
     try:
-        reconstructor.pixels_per_gaussian = 2
+        reconstructor.options.pixels_per_gaussian = 2
         with torch.no_grad():
             avatar, _ = reconstructor(photo)
     finally:
-        reconstructor.pixels_per_gaussian = None
+        reconstructor.options.pixels_per_gaussian = None
     count = avatar.surface.gaussians.means.shape[1]
     places = (avatar.texture.places[0, -count:] + 1) / 2 * SIZE
     inside = (places[:, 0] > columns.start) & (places[:, 0] < columns.stop)
@@ -163,9 +168,9 @@ def test_an_unseen_trunk_takes_cloth_and_unseen_arms_too(reconstructor: Gaussian
     image[:, :, :60], mask[:, :, :60] = clothed.background[:, :, None, None], 0.0
     photo = replace(clothed, image=image, mask=mask, intrinsics=camera)
     with torch.no_grad():
-        projection = reconstructor.project(photo)
+        projection = project(reconstructor.anchors, photo)
         colors = reconstructor(photo, use_heads=False)[0].gaussians.colors[0]
-    visible, region, is_below = projection.visible[0] > 0, reconstructor.region, projection.grid[0, :, 1] > 1
+    visible, region, is_below = projection.visible[0] > 0, reconstructor.anchors.region, projection.grid[0, :, 1] > 1
     assert (visible & (region == int(Region.TORSO))).sum() > 50
     for part, color in ((Region.TORSO, CLOTH), (Region.ARMS, CLOTH), (Region.HANDS, SKIN)):
         chosen = (region == int(part)) & is_below
@@ -177,12 +182,12 @@ def test_an_unseen_trunk_takes_cloth_and_unseen_arms_too(reconstructor: Gaussian
 def test_a_few_wrong_pixels_do_not_colour_a_hand(reconstructor: GaussianReconstructor, clothed: Photo) -> None:
     """A hand whose pixels in the photo are not skin is a hand that the template has elsewhere: it takes the face's."""
     with torch.no_grad():
-        projection = reconstructor.project(clothed)
+        projection = project(reconstructor.anchors, clothed)
         colors = torch.where(
-            (reconstructor.region == int(Region.HANDS))[:, None], torch.tensor(CLOTH), torch.tensor(SKIN)
+            (reconstructor.anchors.region == int(Region.HANDS))[:, None], torch.tensor(CLOTH), torch.tensor(SKIN)
         )[None]
-        sources = reconstructor.sources(clothed, projection.grid, colors, projection.visible)
-    is_hand, is_face = reconstructor.region == int(Region.HANDS), reconstructor.kind == int(Kind.FACE)
+        sources = colour_sources(reconstructor.anchors, clothed, projection.grid, colors, projection.visible)
+    is_hand, is_face = reconstructor.anchors.region == int(Region.HANDS), reconstructor.anchors.kind == int(Kind.FACE)
     assert sources[0, is_hand].sum() == 0
     assert torch.equal(sources[0, is_face], projection.visible[0, is_face])
 
@@ -190,12 +195,12 @@ def test_a_few_wrong_pixels_do_not_colour_a_hand(reconstructor: GaussianReconstr
 def test_the_edge_of_an_arm_colours_nothing_else(reconstructor: GaussianReconstructor, clothed: Photo) -> None:
     """One pixel at the matte's edge is left out for arms, by scipy's erosion."""
     with torch.no_grad():
-        projection = reconstructor.project(clothed)
-        colors = torch.tensor(CLOTH).expand(1, len(reconstructor.kind), 3)
-        sources = reconstructor.sources(clothed, projection.grid, colors, projection.visible)[0] > 0
+        projection = project(reconstructor.anchors, clothed)
+        colors = torch.tensor(CLOTH).expand(1, len(reconstructor.anchors.kind), 3)
+        sources = colour_sources(reconstructor.anchors, clothed, projection.grid, colors, projection.visible)[0] > 0
     eroded = scipy.ndimage.binary_erosion(clothed.mask[0, 0].numpy() > 0.8, np.ones((3, 3)), border_value=1)
     visible = projection.visible[0] > 0
-    arm = visible & (reconstructor.region == int(Region.ARMS))
+    arm = visible & (reconstructor.anchors.region == int(Region.ARMS))
     columns, rows = ((projection.grid[0, arm] + 1) / 2 * SIZE).floor().long().T.numpy()
     assert 0 < sources[arm].sum() < arm.sum()
     assert eroded[rows, columns][sources[arm].numpy()].all()

@@ -13,13 +13,16 @@ from visa.benchmarks.export import draw_file
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
+from visa.networks.avatar import Avatar
 from visa.networks.avatar_batch import stack_avatars
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar, Gaussians, image_places
+from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.surface import cell_size
+from visa.networks.texture import image_places
 from visa.runtime.avatar_files import load_avatar, save_avatar
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BODY, WEIGHTS, build_reconstructor, load_reconstructor
@@ -157,9 +160,9 @@ def test_saved_loaded_and_stacked_surfaces_are_the_same(
     broken = replace(avatar, surface=replace(avatar.surface, corners=avatar.surface.corners + 10**6))
     with pytest.raises(ValueError, match=r"surface\.corners does not fit"):
         load_avatar(save_avatar(tmp_path / "b.safetensors", broken, body, "body.npz"), body)
-    reconstructor.pixels_per_gaussian = 0.0
+    reconstructor.options.pixels_per_gaussian = 0.0
     coarse, _ = reconstructor(photo)
-    reconstructor.pixels_per_gaussian = None
+    reconstructor.options.pixels_per_gaussian = None
     view = photo.intrinsics[:, None], photo.world_to_camera[:, None]
     params = photo.body.map(lambda value: value[:, None])
     alone = [one.render(body, params, *view, SIZE).textured for one in (coarse, avatar)]
@@ -174,7 +177,7 @@ def test_an_exported_file_is_as_sharp_as_its_photo(tmp_path: Path, monkeypatch: 
     photo, reconstructor = read_photo("assets/photos/astronaut.png", BODY, SIZE), load_reconstructor(BODY, WEIGHTS)
     fidelity = {}
     for pixels in (0.0, None):
-        reconstructor.pixels_per_gaussian = pixels
+        reconstructor.options.pixels_per_gaussian = pixels
         with torch.no_grad():
             start, _ = reconstructor(photo)
         avatar = fit_avatar(reconstructor, start, photo, FitOptions(steps=40))

@@ -15,8 +15,11 @@ from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.networks.anatomy import Kind, Region
 from visa.networks.photo import Photo
+from visa.networks.photo_colour import diffused
+from visa.networks.projection import project
 from visa.networks.rasterizer.mesh import view_mesh
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import build_reconstructor
 
@@ -52,8 +55,8 @@ def close_up(reconstructor: GaussianReconstructor, photo: Photo, jaw: float, bli
 
 
 def shown(reconstructor: GaussianReconstructor, photo: Photo) -> dict[Kind, int]:
-    visible = reconstructor.project(photo).visible[0] > 0
-    return {kind: int((visible & (reconstructor.kind == int(kind))).sum()) for kind in Kind}
+    visible = project(reconstructor.anchors, photo).visible[0] > 0
+    return {kind: int((visible & (reconstructor.anchors.kind == int(kind))).sum()) for kind in Kind}
 
 
 def test_closed_lips_show_no_teeth_and_closed_lids_no_eyeballs(
@@ -72,11 +75,11 @@ def test_closed_lips_show_no_teeth_and_closed_lids_no_eyeballs(
 def test_shown_is_what_a_ray_reaches_first(reconstructor: GaussianReconstructor, photo: Photo) -> None:
     """Against all triangles, by brute force: 3 mm may lie before an anchor; a grazing pixel's slope is left alone."""
     face = close_up(reconstructor, photo, jaw=0.3, blink=0.0)
-    projection = reconstructor.project(face)
+    projection = project(reconstructor.anchors, face)
     vertices, _ = reconstructor.body(face.body)
     camera = face.world_to_camera[0].double().numpy()
     inside = vertices[0].double().numpy() @ camera[:3, :3].T + camera[:3, 3]
-    points = inside[reconstructor.template.vertex_ids.numpy()]
+    points = inside[reconstructor.anchors.template.vertex_ids.numpy()]
     facing = -(projection.normals[0].numpy() * points).sum(-1) / np.linalg.norm(points, axis=-1)
     in_picture = (projection.grid[0].abs() < 0.95).all(-1).numpy()
     chosen = np.random.default_rng(0).permutation(np.flatnonzero((facing > 0.5) & in_picture))[:200]
@@ -92,7 +95,7 @@ def test_shown_is_what_a_ray_reaches_first(reconstructor: GaussianReconstructor,
 def test_nothing_outside_of_the_picture_or_the_matte_is_shown(
     reconstructor: GaussianReconstructor, photo: Photo
 ) -> None:
-    projection = reconstructor.project(photo)
+    projection = project(reconstructor.anchors, photo)
     x, y = ((projection.grid[0] + 1) / 2 * SIZE).unbind(-1)
     visible = projection.visible[0] > 0
     assert visible.sum() > 500
@@ -101,7 +104,7 @@ def test_nothing_outside_of_the_picture_or_the_matte_is_shown(
         photo.mask[0, 0].numpy(), [y[visible].numpy() - 0.5, x[visible].numpy() - 0.5], order=1, mode="constant"
     )
     assert read.min() > 0.8 - 1e-4
-    gone = reconstructor.project(replace(photo, mask=torch.zeros_like(photo.mask)))
+    gone = project(reconstructor.anchors, replace(photo, mask=torch.zeros_like(photo.mask)))
     assert gone.visible.sum() == 0
 
 
@@ -127,7 +130,7 @@ def test_what_projects_outside_of_the_matte_is_transparent(reconstructor: Gaussi
 def test_the_hull_can_be_switched_off(
     reconstructor: GaussianReconstructor, photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconstructor, "use_hull", False)
+    monkeypatch.setattr(reconstructor.options, "use_hull", False)
     with torch.no_grad():
         avatar, _ = reconstructor(replace(photo, mask=torch.zeros_like(photo.mask)), use_heads=False)
     assert avatar.gaussians.opacities.min() > 0.8
@@ -135,44 +138,44 @@ def test_the_hull_can_be_switched_off(
 
 def some_seen(reconstructor: GaussianReconstructor, share: float) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return (torch.rand(1, len(reconstructor.kind), generator=generator) < share).float()
+    return (torch.rand(1, len(reconstructor.anchors.kind), generator=generator) < share).float()
 
 
 def test_diffused_values_are_harmonic(reconstructor: GaussianReconstructor) -> None:
     """Seen ones stand; mirrored ones stand in; the rest is the mean of its neighbours, within the seen ones' range."""
     seen = some_seen(reconstructor, 0.2)
     generator = torch.Generator().manual_seed(1)
-    values = torch.rand(1, len(reconstructor.kind), 3, generator=generator) + 1
-    spread = reconstructor.diffuse(values, seen)
-    is_seen, inner = seen[0] > 0, reconstructor.is_inner
+    values = torch.rand(1, len(reconstructor.anchors.kind), 3, generator=generator) + 1
+    spread = diffused(reconstructor.anchors, values, seen)
+    is_seen, inner = seen[0] > 0, reconstructor.anchors.is_inner
     assert torch.equal(spread[0, is_seen], values[0, is_seen])
     assert (spread[0, ~is_seen & inner] == 0).all()  # they have colours of their own
-    mirrored = ~is_seen & is_seen[reconstructor.mirror] & ~inner
-    assert torch.equal(spread[0, mirrored], values[0, reconstructor.mirror][mirrored])
-    rest = ~is_seen & ~is_seen[reconstructor.mirror] & ~inner
+    mirrored = ~is_seen & is_seen[reconstructor.anchors.mirror] & ~inner
+    assert torch.equal(spread[0, mirrored], values[0, reconstructor.anchors.mirror][mirrored])
+    rest = ~is_seen & ~is_seen[reconstructor.anchors.mirror] & ~inner
     assert rest.sum() > 1000
     assert spread[0, rest].min() >= 1
     assert spread[0, rest].max() <= 2
-    residual = spread[0, rest] - spread[0, reconstructor.neighbours[rest]].mean(dim=1)
+    residual = spread[0, rest] - spread[0, reconstructor.anchors.neighbours[rest]].mean(dim=1)
     assert residual.abs().max() < 1e-3  # Jacobi's iteration has come to rest
 
 
 def test_a_constant_diffuses_to_itself(reconstructor: GaussianReconstructor) -> None:
     seen = some_seen(reconstructor, 0.01)
-    values = torch.full((1, len(reconstructor.kind), 3), 0.25)
-    spread = reconstructor.diffuse(values * seen[..., None] + 7 * (1 - seen[..., None]), seen)
-    outer = ~reconstructor.is_inner
+    values = torch.full((1, len(reconstructor.anchors.kind), 3), 0.25)
+    spread = diffused(reconstructor.anchors, values * seen[..., None] + 7 * (1 - seen[..., None]), seen)
+    outer = ~reconstructor.anchors.is_inner
     torch.testing.assert_close(spread[0, outer], values[0, outer])
 
 
 def test_neighbours_are_the_nearest_of_the_same_part_and_region(reconstructor: GaussianReconstructor) -> None:
-    points = reconstructor.body.v_template[reconstructor.template.vertex_ids].double().numpy()
-    label, region = reconstructor.label.numpy(), reconstructor.region.numpy()
+    points = reconstructor.body.v_template[reconstructor.anchors.template.vertex_ids].double().numpy()
+    label, region = reconstructor.anchors.label.numpy(), reconstructor.anchors.region.numpy()
     for anchor in np.random.default_rng(0).permutation(len(points))[:50]:
         distance = np.linalg.norm(points - points[anchor], axis=1)
         distance[(label != label[anchor]) | (region != region[anchor])] = np.inf
         distance[anchor] = np.inf
-        found = distance[reconstructor.neighbours[anchor].numpy()]
+        found = distance[reconstructor.anchors.neighbours[anchor].numpy()]
         np.testing.assert_allclose(np.sort(found), np.sort(distance)[:6], atol=1e-6)
 
 
@@ -184,8 +187,8 @@ def test_hidden_teeth_take_a_colour_of_their_own(reconstructor: GaussianReconstr
             reconstructor(replace(face, image=face.image * 0 + grey), use_heads=False)[0].gaussians.colors[0]
             for grey in (0.5, 0.25)
         )
-    teeth, cavity = (reconstructor.kind == int(kind) for kind in (Kind.TEETH, Kind.CAVITY))
-    torch.testing.assert_close(light[teeth], reconstructor.prior_color[teeth], atol=1e-3, rtol=0)
+    teeth, cavity = (reconstructor.anchors.kind == int(kind) for kind in (Kind.TEETH, Kind.CAVITY))
+    torch.testing.assert_close(light[teeth], reconstructor.anchors.prior_color[teeth], atol=1e-3, rtol=0)
     torch.testing.assert_close(dark[teeth], light[teeth] / 2, atol=1e-3, rtol=0)
     assert light[teeth].mean() > light[cavity].mean() + 0.2  # in the shade of lips: measured on people
 
@@ -207,7 +210,7 @@ def test_arms_have_no_gaps_in_any_pose(
         alpha = avatar.render(reconstructor.body, timed, intrinsics[:, None], camera[:, None], 256).alpha[0, 0, 0]
         vertices, _ = reconstructor.body(params)
     face = view_mesh(vertices, reconstructor.body.faces, intrinsics, camera, 256, 256).face[0]
-    is_arm = torch.isin(reconstructor.face_region[face.clamp_min(0)], torch.tensor([Region.ARMS, Region.HANDS]))
+    is_arm = torch.isin(reconstructor.anchors.face_region[face.clamp_min(0)], torch.tensor([Region.ARMS, Region.HANDS]))
     inner = scipy.ndimage.binary_erosion((face >= 0).numpy(), np.ones((3, 3)))
     assert (inner & is_arm.numpy()).sum() > 500
     assert alpha[torch.from_numpy(inner) & is_arm].min() > 0.97

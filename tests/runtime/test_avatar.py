@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from tests.conftest import ROOT
+from visa.networks.avatar import Avatar, Loose
 from visa.networks.body import BodyModel, BodyParams
-from visa.networks.gaussians import Avatar, Gaussians, Loose, Texture, splat
+from visa.networks.compositing import splat
+from visa.networks.gaussians import Gaussians
 from visa.networks.rasterizer import rasterize
 from visa.networks.template import build_template
+from visa.networks.texture import Texture
 from visa.runtime.avatar_files import load_avatar, save_avatar
 from visa.runtime.splat_files import SH_DC, read_splat, write_splat
 from visa.tools.export_avatar import main

@@ -24,13 +24,16 @@ from visa.datamodules.sources import ClipSource
 from visa.datamodules.video import VideoDataModule
 from visa.datamodules.windows import WindowReader
 from visa.networks.anatomy import Region
+from visa.networks.avatar import Avatar
 from visa.networks.avatar_batch import mix_colours, stack_avatars
 from visa.networks.body import BodyParams
 from visa.networks.codec import BlockCodec
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar
 from visa.networks.photo import Photo
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.photo_colour import colour_sources
+from visa.networks.projection import project
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime.avatar_cache import AvatarCache
 from visa.runtime.conditioner import Conditioner, photo_of
 from visa.runtime.shipped import build_reconstructor
@@ -296,16 +299,16 @@ def test_mixing_an_avatar_is_mixing_its_photo(
     mixed_photo = replace(pale, image=torch.einsum("bdc,bchw->bdhw", COLOUR, pale.image - 0.5) + 0.5)
     assert 0 < mixed_photo.image.min() < mixed_photo.image.max() < 1
     avatar = reconstructor(pale)[0]
-    projection, count = reconstructor.project(pale), avatar.gaussians.means.shape[1]
+    projection, count = project(reconstructor.anchors, pale), avatar.gaussians.means.shape[1]
     visible = projection.visible
-    sources = reconstructor.sources(pale, projection.grid, avatar.gaussians.colors, visible)
-    monkeypatch.setattr(reconstructor, "project", lambda _: projection)
-    monkeypatch.setattr(reconstructor, "sources", lambda *_: sources)
+    sources = colour_sources(reconstructor.anchors, pale, projection.grid, avatar.gaussians.colors, visible)
+    monkeypatch.setattr("visa.networks.reconstructor.project", lambda *_: projection)
+    monkeypatch.setattr("visa.networks.reconstructor.colour_sources", lambda *_: sources)
     expected = reconstructor(mixed_photo)[0]
     mixed = mix_colours(avatar, COLOUR)
     assert (expected.gaussians.colors - avatar.gaussians.colors).abs().max() > 0.02
     # Colours of inner parts go by the face's luminance, those of hands that no photo shows by the face's median.
-    skin = ~reconstructor.is_inner & ~((reconstructor.region == int(Region.HANDS)) & (visible[0] == 0))
+    skin = ~reconstructor.anchors.is_inner & ~((reconstructor.anchors.region == int(Region.HANDS)) & (visible[0] == 0))
     assert skin.sum() > count / 2
     torch.testing.assert_close(mixed.gaussians.colors[:, skin], expected.gaussians.colors[:, skin], rtol=0, atol=1e-5)
     torch.testing.assert_close(mixed.loose.gaussians.colors, expected.loose.gaussians.colors, rtol=0, atol=1e-5)

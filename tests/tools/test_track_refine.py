@@ -18,10 +18,11 @@ from visa.benchmarks import tracker
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip, load_track
 from visa.datamodules.windows import WindowReader
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams, rotation_matrices
-from visa.networks.gaussians import Avatar
 from visa.networks.rasterizer import rasterize
-from visa.networks.reconstructor import GaussianReconstructor, ReconstructorOptions
+from visa.networks.reconstructor import GaussianReconstructor
+from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BODY, WEIGHTS, build_reconstructor, load_reconstructor
 from visa.tools.track.fit import fit

@@ -27,9 +27,9 @@ from visa.datamodules.clip import Clip, load_track
 from visa.datamodules.sources import clip_files
 from visa.datamodules.spread import spread_frames
 from visa.datamodules.windows import WindowReader
+from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
 from visa.networks.fit import FitOptions, fit_avatar
-from visa.networks.gaussians import Avatar
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of

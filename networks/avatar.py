@@ -1,0 +1,240 @@
+"""The avatar: canonical Gaussians on the template and beside it, posed by skinning, drawn by a camera."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.compositing import splat, splat_photos
+from visa.networks.gaussians import Gaussians, concatenated
+from visa.networks.lids import LidEdges, lid_edges
+from visa.networks.precision import full_precision
+from visa.networks.rotation import quaternion_multiply
+from visa.networks.skinning import blended_transforms, blended_turn, joint_turns, mix_corners, unposed
+from visa.networks.splat_maps import SplatMaps
+from visa.networks.template import HEAD_JOINTS
+from visa.networks.texture import Detail, Pattern, PhotoSet, Texture, view_directions
+
+# B people, T frames, N Gaussians of the template, M loose ones, S on its surface.
+
+
+@dataclass(frozen=True)
+class Loose:
+    """Gaussians that no vertex carries: hair and cloth that the photo shows beside the template (`networks.loose`).
+
+    Attributes:
+        gaussians: `[B,M,...]` in the T-pose.
+        skin_weights: `[B,M,55]` of each on the joints, their sum 1; expressions do not move them.
+    """
+
+    gaussians: Gaussians
+    skin_weights: Tensor
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Gaussians on the template's triangles, as dense as the photo's pixels are (`networks.surface`).
+
+    Attributes:
+        gaussians: `[B,S,...]` in the T-pose.
+        corners: `[B,S,3]` int64, the template's Gaussians at the corners of each one's triangle.
+        corner_weights: `[B,S,3]` barycentric coordinates in it: skinning weights and expressions are those of the
+            corners, mixed by them.
+    """
+
+    gaussians: Gaussians
+    corners: Tensor
+    corner_weights: Tensor
+
+    def mixed(self, values: Tensor) -> Tensor:
+        """`[B,T,S,D]` barycentric means of values `[B,T,N,D]` of the template's Gaussians."""
+        return mix_corners(values, self.corners, self.corner_weights)
+
+
+@dataclass(frozen=True)
+class Avatar:
+    """A person's canonical Gaussians, `[B,...]`: the record that one photo gives.
+
+    `runtime.avatar_files` saves and loads it; `runtime.splat_files` exports Gaussians for other viewers.
+
+    Attributes:
+        gaussians: in the T-pose with the person's shape and a neutral expression.
+        betas: `[B,10]` the person's shape.
+        vertex_ids: `[N]` the template vertex that carries each Gaussian.
+        background: `[B,3]` colour behind the person.
+        texture: the photo or photos it was made of; None renders from the Gaussians' colours alone.
+        loose: M Gaussians beside the template; None has none.
+        surface: S Gaussians on the template's triangles; None has none.
+        pattern: of cloth that the photo does not show, drawn with a texture alone; None leaves the Gaussians'
+            colours there.
+        detail: the photos at a finer resolution; None has none.
+    """
+
+    gaussians: Gaussians
+    betas: Tensor
+    vertex_ids: Tensor
+    background: Tensor
+    texture: Texture | PhotoSet | None = None
+    loose: Loose | None = None
+    surface: Surface | None = None
+    pattern: Pattern | None = None
+    detail: Detail | None = None
+    # The body model that posed the avatar last, its vertices that carry Gaussians and their edges at lids: cut out
+    # once, not at every call.
+    _carriers: list[tuple[BodyModel, BodyModel, LidEdges]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    def _carrier(self, body: BodyModel) -> tuple[BodyModel, LidEdges]:
+        """The part of `body` that carries the Gaussians, one vertex each, and the edges of its lids."""
+        if not self._carriers or self._carriers[0][0] is not body:
+            self._carriers[:] = [(body, body.subset(self.vertex_ids), lid_edges(body, self.vertex_ids))]
+        return self._carriers[0][1:]
+
+    def canonical(self) -> Gaussians:
+        """All Gaussians in the T-pose, `[B,N+M+S,...]`: the template's, the loose ones, those on its surface."""
+        parts = [self.gaussians, *(part.gaussians for part in (self.loose, self.surface) if part is not None)]
+        return parts[0] if len(parts) == 1 else concatenated(parts)
+
+    def with_canonical(self, gaussians: Gaussians) -> Avatar:
+        """The avatar with other Gaussians in the T-pose, `[B,N+M+S,...]` as `canonical` gives them."""
+        axes = {name: -1 if name == "opacities" else -2 for name in vars(gaussians)}
+        first = self.gaussians.means.shape[1]
+
+        def cut(start: int, count: int) -> Gaussians:
+            return Gaussians(
+                **{name: value.narrow(axes[name], start, count) for name, value in vars(gaussians).items()}
+            )
+
+        changed, start = replace(self, gaussians=cut(0, first)), first
+        for name in ("loose", "surface"):
+            part = getattr(self, name)
+            if part is not None:
+                count = part.gaussians.means.shape[1]
+                changed, start = replace(changed, **{name: replace(part, gaussians=cut(start, count))}), start + count
+        changed._carriers[:] = self._carriers
+        return changed
+
+    def _others(self, carrier: BodyModel, added: Tensor | None = None) -> list[tuple[Gaussians, Tensor, Tensor | None]]:
+        """What no single vertex carries: Gaussians, their skinning weights, and what expressions add `[B,T,...,3]`.
+
+        `added [B,T,N,3]` is what they add to the template's Gaussians.
+        """
+        found: list[tuple[Gaussians, Tensor, Tensor | None]] = []
+        if self.loose is not None:
+            found.append((self.loose.gaussians, self.loose.skin_weights[:, None], None))
+        if self.surface is not None:
+            weights = self.surface.mixed(carrier.lbs_weights[None, None])
+            found.append((self.surface.gaussians, weights, None if added is None else self.surface.mixed(added)))
+        return found
+
+    def over(self, background: Tensor) -> Avatar:
+        """The avatar before another background `[B,3]`: its photo is matted over that one."""
+        texture, change = self.texture, (background - self.background)[:, :, None, None]
+        if isinstance(texture, PhotoSet):
+            photos = texture.textures
+            texture = replace(
+                texture, textures=replace(photos, photo=photos.photo + change[:, None] * (1 - photos.mask))
+            )
+        elif texture is not None:
+            texture = replace(texture, photo=texture.photo + change * (1 - texture.mask))
+        detail = self.detail
+        if detail is not None:
+            detail = replace(detail, photo=detail.photo + change[:, None] * (1 - detail.mask))
+        return replace(self, background=background, texture=texture, detail=detail)
+
+    def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
+        """`[B,T,N+M+S,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
+        batch, frames = params.expression.shape[:2]
+        carrier, _ = self._carrier(body)
+        transforms = carrier.joint_transforms(replace(params, betas=self.betas[:, None].expand(batch, frames, -1)))
+        transforms = transforms[..., :3, :]
+        weights = [carrier.lbs_weights, *(weights for _, weights, _ in self._others(carrier))]
+        parts = [blended_transforms(weight, transforms)[..., :3] for weight in weights]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
+
+    def unposed_surface(self, posed: Surface, body: BodyModel, params: BodyParams) -> Surface:
+        """Take Gaussians on the template's triangles back to the T-pose: the inverse of what `pose` will do to them.
+
+        Args:
+            posed: as in a pose, `[B,S,...]`.
+            body: the body model.
+            params: the pose, `[B]`.
+        """
+        carrier, _ = self._carrier(body)
+        _, transforms, added = carrier.carry(self.gaussians.means.detach(), replace(params, betas=self.betas))
+        weights = posed.mixed(carrier.lbs_weights[None, None])[:, 0]
+        rest = unposed(posed.gaussians, weights, transforms)
+        return replace(posed, gaussians=replace(rest, means=rest.means - posed.mixed(added[:, None])[:, 0]))
+
+    @full_precision
+    def pose(self, body: BodyModel, params: BodyParams) -> Gaussians:
+        """Move the Gaussians by expression and skinning.
+
+        Means follow the blended affine transforms (as LBS moves vertices); rotations follow the blended joint
+        quaternions. Gaussians of lids grow as the skin between them is stretched (`LidEdges`).
+
+        Args:
+            body: the body model.
+            params: `[B,T,...]`; their betas are replaced by the avatar's own.
+
+        Returns:
+            Gaussians `[B,T,...]` in the order of `canonical`.
+        """
+        batch, frames = params.expression.shape[:2]
+        (carrier, lids), canonical = self._carrier(body), self.gaussians
+        shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
+        means, transforms, added = carrier.carry(canonical.means[:, None], shaped)
+        joints = joint_turns(transforms)
+        quats = quaternion_multiply(blended_turn(carrier.lbs_weights, joints), canonical.quats[:, None])
+        scales = lids.stretched(canonical, means)
+        parts = [replace(_repeat(canonical, frames), means=means, quats=quats, scales=scales)]
+        for other, weights, moved in self._others(carrier, added):
+            start = other.means[:, None] if moved is None else other.means[:, None] + moved
+            blended = blended_transforms(weights, transforms)
+            means = (blended[..., :3] @ start[..., None])[..., 0] + blended[..., 3]
+            quats = quaternion_multiply(blended_turn(weights, joints), other.quats[:, None])
+            parts.append(replace(_repeat(other, frames), means=means, quats=quats))
+        return parts[0] if len(parts) == 1 else concatenated(parts)
+
+    def render(
+        self, body: BodyModel, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor, size: int
+    ) -> SplatMaps:
+        """Pose and splat.
+
+        Args:
+            body: the body model.
+            params: `[B,T,...]`.
+            intrinsics: `[B,T,3,3]` pixels of the `size` x `size` picture.
+            world_to_camera: `[B,T,4,4]` OpenCV.
+            size: side of the picture in pixels.
+        """
+        posed = self.pose(body, params)
+        if not isinstance(self.texture, PhotoSet):
+            return splat(posed, intrinsics, world_to_camera, size, self.background, self.texture, self.pattern)
+        positions = self.head_positions(body, params, posed.means)
+        shares = self.texture.shares(view_directions(posed, world_to_camera), positions)
+        photos = self.texture.textures
+        return splat_photos(
+            posed, intrinsics, world_to_camera, size, self.background, photos, shares.detach(), self.pattern
+        )
+
+    def head_positions(self, body: BodyModel, params: BodyParams, means: Tensor) -> Tensor:
+        """Posed `means [B,T,N+M,3]` in the axes of the posed head; zeros for Gaussians that it does not carry."""
+        batch, frames = means.shape[:2]
+        carrier, _ = self._carrier(body)
+        shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
+        head = carrier.joint_transforms(shaped)[..., HEAD_JOINTS[0], :3, :]
+        inside = (means - head[..., None, :, 3]) @ head[..., :3]
+        weights = carrier.lbs_weights[None].expand(batch, -1, -1)
+        if self.loose is not None:
+            weights = torch.cat([weights, self.loose.skin_weights], dim=1)
+        return inside * weights[:, None, :, list(HEAD_JOINTS)].sum(-1, keepdim=True)
+
+
+def _repeat(gaussians: Gaussians, frames: int) -> Gaussians:
+    """`[B,N,...]` -> `[B,T,N,...]`, without a copy."""
+    return gaussians.map(lambda value: value[:, None].expand(-1, frames, *value.shape[1:]))

@@ -1,0 +1,217 @@
+"""Splatting with texture: Gaussians are rasterized, and the photos' own pixels composited over their colours."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visa.networks.continuation import REACH
+from visa.networks.gaussians import Gaussians
+from visa.networks.precision import full_precision
+from visa.networks.rasterizer import rasterize
+from visa.networks.splat_maps import Layers, SplatMaps
+from visa.networks.texture import Pattern, Texture, image_places, mean_part, read_photo
+
+# B people, T frames, K photos, N Gaussians.
+
+# A photo's pixel is one of the surface asked for where their part codes (`networks.regions.part_code`) differ by less
+# than the first, is none from the second on; chosen on validation windows.
+SAME_PART, OTHER_PART = 0.1, 0.25
+# The photo's matte ends a person, not the Gaussians' soft rim: from this alpha on the photo stands as a whole.
+FULL_ALPHA = 0.2
+SHARPNESS = 2.0  # power of the photos' shares in a pixel: a mean of two is a blurred one
+LEAST_AGREEING = 0.25  # share of the photos, from which on they stand for the others whose part is another one
+LEAST_PATTERN = 1 / 42  # share of the picture's side: half the width of what shows a pattern; narrower is a rim
+
+
+@full_precision
+def splat(
+    gaussians: Gaussians,
+    intrinsics: Tensor,
+    world_to_camera: Tensor,
+    size: int,
+    background: Tensor,
+    texture: Texture | None = None,
+    pattern: Pattern | None = None,
+) -> SplatMaps:
+    """Rasterize `[B,T]` sets of Gaussians; colours are laid over `background [B,3]`.
+
+    Without a texture nothing is read of a pattern.
+    """
+    batch, frames = gaussians.means.shape[:2]
+    channels = torch.cat([gaussians.colors, gaussians.features], dim=-1)
+    if texture is not None:
+        now = image_places(gaussians.means.detach(), intrinsics, world_to_camera, (size, size))
+        seen = texture.seen[:, None, :, None].expand(-1, frames, -1, -1)
+        trust, part = (value[:, None, :, None] for value in (texture.trust, texture.part))
+        moved = (texture.places[:, None] - now) * seen
+        beyond = _pattern_channels(pattern, now)
+        channels = torch.cat([channels, *beyond, moved, seen, part.expand_as(seen), seen * trust], dim=-1)
+    result = rasterize(
+        gaussians.means.flatten(0, 1),
+        gaussians.quats.flatten(0, 1),
+        gaussians.scales.flatten(0, 1),
+        gaussians.opacities.flatten(0, 1),
+        channels.flatten(0, 1),
+        intrinsics.flatten(0, 1),
+        world_to_camera.flatten(0, 1),
+        width=size,
+        height=size,
+    )
+    image = result.image.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
+    alpha = result.alpha.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
+    rgb = image[:, :, :3] + background[:, None, :, None, None] * (1 - alpha)
+    if texture is None:
+        return SplatMaps(rgb, alpha, image[:, :, 3:], textured=rgb, photo_share=torch.zeros_like(alpha), coverage=alpha)
+    widths = [gaussians.features.shape[-1], *(3 for _ in beyond), 2, 1, 1, 1]
+    features, *beyond, flow, shown, part, trusted = image[:, :, 3:].split(widths, dim=2)
+    moved, shown_still = flow.detach(), shown.detach()
+    flow = moved / shown_still.clamp_min(1e-4)
+    # Between pixel centres bilinear weights blur: of the finest octave 3 to 4 dB are lost, with cubic ones 2 to 3.
+    pixels = read_photo(texture.photo, flow, "bicubic").clamp(0, 1)
+    where = read_photo(torch.cat([texture.mask, texture.photo_part], dim=1), flow, "bilinear")
+    inside, read_part = where.split(1, dim=2)
+    seen = _share_of_photo(shown, trusted, alpha)
+    # The flow leads past a part's end there (a lip's, a lid's, the chin's), to what lay beside it in the photo only:
+    # the teeth of a mouth that has closed since.
+    # All Gaussians count for the part in front, seen or not: teeth that no photo showed are no lips.
+    between = (read_part - mean_part(part.detach(), alpha.detach())).abs()
+    seen = seen * ((OTHER_PART - between) / (OTHER_PART - SAME_PART)).clamp(0, 1)
+    # The photo was matted over the same background: where the flow leads out of the person, the background stands.
+    coverage = torch.lerp(alpha, inside, seen)
+    layers = Layers(moved[:, :, None], shown_still[:, :, None], seen.detach()[:, :, None])
+    below = _pattern_layers(pattern, beyond, alpha)
+    textured = torch.lerp(_with_pattern(rgb, pattern, below), pixels, seen)
+    return SplatMaps(rgb, alpha, features, textured, seen, coverage, layers, below)
+
+
+@full_precision
+def splat_photos(
+    gaussians: Gaussians,
+    intrinsics: Tensor,
+    world_to_camera: Tensor,
+    size: int,
+    background: Tensor,
+    textures: Texture,
+    shares: Tensor,
+    pattern: Pattern | None = None,
+) -> SplatMaps:
+    """`splat` with textures of K photos `[B,K,...]`, of which each has `shares [B,T,K,N]` in each Gaussian.
+
+    Each pixel is a mean of the photos' pixels, mostly of the one with the greatest share, among those that show the
+    part of the body that the frame asks for.
+    """
+    (batch, frames), count = gaussians.means.shape[:2], shares.shape[2]
+    now = image_places(gaussians.means.detach(), intrinsics, world_to_camera, (size, size))
+    part = textures.part[:, :1, :, None].expand(-1, frames, -1, -1)
+    anywhere = textures.seen.amax(dim=1)[:, None, :, None].expand(-1, frames, -1, -1)
+    weight = shares[..., None]
+    moved = (textures.places[:, None] - now[:, :, None]) * weight
+    photo_channels = torch.cat([moved, weight, weight * textures.trust[:, None, ..., None]], dim=-1)  # [B,T,K,N,4]
+    beyond = _pattern_channels(pattern, now)
+    channels = [gaussians.colors, gaussians.features, *beyond, part, anywhere, *photo_channels.unbind(2)]
+    result = rasterize(
+        gaussians.means.flatten(0, 1),
+        gaussians.quats.flatten(0, 1),
+        gaussians.scales.flatten(0, 1),
+        gaussians.opacities.flatten(0, 1),
+        torch.cat(channels, dim=-1).flatten(0, 1),
+        intrinsics.flatten(0, 1),
+        world_to_camera.flatten(0, 1),
+        width=size,
+        height=size,
+    )
+    image = result.image.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
+    alpha = result.alpha.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
+    widths = [3, gaussians.features.shape[-1], *(3 for _ in beyond), 1, 1, 4 * count]
+    colors, features, *beyond, part, shown, maps = image.split(widths, dim=2)
+    rgb = colors + background[:, None, :, None, None] * (1 - alpha)
+    moved, weight, trusted = maps.unflatten(2, (count, 4)).split([2, 1, 1], dim=3)  # [B,T,K,.,H,W]
+    near_weight, near_trusted = (_near(value.flatten(0, 2)).view_as(value) for value in (weight, trusted))
+    front = mean_part(part.detach(), alpha.detach())
+    agreeing, pixels, inside = [], [], []
+    for k in range(count):
+        flow = (moved[:, :, k] / weight[:, :, k].clamp_min(1e-4)).detach()
+        pixels.append(read_photo(textures.photo[:, k], flow, "bicubic").clamp(0, 1))
+        where = read_photo(torch.cat([textures.mask[:, k], textures.photo_part[:, k]], dim=1), flow, "bilinear")
+        matte, read_part = where.split(1, dim=2)
+        inside.append(matte)
+        agrees = ((OTHER_PART - (read_part - front).abs()) / (OTHER_PART - SAME_PART)).clamp(0, 1)
+        agreeing.append(near_weight[:, :, k] * agrees)
+    total, weighed = near_weight.sum(dim=2).clamp_min(1e-4), torch.stack(agreeing, dim=2)
+    fraction = (weighed / weighed.amax(dim=2, keepdim=True).clamp_min(1e-4)) ** SHARPNESS
+    fraction = fraction / fraction.sum(dim=2, keepdim=True).clamp_min(1e-4)
+    trust = near_trusted / near_weight.clamp_min(1e-4)
+    whole = covered_by_photo(shown, alpha) * (alpha / FULL_ALPHA).clamp(0, 1)
+    whole = whole * (weighed.sum(dim=2) / (LEAST_AGREEING * total)).clamp(0, 1)
+    share = fraction * trust * whole[:, :, None]
+    seen = share.sum(dim=2)
+    below = _pattern_layers(pattern, beyond, alpha)
+    textured = _with_pattern(rgb, pattern, below) * (1 - seen) + (share * torch.stack(pixels, dim=2)).sum(dim=2)
+    coverage = alpha * (1 - seen) + (share * torch.stack(inside, dim=2)).sum(dim=2)
+    layers = Layers(moved.detach(), weight.detach(), share.detach())
+    return SplatMaps(rgb, alpha, features, textured, seen, coverage, layers, below)
+
+
+def _pattern_channels(pattern: Pattern | None, now: Tensor) -> list[Tensor]:
+    """What to splat of a pattern, `[B,T,N,3]`: motion from places `now [B,T,N,2]` to the pattern's, and its weight."""
+    if pattern is None:
+        return []
+    beside = now.shape[2] - pattern.weight.shape[1]  # loose and surface Gaussians are what the photo shows
+    places, weight = F.pad(pattern.places, (0, 0, 0, beside))[:, None], F.pad(pattern.weight, (0, beside))
+    weight = weight[:, None, :, None].expand(-1, now.shape[1], -1, -1)
+    return [torch.cat([(places - now) * weight, weight], dim=-1)]
+
+
+def _pattern_layers(pattern: Pattern | None, beyond: list[Tensor], alpha: Tensor) -> Layers | None:
+    """How the pattern is read, by what was splatted of it: where it stands before all else, but for narrow rims."""
+    if pattern is None:
+        return None
+    moved, weight = beyond[0].detach().split([2, 1], dim=2)
+    side = 2 * round(LEAST_PATTERN * alpha.shape[-1]) + 1
+    share = covered_by_photo(weight, alpha).flatten(0, 1)
+    core = -F.max_pool2d(-share, side, 1, side // 2)
+    share = torch.minimum(share, F.max_pool2d(core, side, 1, side // 2)).view_as(alpha) * alpha.detach()
+    return Layers(moved[:, :, None], weight[:, :, None], share[:, :, None])
+
+
+def _with_pattern(rgb: Tensor, pattern: Pattern | None, layers: Layers | None) -> Tensor:
+    """`rgb [B,T,3,H,W]` with the pattern; the silhouette stays the Gaussians'."""
+    if pattern is None or layers is None:
+        return rgb
+    flow = layers.moved[:, :, 0] / layers.weight[:, :, 0].clamp_min(1e-4)
+    return torch.lerp(rgb, read_photo(pattern.picture, flow, "bicubic", REACH).clamp(0, 1), layers.share[:, :, 0])
+
+
+def _share_of_photo(shown: Tensor, trusted: Tensor, alpha: Tensor) -> Tensor:
+    """How far the photo stands for each pixel `[B,T,1,H,W]`: whether it shows the front surface, times its trust there.
+
+    Args:
+        shown: splat of `Texture.seen`, `[B,T,1,H,W]` as the others.
+        trusted: splat of `Texture.seen` times `Texture.trust`.
+        alpha: splat of ones.
+    """
+    near_shown, near_trusted = (_near(value.flatten(0, 1)).view_as(value) for value in (shown, trusted))
+    is_there = (alpha / FULL_ALPHA).clamp(0, 1)
+    return is_there * covered_by_photo(shown, alpha) * near_trusted / near_shown.clamp_min(1e-4)
+
+
+def covered_by_photo(shown: Tensor, alpha: Tensor) -> Tensor:
+    """Share of what each pixel `[...,1,H,W]` shows that the photo shows too.
+
+    What lies behind shimmers through between the front Gaussians, which are pixels apart, and is mostly not in the
+    photo. The share of shown Gaussians is therefore taken over a neighbourhood, and from a half on it counts as whole.
+
+    Args:
+        shown: splat of `Texture.seen`.
+        alpha: splat of ones.
+    """
+    near_shown, near_alpha = (_near(value.detach().flatten(0, -4)).view_as(value) for value in (shown, alpha))
+    return ((near_shown / near_alpha.clamp_min(1e-4) - 0.2) / 0.3).clamp(0, 1)
+
+
+def _near(maps: Tensor) -> Tensor:
+    """Mean of `[M,1,H,W]` over 3 % of the picture's side around each pixel."""
+    side = 2 * round(maps.shape[-1] / 64) + 1
+    return F.avg_pool2d(maps, side, 1, side // 2)
