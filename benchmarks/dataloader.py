@@ -28,7 +28,7 @@ from visa.datamodules.video import VideoDataModule
 STAGES = {
     "reconstruction": ["-c", "configs/reconstruction.yaml"],
     "teacher": ["-c", "configs/teacher.yaml"],
-    "student_start": ["-c", "configs/shader.yaml", "-c", "configs/shader_ode.yaml"],
+    "student_start": ["-c", "configs/shader_ode.yaml"],
     "student": ["-c", "configs/shader.yaml"],
     "adversarial": ["-c", "configs/adversarial.yaml"],
 }

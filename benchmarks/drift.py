@@ -26,7 +26,7 @@ from visa.datamodules.video import VideoDataModule
 from visa.datamodules.windows import FixedWindows
 from visa.evaluation.image import psnr
 from visa.evaluation.perceptual import metric_network, perceptual_measures
-from visa.lightning_modules.distillation import Distillation
+from visa.lightning_modules.student import StudentStage
 
 FPS, PASS_FRAMES = 25, 125
 EVERY = 4  # frames of a pass that are measured: each fourth
@@ -42,7 +42,7 @@ def block(module: VideoDataModule) -> VideoBatch:
 
 
 @torch.inference_mode()
-def paint(stage: Distillation, batch: VideoBatch, order: Tensor) -> Tensor:
+def paint(stage: StudentStage, batch: VideoBatch, order: Tensor) -> Tensor:
     """Frames `[N,3,H,W]`, float16, of one rollout through the batch's frames in this order."""
     stream = stage.stream(stage.student, stage.noise_levels)
     stream.start(batch)
@@ -83,7 +83,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Fi
     """Everything that is measured, flat."""
     cli = train.main(["validate", "-c", arguments.config, *overrides], cli=train.BuildOnly)
     stage, module = cli.model.eval(), cli.datamodule
-    if not isinstance(stage, Distillation):
+    if not isinstance(stage, StudentStage):
         raise ValueError(f"{arguments.config} has no student: give configs/shader.yaml or configs/adversarial.yaml")
     stage.load_exported(arguments.weights, train.RUNS)
     batch = block(module)

@@ -24,7 +24,7 @@ from visa import cli as train
 from visa.artifacts.provenance import device_name, git_commit, peak_memory_mb
 from visa.benchmarks.command import add_threads, at_least_one, command_line, print_json, run, say, say_figures
 from visa.datamodules.batch import VideoBatch
-from visa.lightning_modules.distillation import Distillation
+from visa.lightning_modules.student import StudentStage
 from visa.networks.rollout import CausalRollout
 from visa.networks.shader import Prediction, ShaderCondition, VideoShader, Window
 from visa.runtime.stream import AvatarStream
@@ -70,12 +70,12 @@ class TimedRollout(CausalRollout):
             super()._write(x0, condition)
 
 
-def build(configs: list[str], overrides: list[str], device: torch.device) -> tuple[Distillation, VideoBatch]:
+def build(configs: list[str], overrides: list[str], device: torch.device) -> tuple[StudentStage, VideoBatch]:
     """The student's stage and the whole shipped motion put on the shipped photo."""
     options = [part for path in configs for part in ("-c", path)]
     inputs = [f"--image={PHOTO}", f"--driving={DRIVING}", *overrides]
     cli = train.main(["predict", *options, *inputs], cli=train.BuildOnly)
-    if not isinstance(cli.model, Distillation):
+    if not isinstance(cli.model, StudentStage):
         raise SystemExit(f"error: {configs[0]} has no student: give configs/shader.yaml or configs/adversarial.yaml")
     batch = next(iter(cli.datamodule.predict_dataloader()))
     return cli.model.eval().to(device), cli.model.transfer_batch_to_device(batch, device, 0)
@@ -107,7 +107,7 @@ def time_ms(function: Callable[[], Any], repeats: int, device: torch.device) -> 
 class Streamed:
     """One unbroken stream: milliseconds and memory of every chunk, and of the parts."""
 
-    def __init__(self, stage: Distillation, batch: VideoBatch, num_frames: int) -> None:
+    def __init__(self, stage: StudentStage, batch: VideoBatch, num_frames: int) -> None:
         self.rollout = TimedRollout(stage.student, stage.noise_levels, stage.rollout_window)
         self.stream = AvatarStream(stage.conditioner, self.rollout, matte=stage.matte)
         self.device, self.batch = stage.device, batch
@@ -157,7 +157,7 @@ def plain_product_ms(products: list[Product], repeats: int, like: Tensor) -> flo
     return time_ms(run, repeats, like.device)
 
 
-def measure_stream(stage: Distillation, batch: VideoBatch, num_chunks: int) -> dict[str, float]:
+def measure_stream(stage: StudentStage, batch: VideoBatch, num_chunks: int) -> dict[str, float]:
     """End to end and by part."""
     codec, device = stage.codec, stage.device
     num_frames = codec.num_pixel_frames(stage.student.chunk_frames)
@@ -191,7 +191,7 @@ def measure_stream(stage: Distillation, batch: VideoBatch, num_chunks: int) -> d
     }
 
 
-def measure_products(stage: Distillation, batch: VideoBatch, step_ms: float) -> dict[str, float]:
+def measure_products(stage: StudentStage, batch: VideoBatch, step_ms: float) -> dict[str, float]:
     """Achieved speed of a step against its own matrix products alone."""
     side = batch.reference.shape[-1] // stage.codec.spatial_stride
     _, still = stage.conditioner.avatar(batch)
@@ -211,7 +211,7 @@ def measure_products(stage: Distillation, batch: VideoBatch, step_ms: float) -> 
     }
 
 
-def measure_recomputed(stage: Distillation, batch: VideoBatch, cached_ms: float) -> dict[str, float]:
+def measure_recomputed(stage: StudentStage, batch: VideoBatch, cached_ms: float) -> dict[str, float]:
     """A chunk painted without a cache: the whole masked forward pass over all frames so far, for each step."""
     shader, result = stage.student, {"cached_chunk_ms": cached_ms}
     _, still = stage.conditioner.avatar(batch)
@@ -235,7 +235,7 @@ def measure_recomputed(stage: Distillation, batch: VideoBatch, cached_ms: float)
     return result
 
 
-def measure_long(stage: Distillation, batch: VideoBatch) -> dict[str, float]:
+def measure_long(stage: StudentStage, batch: VideoBatch) -> dict[str, float]:
     """Whether time and memory of a chunk stay flat over a minute of video."""
     streamed = Streamed(stage, batch, LONG_FRAMES)
     times, memory = np.asarray(streamed.chunks[WARM_UP:]), np.asarray(streamed.memory[WARM_UP:])

@@ -37,9 +37,9 @@ class TestClip:
 
 
 # What every stage trains on and is tested on unless told otherwise: the real clip and rendered people, of whom four
-# (and a second real person, where her video is on the machine) never train.
+# never train.
 SAMPLE_CLIPS = (ClipSource(), ClipSource(path="assets/captures"))
-SAMPLE_TEST_CLIPS = (TestClip("assets/captures/test"), TestClip("../shared/real/studio_woman.mp4", "assets/clips"))
+SAMPLE_TEST_CLIPS = (TestClip("assets/captures/test"),)
 
 
 @dataclass
@@ -69,8 +69,7 @@ class VideoDataModule(lightning.LightningDataModule):
         clips: training clips, folders or patterns of clips; validation and test read the parts that their splits keep
             apart. None takes this repository's real clip (two windows in three) and rendered people.
         test_clips: clips that only `test` reads; a missing file is left out with a line that says so. Beside the
-            clips of this repository None takes its four rendered people who never train, and the second real person;
-            beside other clips, none.
+            clips of this repository None takes its four rendered people who never train; beside other clips, none.
         num_steps: training batches of the whole run; it ends the run.
         schedule: progressive sizes by batch index.
         background: colour behind the matted person, [0,1].

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from visa.datamodules.batch import VideoBatch
 from visa.evaluation.evaluation import Prediction, evaluate_rows
-from visa.networks.detail import enlarged, with_detail
 from visa.networks.avatar import Avatar
+from visa.networks.detail import enlarged, with_detail
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -14,12 +13,15 @@ from torch import Tensor, nn
 
 from visa.datamodules.batch import VideoBatch
 from visa.lightning_modules.distillation import Distillation
+from visa.lightning_modules.student import Subcommand, Trained
 from visa.losses.adversarial import Pairing, approximate_penalty, discriminator_loss, generator_loss, logit_accuracy
 from visa.losses.flow import add_noise, sample_levels
-from visa.networks.codec import BlockCodec
+from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.discriminator import WanDiscriminator
-from visa.networks.shader import ShaderCondition
-from visa.networks.splat_maps import SplatMaps
+from visa.networks.fit import FitOptions
+from visa.networks.reconstructor_options import ReconstructorOptions
+from visa.networks.shader import ShaderCondition, VideoShader, Window
+from visa.networks.splat_maps import MatteOptions, SplatMaps
 
 MENDS = {
     "won": "raise penalty_weight or largest_level, or lower discriminator_learning_rate or discriminator_updates",
@@ -72,6 +74,11 @@ class Adversarial(Distillation):
     """Distribution matching + an adversarial term against real video, on the student's own rollouts.
 
     Args:
+        shader, codec, num_steps, teacher_weights, student_weights, body_model, remove_neck, feature_channels,
+            reconstruction_weights, reconstructor_options, fit, avatar_cache, matte, noise_levels, rollout_window,
+            learning_rate, critic_learning_rate, critic_updates, loss_weights, guidance, shift, loss_floor, loss_huber,
+            clip_norm, teacher_test_steps, student_test_steps, test_window, out, seed, subcommand: as in `Distillation`,
+            whose student this stage starts from.
         adversarial_weight: of the adversarial term beside distribution matching; 0 trains no discriminator, and the
             student as the distillation does, bit for bit.
         adversarial_start: generator updates before the term counts, while the discriminator learns its heads.
@@ -88,14 +95,43 @@ class Adversarial(Distillation):
             flicker; without, how real it looks.
         train_backbone: train the discriminator's backbone, a copy of the teacher, as well as its heads; otherwise it is
             the frozen teacher itself.
-        distillation: as in `Distillation`, whose student this stage starts from.
     """
 
     stage = "adversarial"
-    shipped = "assets/weights/student_adversarial.safetensors"
+    shipped = None
 
     def __init__(
         self,
+        shader: VideoShader,
+        codec: BlockCodec | WanCodec,
+        num_steps: int = 100,
+        teacher_weights: str | None = "assets/weights/teacher.safetensors",
+        student_weights: str | None = "assets/weights/student.safetensors",
+        body_model: str = "assets/body/smplx_anny.npz",
+        remove_neck: bool = True,
+        feature_channels: int = 16,
+        reconstruction_weights: str = "assets/weights/reconstruction.safetensors",
+        reconstructor_options: ReconstructorOptions = ReconstructorOptions(),  # noqa: B008
+        fit: FitOptions = FitOptions(),  # noqa: B008
+        avatar_cache: str | None = None,
+        matte: MatteOptions | None = None,
+        noise_levels: list[float] = [1.0, 0.9, 0.75, 0.5],  # noqa: B006
+        rollout_window: Window = Window(),  # noqa: B008
+        learning_rate: float = 2e-5,
+        critic_learning_rate: float = 4e-5,
+        critic_updates: int = 2,
+        loss_weights: dict[str, float] = {"l1": 10.0, "perceptual": 1.0},  # noqa: B006
+        guidance: float = 1.0,
+        shift: float = 3.0,
+        loss_floor: float = 0.5,
+        loss_huber: float = 0.1,
+        clip_norm: float = 1.0,
+        teacher_test_steps: list[int] = [1, 2, 4, 50],  # noqa: B006
+        student_test_steps: list[int] = [2, 1],  # noqa: B006
+        test_window: int = 9,
+        out: str = "out.mp4",
+        seed: int = 0,
+        subcommand: Subcommand = "fit",
         adversarial_weight: float = 0.05,
         adversarial_start: int = 0,
         penalty_weight: float = 0.1,
@@ -108,11 +144,18 @@ class Adversarial(Distillation):
         use_reference: bool = True,
         show_guide: bool = False,
         train_backbone: bool = False,
-        **distillation: Any,
     ) -> None:
-        super().__init__(**distillation)
-        if self.objective != "distribution_matching":
-            raise ValueError(f"the adversarial stage needs objective distribution_matching, not {self.objective}")
+        super().__init__(
+            shader=shader, codec=codec, num_steps=num_steps, teacher_weights=teacher_weights,
+            student_weights=student_weights, body_model=body_model, remove_neck=remove_neck,
+            feature_channels=feature_channels, reconstruction_weights=reconstruction_weights,
+            reconstructor_options=reconstructor_options, fit=fit, avatar_cache=avatar_cache, matte=matte,
+            noise_levels=noise_levels, rollout_window=rollout_window,
+            learning_rate=learning_rate, critic_learning_rate=critic_learning_rate,
+            critic_updates=critic_updates, loss_weights=loss_weights, guidance=guidance, shift=shift,
+            loss_floor=loss_floor, loss_huber=loss_huber, clip_norm=clip_norm, teacher_test_steps=teacher_test_steps,
+            student_test_steps=student_test_steps, test_window=test_window, out=out, seed=seed, subcommand=subcommand,
+        )  # fmt: skip
         if not 0 < largest_level <= 1:
             raise ValueError(f"largest_level {largest_level} is no noise level: choose one above 0 and up to 1")
         if discriminator_updates < 1:
@@ -125,7 +168,7 @@ class Adversarial(Distillation):
         if not train_backbone:
             self.frozen = (*self.frozen, "discriminator.backbone.")
         self.discriminator: WanDiscriminator | None = None
-        if self.is_trained:
+        if self.is_trained and self.teacher is not None:
             self.discriminator = WanDiscriminator(
                 # A frozen backbone is the teacher itself: at full size a copy would take another 5 GiB.
                 copy.deepcopy(self.teacher) if train_backbone else self.teacher,
@@ -135,23 +178,11 @@ class Adversarial(Distillation):
                 train_backbone=train_backbone,
             )
 
-    def networks(self) -> list[str]:
+    def trained(self) -> dict[str, Trained]:
         """Student, critic, discriminator."""
-        return ["student", "critic", "discriminator"]
-
-    def configure_optimizers(self) -> list[dict[str, Any]]:
-        """Those of the distillation, and AdamW for the discriminator's trained part."""
-        trained = [p for p in self.discriminator.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=self.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=1e-2
-        )
-        return [
-            *super().configure_optimizers(),
-            {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": self.schedule(optimizer, self.discriminator_updates)},
-            },
-        ]
+        assert self.discriminator is not None
+        judge = Trained(self.discriminator, self.discriminator_learning_rate, self.discriminator_updates)
+        return {**super().trained(), "discriminator": judge}
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
         """Generator, critic, discriminator: all on one rollout."""
@@ -185,7 +216,8 @@ class Adversarial(Distillation):
 
     def adversarial_term(self, condition: ShaderCondition, real: Tensor, sample: Tensor) -> Tensor:
         """The generator's loss on its own rollout, with its graph; the discriminator gets no gradient."""
-        level, noise = self.judged_noise(sample, 0)
+        assert self.discriminator is not None
+        level, noise = self.judged_noise(sample, "generator")
         with held(self.discriminator):
             with torch.no_grad():
                 real_logits = self.logits(add_noise(real, noise, level), level, condition)
@@ -197,15 +229,15 @@ class Adversarial(Distillation):
         """Norm of the weighted adversarial term's gradient at the sample, over that of all other terms together."""
         weighted = {name: weights.get(name, 1.0) * value for name, value in terms.items()}
         own = weighted.pop("adversarial")
-        norms = [
-            torch.autograd.grad(loss, sample, retain_graph=True)[0].norm() for loss in (own, sum(weighted.values()))
-        ]
+        others = torch.stack(list(weighted.values())).sum()
+        norms = [torch.autograd.grad(loss, sample, retain_graph=True)[0].norm() for loss in (own, others)]
         return norms[0] / norms[1].clamp_min(torch.finfo(norms[1].dtype).tiny)
 
-    def judged_noise(self, like: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """Level `[B,T]` and noise at which real and fake are judged, the same for both; draws 0 to 3 differ."""
-        level = self.largest_level * sample_levels((like.shape[0],), 1.0, self.generator(20 + 2 * draw), like.device)
-        return level[:, None].expand(-1, like.shape[2]), self.noise(like, 21 + 2 * draw)
+    def judged_noise(self, like: Tensor, whose: str, update: int = 0) -> tuple[Tensor, Tensor]:
+        """Level `[B,T]` and noise at which real and fake are judged, the same for both, anew for each update."""
+        generator = self.generator(f"{whose}_level", update)
+        level = self.largest_level * sample_levels((like.shape[0],), 1.0, generator, like.device)
+        return level[:, None].expand(-1, like.shape[2]), self.noise(like, f"{whose}_noise", update)
 
     def logits(self, noisy: Tensor, level: Tensor, condition: ShaderCondition) -> Tensor:
         """`[B,T+1]`: one logit a latent frame and one for the clip."""
@@ -213,12 +245,13 @@ class Adversarial(Distillation):
             condition = replace(
                 condition.drop(which=["maps"]), guide=torch.zeros_like(condition.guide), maps=None, encoded=None
             )
+        assert self.discriminator is not None
         judged = self.discriminator(noisy, level, condition)
         return torch.cat([judged.local, judged.clip[:, None]], dim=1)
 
     def discriminator_step(self, condition: ShaderCondition, real: Tensor, fake: Tensor, update: int) -> None:
         """Tell real from fake, with approximate R1 and R2."""
-        level, noise = self.judged_noise(fake, 1 + update % 3)
+        level, noise = self.judged_noise(fake, "discriminator", update)
         noisy_real, noisy_fake = add_noise(real, noise, level), add_noise(fake, noise, level)
         real_logits, fake_logits = self.logits(noisy_real, level, condition), self.logits(noisy_fake, level, condition)
 
@@ -227,8 +260,8 @@ class Adversarial(Distillation):
 
         terms = {
             "discriminator": discriminator_loss(real_logits, fake_logits, self.pairing).mean(),
-            "r1": approximate_penalty(judge, noisy_real, real_logits, self.noise(real, 28)).mean(),
-            "r2": approximate_penalty(judge, noisy_fake, fake_logits, self.noise(fake, 29)).mean(),
+            "r1": approximate_penalty(judge, noisy_real, real_logits, self.noise(real, "penalty_real", update)).mean(),
+            "r2": approximate_penalty(judge, noisy_fake, fake_logits, self.noise(fake, "penalty_fake", update)).mean(),
         }
         self.log("adversarial/real_logit", real_logits.mean())
         self.log("adversarial/fake_logit", fake_logits.mean())

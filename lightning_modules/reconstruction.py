@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visa.artifacts.media import sheet, side_by_side, write_image
 from visa.artifacts.tensorboard import log_image, log_video
@@ -84,6 +84,7 @@ class Reconstruction(Stage):
 
     stage = "reconstruction"
     shipped = "assets/weights/reconstruction.safetensors"
+    network = "reconstructor"
     frozen = ("perceptual.",)
 
     def __init__(
@@ -163,14 +164,16 @@ class Reconstruction(Stage):
         weight = 1 - self.neck_hole(avatar, batch, maps.alpha)
         refined = self.decode(maps)
         terms = self._terms(avatar, maps, refined, weight, batch)
+        loss = self.weighted_sum(terms, self.loss_weights)
         self.step += 1
-        return self.weighted_sum(terms, self.loss_weights)
+        return loss
 
     def _terms(
         self, avatar: Avatar, maps: SplatMaps, refined: Tensor, weight: Tensor, batch: VideoBatch
     ) -> dict[str, Tensor]:
         """Every raw term; `weight [B,T,1,H,W]` is 0 in the hole of the neck."""
-        chosen = torch.randperm(batch.frames.shape[1], generator=self.generator(0))[: self.perceptual_frames]
+        order = torch.randperm(batch.frames.shape[1], generator=self.generator("perceptual_frames"))
+        chosen = order[: self.perceptual_frames]
         # Terms that look at neighbourhoods see no hole.
         whole, textured = (image * weight + batch.frames * (1 - weight) for image in (maps.rgb, maps.textured))
         seen, true = (frames[:, chosen].flatten(0, 1) for frames in (textured, batch.frames))
@@ -306,7 +309,3 @@ class Reconstruction(Stage):
         if self.test_photo is not None:
             sheet_of_photo = photo_sheet(self.reconstructor, self.fit, self.test_photo, self.report)
             write_image(self.report.directory / "photo.png", sheet_of_photo)
-
-    def exported(self) -> nn.Module:
-        """The reconstructor."""
-        return self.reconstructor

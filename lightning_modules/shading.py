@@ -84,6 +84,27 @@ class ShadingStage(Stage):
         self.perceptual = PerceptualDistance("alex")
         self.report: TestReport | None = None
 
+    def check_shader(self, shader: VideoShader) -> None:
+        """The widths that codec and reconstruction decide must be the shader's.
+
+        Raises:
+            ValueError: one is not; names it and what it must be.
+        """
+        reconstructor, codec = self.conditioner.reconstructor, self.codec
+        decided = {
+            "latent_channels": codec.latent_channels,
+            "spatial_stride": codec.spatial_stride,
+            "temporal_stride": codec.temporal_stride,
+            "feature_channels": reconstructor.feature_channels,
+            "semantic_dim": reconstructor.semantic.width,
+        }
+        for name, value in decided.items():
+            if shader.config[name] != value:
+                raise ValueError(
+                    f"shader.{name} is {shader.config[name]}, but codec and reconstruction give {value}: "
+                    f"set model.init_args.shader.init_args.{name} to {value}"
+                )
+
     def on_fit_start(self) -> None:
         """A cache serves photos that come again."""
         cache = self.conditioner.cache
@@ -109,9 +130,9 @@ class ShadingStage(Stage):
         condition, splat = self.conditioner(batch)
         return condition, self.codec.encode(batch.frames), splat
 
-    def noise(self, like: Tensor, stream: int) -> Tensor:
-        """Standard normal noise of this step, one stream a use."""
-        return torch.randn(like.shape, generator=self.generator(stream)).to(like.device)
+    def noise(self, like: Tensor, name: str, index: int = 0) -> Tensor:
+        """Standard normal noise of this step; name and index as in `generator`."""
+        return torch.randn(like.shape, generator=self.generator(name, index)).to(like.device)
 
     def paired_terms(self, sample: Tensor, splat: SplatMaps, batch: VideoBatch) -> dict[str, Tensor]:
         """L1 and contrast of detail of all decoded frames, perceptual distance of one, as it is and enlarged (`fine`).
@@ -121,7 +142,7 @@ class ShadingStage(Stage):
         if not any(self.loss_weights.get(name, 1.0) for name in ("l1", "detail", "perceptual", "fine")):
             return {}
         frames = splat.matted(self.codec.decode(sample))
-        one = int(torch.randint(frames.shape[1], (1,), generator=self.generator(5)))
+        one = int(torch.randint(frames.shape[1], (1,), generator=self.generator("perceptual_frame")))
         painted, true = frames[:, one].clamp(0, 1), batch.frames[:, one]
         return {
             "l1": l1(frames, batch.frames).mean(),
@@ -132,7 +153,7 @@ class ShadingStage(Stage):
 
     def drop_conditions(self, condition: ShaderCondition, probabilities: dict[str, float]) -> ShaderCondition:
         """Guidance dropout: each signal is dropped for each sample with its own probability."""
-        draws = torch.rand(len(probabilities), condition.batch_size, generator=self.generator(7))
+        draws = torch.rand(len(probabilities), condition.batch_size, generator=self.generator("dropout"))
         for (name, probability), draw in zip(sorted(probabilities.items()), draws, strict=True):
             condition = condition.drop((draw < probability).to(condition.guide.device), [name])
         return condition

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -23,21 +25,35 @@ class Stage(lightning.LightningModule):
     """Base of the stages.
 
     `step` counts training batches (`global_step` counts every optimizer's steps). Noise is drawn from (seed, rank,
-    step), so that a resumed run repeats the run that was cut off, bit for bit.
+    step, name), so that a resumed run repeats the run that was cut off, bit for bit.
+
+    Attributes:
+        stage: name of the stage and of its runs' folder.
+        shipped: file of the shipped weights; None where none are shipped.
+        network: attribute of the network whose weights the next stage starts from.
+        frozen: prefixes of state that checkpoints leave out.
     """
 
     stage: str
-    shipped: str
+    shipped: str | None = None
+    network: str
     frozen: tuple[str, ...] = ()
 
     def __init__(self, num_steps: int, seed: int) -> None:
         super().__init__()
         self.num_steps, self.seed, self.step = num_steps, seed, 0
 
-    def generator(self, stream: int) -> torch.Generator:
-        """A CPU generator of this step and rank; streams with other numbers are independent."""
-        mixed = (self.seed * 1_000_003 + self.step) * 4_099 + self.global_rank * 31 + stream
-        return torch.Generator().manual_seed(mixed)
+    def generator(self, name: str, index: int = 0, rank: int | None = None) -> torch.Generator:
+        """A CPU generator of this step; other names and other indices are other, independent streams.
+
+        Args:
+            name: what is drawn.
+            index: tells draws of one name in one step apart.
+            rank: None for this process's own stream; a number for one that all processes share.
+        """
+        place = self.global_rank if rank is None else rank
+        entropy = (self.seed, self.step, place, zlib.crc32(name.encode()), index)
+        return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def learning_rate_factor(self, step: int, warmup: int = 20) -> float:
         """Linear warm-up, then half a cosine down to a twentieth at `num_steps`."""
@@ -82,7 +98,7 @@ class Stage(lightning.LightningModule):
 
     def exported(self) -> nn.Module:
         """The network whose weights the next stage starts from."""
-        raise TypeError(f"{type(self).__name__} exports no network")
+        return self.get_submodule(self.network)
 
     def load_exported(self, choice: str | None, runs: Path) -> None:
         """Load the network that validate, test and predict look at.
@@ -91,14 +107,22 @@ class Stage(lightning.LightningModule):
             choice: a file; `shipped` for the one under assets; None for the newest complete fit run's, else the shipped
                 one.
             runs: folder of the runs; a fit run is complete when its folder holds `weights.safetensors`.
+
+        Raises:
+            FileNotFoundError: no such file, or none is shipped; names the command that makes one.
         """
         found = sorted((runs / self.stage).glob("version_*/weights.safetensors"), key=lambda path: path.stat().st_mtime)
         if choice is None and found:
             path = found[-1]
-        elif choice in (None, "shipped"):
+        elif choice is not None and choice != "shipped":
+            path = Path(choice)
+        elif self.shipped is not None:
             path = Path(self.shipped)
         else:
-            path = Path(choice)
+            raise FileNotFoundError(
+                f"no weights of the stage {self.stage} are shipped: "
+                f"make them with `{COMMANDS[self.stage]}`, or name a file with --weights"
+            )
         load_weights(self.exported(), path, COMMANDS[self.stage])
         rank_zero_info(f"{self.stage}: weights of {path}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
@@ -52,6 +52,7 @@ class Teacher(ShadingStage):
 
     stage = "teacher"
     shipped = "assets/weights/teacher.safetensors"
+    network = "shader"
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class Teacher(ShadingStage):
         )  # fmt: skip
         if weights is not None and wan_checkpoint is not None:
             raise ValueError("teacher: give either `weights` or `wan_checkpoint`, not both")
+        self.check_shader(shader)
         self.loss_floor, self.loss_huber, self.loss_weights = loss_floor, loss_huber, dict(loss_weights)
         self.shader, self.learning_rate, self.shift, self.dropout = shader, learning_rate, shift, dict(dropout)
         self.validation_sampling_steps, self.test_sampling_steps, self.test_window = (
@@ -107,15 +109,17 @@ class Teacher(ShadingStage):
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
         """One noise level a window, velocity loss on every latent."""
         condition, x0, splat = self.read(batch)
-        level = sample_levels((x0.shape[0],), self.shift, self.generator(0), x0.device)[:, None].expand(-1, x0.shape[2])
-        noise = self.noise(x0, 1)
+        level = sample_levels((x0.shape[0],), self.shift, self.generator("level"), x0.device)
+        level = level[:, None].expand(-1, x0.shape[2])
+        noise = self.noise(x0, "noise")
         condition = self.drop_conditions(condition, self.dropout)
         prediction = self.shader(add_noise(x0, noise, level), level, condition)
-        loss = velocity_loss(prediction.velocity, x0, noise, level, self.loss_floor, self.loss_huber)
-        terms = {"flow": (loss * self.codec.channel_weight()).mean()}
+        error = velocity_loss(prediction.velocity, x0, noise, level, self.loss_floor, self.loss_huber)
+        terms = {"flow": (error * self.codec.channel_weight()).mean()}
         terms |= self.paired_terms(prediction.x0, splat, batch)
+        loss = self.weighted_sum(terms, self.loss_weights)
         self.step += 1
-        return self.weighted_sum(terms, self.loss_weights)
+        return loss
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         """Samples of one and of many steps against the truth of the validation block."""
@@ -133,7 +137,3 @@ class Teacher(ShadingStage):
         for num_steps in (self.test_sampling_steps, 4, 2, 1):
             self.test_teacher(f"teacher {num_steps}", self.shader, batch, num_steps, self.test_window, self.shift)
         self.report.close_block(batch)
-
-    def exported(self) -> nn.Module:
-        """The shader."""
-        return self.shader

@@ -11,12 +11,10 @@ from visa.networks.template import build_template
 BODY = "assets/body/smplx_anny.npz"
 WEIGHTS = "assets/weights/reconstruction.safetensors"
 BACKGROUND = (0.5, 0.5, 0.5)  # behind the matted person
+# What makes the weights of a stage. A run on overlays (configs/scale: the full size) needs those of its own overlays.
 COMMANDS = {
-    "reconstruction": "python train.py fit -c configs/reconstruction.yaml",
-    "teacher": "python train.py fit -c configs/teacher.yaml",
-    "shader_ode": "python train.py fit -c configs/shader.yaml -c configs/shader_ode.yaml",
-    "shader": "python train.py fit -c configs/shader.yaml",
-    "adversarial": "python train.py fit -c configs/adversarial.yaml",
+    stage: f"python train.py fit -c configs/{stage}.yaml [-c OVERLAYS OF THIS RUN]"
+    for stage in ("reconstruction", "teacher", "shader_ode", "shader", "adversarial")
 }
 
 

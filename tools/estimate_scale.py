@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from visa.artifacts.configs import read_config
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.encoders import DinoEncoder, SemanticEncoder
 from visa.networks.shader import PICTURE_CHANNELS, VideoShader, Window
@@ -220,7 +221,6 @@ class Setup:
     Attributes:
         shader, codec, semantic: the networks.
         stage: name of the stage's class.
-        objective: of the distillation.
         num_steps: denoising steps of the student.
         window: of its rollouts.
         resolution: side of the picture in pixels.
@@ -234,7 +234,6 @@ class Setup:
     codec: BlockCodec | WanCodec
     semantic: SemanticEncoder | DinoEncoder
     stage: str
-    objective: str
     num_steps: int
     window: Window
     resolution: int
@@ -242,6 +241,11 @@ class Setup:
     width: int
     shards_optimizer: bool
     trains_backbone: bool
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the student learns on its own rollouts, against a critic."""
+        return self.stage in ("Distillation", "Adversarial")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -259,7 +263,7 @@ class Setup:
 
 def read(paths: list[str]) -> Setup:
     """Merge config files as the command line does, and build what they name. ValueError for a stage without shader."""
-    config = OmegaConf.merge(*(OmegaConf.load(path) for path in paths))
+    config = OmegaConf.merge(*(read_config(path) for path in paths))
     assert isinstance(config, DictConfig)
     arguments = config.model.init_args
     if "shader" not in arguments:
@@ -282,7 +286,6 @@ def read(paths: list[str]) -> Setup:
     return Setup(
         shader=shader, codec=codec, semantic=encoder,
         stage=config.model.class_path.rsplit(".", 1)[-1],
-        objective=arguments.get("objective", "distribution_matching"),
         num_steps=len(arguments.get("noise_levels", [1.0, 0.9, 0.75, 0.5])),
         window=Window(**_plain(arguments.get("rollout_window"))),
         resolution=data.get("resolution", 128),
@@ -332,7 +335,7 @@ def networks(setup: Setup) -> tuple[dict[str, int], dict[str, int], str]:
     if setup.stage == "Teacher":
         return {"teacher": count}, frozen, "teacher"
     trained, frozen = {"student": count}, {"teacher": count, **frozen}
-    if setup.objective == "distribution_matching":
+    if setup.has_critic:
         trained["critic"] = count
     if setup.stage == "Adversarial":
         from visa.networks.discriminator import WanDiscriminator
@@ -372,7 +375,7 @@ def estimate(paths: list[str], gpu_name: str, num_gpus: int) -> dict[str, float 
     for name, value in memory.items():
         result[f"training_gib_{name.replace(' ', '_')}"] = value / GIB
     result["training_gib_before_activations"] = sum(memory.values()) / GIB
-    if setup.stage != "Teacher" and setup.objective == "distribution_matching":
+    if setup.has_critic:
         result["training_gib_rollout_cache"] = cached / GIB
         result["training_gib_rollout_kept_for_backward"] = kept / GIB
     result["optimizer_states"] = f"shared out over {num_gpus} GPUs" if setup.shards_optimizer else "whole on each GPU"

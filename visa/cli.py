@@ -6,12 +6,21 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+import lightning
 import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse.util import import_object
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from visa.artifacts.configs import read_config
 from visa.artifacts.provenance import peak_memory_mb
+from visa.callbacks.ema import ExponentialMovingAverage
+from visa.callbacks.resume import ResumeCheckpoint
+from visa.callbacks.weights import SaveWeights
 from visa.datamodules.video import VideoDataModule
 from visa.lightning_modules.stage import Stage
 from visa.tools.track.on_demand import tracked
@@ -21,11 +30,33 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 DEFAULT_CONFIG = "configs/shader.yaml"
 
 
+class ComposedConfigFile(ActionConfigFile):
+    """A config file that may stand on others, which it names under `base`."""
+
+    @staticmethod
+    def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
+        """Merge the file over its bases, then as any other file over what was given before it."""
+        if Path(value).is_file():
+            value = yaml.safe_dump(read_config(value), sort_keys=False)
+        ActionConfigFile.apply_config(parser, cfg, dest, value)
+
+
 class StageCLI(LightningCLI):
     """LightningCLI with a run folder for each launch and weights chosen as the docs say."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's, with configs that stand on others."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
+        parser = LightningArgumentParser(**kwargs)
+        parser.add_argument("-c", "--config", action=ComposedConfigFile, help="Path to a configuration file in yaml.")
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Values that data and model share are given once, in `data`; the flags of test and predict."""
+        """What every run does under keys of its own; values that data, model and these share are given once."""
+        parser.add_lightning_class_args(ExponentialMovingAverage, "average")
+        parser.add_lightning_class_args(ResumeCheckpoint, "resume")
+        parser.add_lightning_class_args(SaveWeights, "export")
+        parser.link_arguments("model", "average.module", compute_fn=_exported)
         parser.link_arguments("data.num_steps", "model.init_args.num_steps")
         parser.link_arguments("data.body_model", "model.init_args.body_model")
         parser.link_arguments("data.seed", "model.init_args.seed")
@@ -125,6 +156,11 @@ class StageCLI(LightningCLI):
     def after_test(self) -> None:
         """The table, and the path of metrics.json as the last line."""
         self.model.report.write()
+
+
+def _exported(model: Namespace) -> str:
+    """The network of a stage that is averaged and whose weights are its result."""
+    return import_object(model.class_path).network
 
 
 def with_default_config(arguments: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from tests.conftest import ROOT
 from visa import cli as train
+from visa.artifacts.configs import read_config
 from visa.artifacts.weights import save_weights
 from visa.networks.codec import WanCodec
 from visa.networks.encoders import DinoEncoder, WanVisualEncoder
@@ -30,8 +31,7 @@ CHAINS = {
     "reconstruction": ["configs/reconstruction.yaml", "configs/scale/wan_1_3b_reconstruction.yaml"],
     "teacher": ["configs/teacher.yaml", "configs/scale/wan_1_3b.yaml", "configs/scale/wan_1_3b_teacher.yaml"],
     "ode": [
-        "configs/shader.yaml", "configs/shader_ode.yaml", "configs/scale/wan_1_3b.yaml",
-        "configs/scale/wan_1_3b_ode.yaml",
+        "configs/shader_ode.yaml", "configs/scale/wan_1_3b.yaml", "configs/scale/wan_1_3b_ode.yaml",
     ],
     "student": ["configs/shader.yaml", "configs/scale/wan_1_3b.yaml", "configs/scale/wan_1_3b_student.yaml"],
     "adversarial": [
@@ -75,7 +75,7 @@ def test_the_full_size_shader_takes_the_published_weights() -> None:
 
 
 def test_full_size_parts_fit_each_other() -> None:
-    config = yaml.safe_load(FULL.read_text())
+    config = read_config(FULL)
     shader = full_arguments("shader")
     options = config["model"]["init_args"]["reconstructor_options"]
     with torch.device("meta"):
@@ -87,7 +87,7 @@ def test_full_size_parts_fit_each_other() -> None:
     assert options["visual"]["init_args"]["width"] == visual.width
     assert options["width"] % options["num_heads"] == 0
     # Stage 1 is built as the later stages read it.
-    first = yaml.safe_load((ROOT / CHAINS["reconstruction"][1]).read_text())
+    first = read_config(ROOT / CHAINS["reconstruction"][1])
     assert first["model"]["init_args"]["reconstructor_options"] == options
     assert first["data"]["body_model"] == config["data"]["body_model"]
     for chain in CHAINS.values():
@@ -169,8 +169,8 @@ def shrunk(stage: str, weights: Path, clip: Path) -> list[str]:
         student = yaml.safe_load((ROOT / CHAINS[stage][-1]).read_text())["model"]["init_args"]["student_weights"]
         overrides["--model.init_args.teacher_weights"] = weights / "teacher.safetensors"
         overrides["--model.init_args.student_weights"] = weights / Path(student).name
-        overrides["--model.init_args.critic_updates"] = 1
-        overrides["--model.init_args.trajectory_steps"] = 2
+        option, value = ("trajectory_steps", 2) if stage == "ode" else ("critic_updates", 1)
+        overrides[f"--model.init_args.{option}"] = value
     return [
         "fit",
         *(part for path in CHAINS[stage] for part in ("-c", path)),

@@ -16,7 +16,7 @@ from visa.networks.shader import Window
 STAGES = {
     "reconstruction": ["-c", "configs/reconstruction.yaml"],
     "teacher": ["-c", "configs/teacher.yaml"],
-    "ode": ["-c", "configs/shader.yaml", "-c", "configs/shader_ode.yaml"],
+    "ode": ["-c", "configs/shader_ode.yaml"],
     "shader": ["-c", "configs/shader.yaml"],
     "adversarial": ["-c", "configs/adversarial.yaml"],
 }

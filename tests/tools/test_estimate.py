@@ -126,7 +126,7 @@ def test_estimated_codec_work_is_that_of_a_real_chunk() -> None:
     ("chain", "trained", "frozen"),
     [
         (["configs/teacher.yaml"], {"teacher"}, set()),
-        (["configs/shader.yaml", "configs/shader_ode.yaml"], {"student"}, {"teacher"}),
+        (["configs/shader_ode.yaml"], {"student"}, {"teacher"}),
         (["configs/shader.yaml"], {"student", "critic"}, {"teacher"}),
         (["configs/adversarial.yaml"], {"student", "critic", "discriminator"}, {"teacher"}),
     ],
