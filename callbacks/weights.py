@@ -79,13 +79,13 @@ class SaveWeights(Callback):
             pl_module.export_weights(scratch, self._metadata(trainer, Path(folder)))
 
     def _metadata(self, trainer: Trainer, folder: Path) -> dict[str, str]:
-        config = folder / "config.yaml"
+        configs = sorted(folder.glob("config*.yaml"), key=lambda path: path.stat().st_mtime)  # a resumed run has more
         metrics = {
             name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if value.numel() == 1
         }
         return {
             **metrics,
-            "config": config.read_text() if config.is_file() else "",
+            "config": configs[-1].read_text() if configs else "",
             "commit": git_commit(),
             "batch": str(trainer.fit_loop.total_batch_idx + 1),
             "global_step": str(trainer.global_step),

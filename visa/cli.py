@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from visa.artifacts.configs import read_config
+from visa.artifacts.files import shipped
 from visa.artifacts.provenance import peak_memory_mb
 from visa.callbacks.ema import ExponentialMovingAverage
 from visa.callbacks.resume import ResumeCheckpoint
@@ -36,6 +38,7 @@ class ComposedConfigFile(ActionConfigFile):
     @staticmethod
     def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
         """Merge the file over its bases, then as any other file over what was given before it."""
+        value = str(shipped(value))  # from any folder: `-c configs/shader.yaml` is the package's own
         if Path(value).is_file():
             value = yaml.safe_dump(read_config(value), sort_keys=False)
         ActionConfigFile.apply_config(parser, cfg, dest, value)
@@ -124,6 +127,8 @@ class StageCLI(LightningCLI):
             path = found[-1] if found else RUNS / self.model.stage / "version_0/checkpoints/last.ckpt"
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}: start the run without --ckpt_path")
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is no whole checkpoint: start the run without --ckpt_path, or from another file")
         return path
 
     def before_fit(self) -> None:
@@ -223,11 +228,17 @@ class BuildOnly(StageCLI):
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """`config.yaml` is the record of a fit; validation, test and predict write none."""
+    """`config.yaml` is the record of a fit; validation, test and predict write none.
 
-    def setup(self, trainer: object, pl_module: object, stage: str) -> None:
+    A resumed run keeps the record of its start: its own is `config_2.yaml`, the next one's `config_3.yaml`.
+    """
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Write the config in fit only."""
         if stage == "fit":
+            written = len(list(Path(trainer.log_dir or ".").glob("config*.yaml")))
+            if written and self.config.get("ckpt_path") is not None:
+                self.config_filename = f"config_{written + 1}.yaml"
             super().setup(trainer, pl_module, stage)
 
 

@@ -86,6 +86,8 @@ def test_a_resumed_run_equals_an_unbroken_one(stage: str, clip_path: Path) -> No
     assert not (broken / "weights.safetensors").exists()
     train.main([*arguments, every, "--ckpt_path=last"])
     assert newest(stage) == broken  # it goes on in its own folder
+    assert {path.name for path in broken.glob("*.yaml")} >= {"config.yaml", "config_2.yaml"}
+    assert "ckpt_path: null" in (broken / "config.yaml").read_text()
     resumed = torch.load(broken / "checkpoints/last.ckpt", weights_only=True)
     assert resumed["step"] == whole["step"] == 4
     states = whole["state_dict"], resumed["state_dict"]
@@ -163,6 +165,14 @@ def test_predict_writes_the_video(clip_path: Path, tmp_path: Path) -> None:
         ]
     )  # fmt: skip
     assert out.stat().st_size > 0
+
+
+def test_a_broken_checkpoint_is_named(clip_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    for content in (b"", b"PK half of one"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"last\.ckpt is no whole checkpoint: start the run without"):
+            train.main(["fit", *STAGES["shader"], *small(clip_path), f"--ckpt_path={path}"], cli=train.BuildOnly)
 
 
 @pytest.mark.parametrize("stage", ["shader", "adversarial"])
