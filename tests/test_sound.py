@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from visa.artifacts import sound
 from visa.artifacts.media import write_video
 from visa.artifacts.sound import Sound, has_sound
-from visa.runtime import sound
 
 RATE, FPS = 16000, 25
 
