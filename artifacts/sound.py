@@ -70,6 +70,8 @@ class SoundTrack:
         resampler = av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
         for frame in self._decoded():
             for piece in resampler.resample(frame):
+                if piece.pts is None or piece.time_base is None:
+                    raise ValueError("a part of it has no time")
                 begin = round(float(piece.pts * piece.time_base) * RATE)
                 if begin >= last:
                     return

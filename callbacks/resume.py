@@ -31,15 +31,16 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % self.every == 0 and not trainer.fast_dev_run:
+        if (batch_idx + 1) % self.every == 0:
             self._write(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run:
-            self._write(trainer)
+        self._write(trainer)
 
     @staticmethod
     def _write(trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined] # Lightning sets it from outside of the class
+            return
         path = Path(trainer.log_dir or ".") / "checkpoints" / "last.ckpt"
         # One name on all ranks, who write together, or wait for the first one; a run has its folder for itself.
         scratch = path.with_name(".last.partial.ckpt")

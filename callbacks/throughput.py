@@ -45,7 +45,7 @@ class Throughput(Callback):
         if self._previous_end is not None:
             self._batches.append((end - self._previous_end, self._start - self._previous_end, self._num_frames(batch)))
             seconds, waiting, frames = (sum(column) for column in zip(*self._batches, strict=True))
-            self.log_dict(
+            pl_module.log_dict(
                 {
                     "throughput/frames_per_second": frames / seconds,
                     "throughput/step_ms": 1000 * seconds / len(self._batches),

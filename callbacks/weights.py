@@ -5,7 +5,7 @@
 import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -13,6 +13,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from visa.artifacts.files import atomic_path
 from visa.artifacts.provenance import git_commit
 from visa.callbacks.ema import ExponentialMovingAverage
+
+
+@runtime_checkable
+class Exporting(Protocol):
+    """A module whose network can be written to a file."""
+
+    def export_weights(self, path: Path, metadata: dict[str, str]) -> object:
+        """Write the network to `path`, `metadata` in its header."""
 
 
 class SaveWeights(Callback):
@@ -43,7 +51,7 @@ class SaveWeights(Callback):
         self.best = state_dict["best"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not callable(getattr(pl_module, "export_weights", None)):
+        if not isinstance(pl_module, Exporting):
             raise ValueError(f"SaveWeights: {type(pl_module).__name__} has no method export_weights(path, metadata)")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,9 +78,12 @@ class SaveWeights(Callback):
             self._write(trainer, pl_module, folder, self.filename)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, folder: str | None, filename: str) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run or folder is None:
+        # Lightning sets both attributes from outside of the class.
+        is_dry, callbacks = trainer.fast_dev_run, trainer.callbacks  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or is_dry or folder is None:
             return
-        averages = [c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)]
+        assert isinstance(pl_module, Exporting)  # `setup` has asked
+        averages = [callback for callback in callbacks if isinstance(callback, ExponentialMovingAverage)]
         with ExitStack() as stack, atomic_path(Path(folder) / filename) as scratch:
             for average in averages:
                 stack.enter_context(average.averaged(pl_module))

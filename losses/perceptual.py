@@ -149,6 +149,9 @@ class PerceptualDistance(nn.Module):
     here is trained, and gradients reach the frames only. Frames need at least 32 px a side.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(
         self, network: Literal["alex", "vgg"] = "alex", backend: Literal["stlpips", "lpips"] = "stlpips"
     ) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -35,6 +35,9 @@ class BlockCodec(nn.Module):
 
     spatial_stride = BLOCK
     temporal_stride = 1
+    basis: Tensor
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, statistics: str | None = None) -> None:
         super().__init__()
@@ -139,6 +142,8 @@ class WanCodec(nn.Module):
     """
 
     temporal_stride = 4
+    mean: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -151,17 +156,18 @@ class WanCodec(nn.Module):
             raise ValueError("WanCodec: give either `pretrained` or `config`, not both")
         self.vae = load_wan_vae(pretrained) if pretrained is not None else AutoencoderKLWan(**(config or {}))
         self.vae.requires_grad_(False).eval()
-        if sum(self.vae.config.temperal_downsample) != 2 or self.vae.config.patch_size is not None:
+        settings = self.vae.config
+        if sum(settings["temperal_downsample"]) != 2 or settings["patch_size"] is not None:
             raise ValueError(
                 "WanCodec: the autoencoder must halve time twice and have no patch_size (Wan 2.1's layout)"
             )
         self.decoder = decoder.requires_grad_(False).eval() if isinstance(decoder, nn.Module) else decoder
-        self.latent_channels = int(self.vae.config.z_dim)
-        self.spatial_stride = 2 ** (len(self.vae.config.dim_mult) - 1)
+        self.latent_channels = int(settings["z_dim"])
+        self.spatial_stride = 2 ** (len(settings["dim_mult"]) - 1)
         shape = (1, self.latent_channels, 1, 1, 1)
         channels = slice(0, self.latent_channels)  # a small random config may keep the 16 default statistics
-        self.register_buffer("mean", torch.tensor(self.vae.config.latents_mean[channels]).view(shape), persistent=False)
-        self.register_buffer("scale", torch.tensor(self.vae.config.latents_std[channels]).view(shape), persistent=False)
+        self.register_buffer("mean", torch.tensor(settings["latents_mean"][channels]).view(shape), persistent=False)
+        self.register_buffer("scale", torch.tensor(settings["latents_std"][channels]).view(shape), persistent=False)
 
     def train(self, mode: bool = True) -> WanCodec:
         """Stay in evaluation mode: the codec is frozen."""
@@ -262,10 +268,11 @@ def load_wan_vae(folder: str) -> AutoencoderKLWan:
     if not (path / "config.json").is_file():
         raise ValueError(f"no Wan codec at {folder}: download Wan-AI/Wan2.1-T2V-1.3B-Diffusers and give its folder")
     try:
-        vae, report = AutoencoderKLWan.from_pretrained(path, output_loading_info=True, local_files_only=True)
+        loaded = AutoencoderKLWan.from_pretrained(path, output_loading_info=True, local_files_only=True)
     except (RuntimeError, ValueError, OSError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"the Wan codec at {folder} does not fit its own config.json: {first_line}") from error
+    vae, report = cast("tuple[AutoencoderKLWan, dict[str, list[Any]]]", loaded)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
             names = sorted(str(name) for name in report[kind])

@@ -52,7 +52,7 @@ class WanDiscriminator(nn.Module):
         train_backbone: bool = False,
     ) -> None:
         super().__init__()
-        num_layers = len(backbone.transformer.blocks)
+        num_layers = len(backbone.blocks)
         if not depths or not all(0 < depth <= 1 for depth in depths):
             raise ValueError(f"depths {list(depths)}: give shares of the backbone's depth above 0 and up to 1")
         # Shallow backbones map two depths to one block: it is read once.
@@ -84,7 +84,10 @@ class WanDiscriminator(nn.Module):
         local, clip = [], []
         for probe, clip_probe, feature in zip(self.local_probes, self.clip_probes, features, strict=True):
             local.append(probe(feature.frames.flatten(0, 1), None).unflatten(0, (batch, num_frames)))
-            question = feature.reference.flatten(1, 2) if self.use_reference else None
+            question = None
+            if self.use_reference:
+                assert feature.reference is not None  # `forward` has asked for it
+                question = feature.reference.flatten(1, 2)
             clip.append(clip_probe(feature.frames.flatten(1, 2), question))
         return Logits(
             self.local_head(torch.cat(local, dim=-1)).squeeze(-1), self.clip_head(torch.cat(clip, dim=-1)).squeeze(-1)
@@ -116,9 +119,10 @@ class TokenProbe(nn.Module):
 
     def forward(self, tokens: Tensor, question: Tensor | None) -> Tensor:
         key, value = self.key_value(self.hidden(self.norm(tokens))).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        if self.query is None:
+        if self.register_token is not None:
             query = self.register_token.to(key.dtype).expand(tokens.shape[0], 1, -1)
         else:
+            assert self.query is not None
             query = self.query(self.norm(question))
         answer = attend(query.unflatten(-1, (self.num_heads, -1)), key, value).flatten(-2)
         if self.compare is not None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
+from diffusers.models import AutoencoderKLWan
 from torch import Tensor, nn
 
 from visa.networks.codec import load_wan_vae
+
+if TYPE_CHECKING:
+    from transformers import Dinov2Model
 
 # Mean and standard deviation of ImageNet's colours, which DINOv2 was trained with.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,6 +68,9 @@ class DinoEncoder(nn.Module):
         train_backbone: let DINOv2 learn too; otherwise it is frozen.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         pretrained: str | None = None,
@@ -76,7 +82,8 @@ class DinoEncoder(nn.Module):
         if pretrained is not None and config is not None:
             raise ValueError("DinoEncoder: give either `pretrained` or `config`, not both")
         self.backbone = _load_dino(pretrained, config or {})
-        patch_size = int(self.backbone.config.patch_size)
+        patch_size = self.backbone.config.patch_size
+        assert isinstance(patch_size, int)  # DINOv2's patches are square
         if image_size % patch_size:
             raise ValueError(f"DinoEncoder: image_size {image_size} is no multiple of the patch of {patch_size} px")
         self.image_size, self.width = image_size, int(self.backbone.config.hidden_size)
@@ -167,7 +174,7 @@ class WanVisualEncoder(nn.Module):
         if pretrained is not None and config is not None:
             raise ValueError("WanVisualEncoder: give either `pretrained` or `config`, not both")
         vae = load_wan_vae(pretrained) if pretrained is not None else AutoencoderKLWan(**(config or {}))
-        multiples = vae.config.dim_mult
+        multiples = vae.config["dim_mult"]
         if not 0 <= finest < len(multiples):
             raise ValueError(f"WanVisualEncoder: finest {finest} is not one of the codec's {len(multiples)} scales")
         self.width, self.finest = width, finest
@@ -175,7 +182,7 @@ class WanVisualEncoder(nn.Module):
         self.mid_block = vae.encoder.mid_block
         for part in (self.conv_in, self.down_blocks, self.mid_block):
             part.requires_grad_(False)
-        channels = [vae.config.base_dim * multiple for multiple in multiples][finest:]
+        channels = [vae.config["base_dim"] * multiple for multiple in multiples][finest:]
         self.lateral = nn.ModuleList(nn.Conv2d(channel + 1, width, 1) for channel in channels)
         self.smooth = nn.Conv2d(width, width, 3, padding=1)
 
@@ -216,7 +223,7 @@ def _fuse(levels: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def _load_dino(pretrained: str | None, config: dict[str, Any]) -> nn.Module:
+def _load_dino(pretrained: str | None, config: dict[str, Any]) -> Dinov2Model:
     """A `Dinov2Model`; every tensor of the folder must fit, and none may be left to chance."""
     try:
         from transformers import Dinov2Config, Dinov2Model
@@ -228,9 +235,10 @@ def _load_dino(pretrained: str | None, config: dict[str, Any]) -> nn.Module:
         raise ValueError(f"no DINOv2 at {pretrained}: download facebook/dinov2-base and give its folder")
     try:
         # The library knows how the published names map to its own, which change between its versions.
-        backbone, report = Dinov2Model.from_pretrained(pretrained, local_files_only=True, output_loading_info=True)
+        loaded = Dinov2Model.from_pretrained(pretrained, local_files_only=True, output_loading_info=True)
     except RuntimeError as error:
         raise ValueError(f"DINOv2 at {pretrained} does not fit its own config.json: {_first_line(error)}") from error
+    backbone, report = cast("tuple[Dinov2Model, dict[str, list[str]]]", loaded)
     for kind in ("missing_keys", "unexpected_keys"):
         if report[kind]:
             names = sorted(report[kind])

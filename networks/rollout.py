@@ -14,6 +14,7 @@ from torch import Tensor
 from visa.networks.sampler import draw_noise
 from visa.networks.shader import (
     AttentionContext,
+    EmbeddedLevel,
     Prediction,
     RotaryTable,
     SemanticContext,
@@ -41,7 +42,7 @@ class KVCache:
         num_slots = 1 + window.capacity + shader.chunk_frames
         self.rotary = rotary.at(range(num_slots))
         shape = (batch, num_slots * rotary.tokens_per_frame, shader.num_heads, shader.head_dim)
-        layers = range(len(shader.transformer.blocks))
+        layers = range(len(shader.blocks))
         device = self.rotary.device
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in layers]
         self.rotated_keys = [torch.empty(shape, dtype=dtype, device=device) for _ in layers]
@@ -148,15 +149,15 @@ class CausalRollout:
         start = shader.encode_condition(alone)
         tokens = shader.embed_reference(start)
         size = condition.guide.shape[-2:]
-        self._prepare_cache(start.batch_size, size)
+        cache = self._prepare_cache(start.batch_size, size)
         self._start, self._is_over = start, False
         self._semantic = SemanticContext(shader.semantic_tokens(start), 1)
         self._semantic.keys_values = [
-            self._semantic.project(block.attn2, layer) for layer, block in enumerate(shader.transformer.blocks)
+            self._semantic.project(block.attn2, layer) for layer, block in enumerate(shader.blocks)
         ]
         level = torch.zeros(start.batch_size, 1, device=tokens.device)
-        self._run(tokens.flatten(0, 1), level, self._semantic, CachedAttention(self._cache, 1, True, False))
-        self._cache.commit(1)
+        self._run(tokens.flatten(0, 1), level, self._semantic, CachedAttention(cache, 1, True, False))
+        cache.commit(1)
 
     def step(
         self,
@@ -176,8 +177,7 @@ class CausalRollout:
                 leaves at a random one.
             requires_grad: keep the graph of the exit step, and of that one alone.
         """
-        if self._start is None:
-            raise ValueError("the rollout has not begun: call start with the reference first")
+        self._begun()
         if self._is_over:
             raise ValueError("a chunk shorter than chunk_frames ends the video: call start for the next one")
         if not 1 <= condition.num_frames <= self.shader.chunk_frames:
@@ -187,12 +187,13 @@ class CausalRollout:
             raise ValueError(f"exit_step {last} is not one of the {len(self.noise_levels)} noise levels")
         with torch.set_grad_enabled(requires_grad):
             encoded = self._driving(condition)
-        state = x0 = None
+        x0: Tensor | None = None
         for index, level in enumerate(self.noise_levels[: last + 1]):
             fresh = draw_noise(condition.guide, generator) if noise is None else noise[index]
             state = fresh if x0 is None else (1 - level) * x0 + level * fresh
             with torch.set_grad_enabled(requires_grad and index == last):
                 x0 = self._denoise(state, level, encoded).x0
+        assert x0 is not None  # there is a first level
         with torch.no_grad():
             self._write(x0.detach(), encoded)
         self._is_over = condition.num_frames < self.shader.chunk_frames
@@ -226,7 +227,13 @@ class CausalRollout:
             chunks.append(self.step(chunk, generator, chunk_noise, exit_step, requires_grad))
         return torch.cat(chunks, dim=2)
 
-    def _prepare_cache(self, batch: int, size: Sequence[int]) -> None:
+    def _begun(self) -> tuple[KVCache, SemanticContext, ShaderCondition]:
+        """Cache, semantic tokens and still condition of the video that `start` has begun."""
+        if self._cache is None or self._semantic is None or self._start is None:
+            raise ValueError("the rollout has not begun: call start with the reference first")
+        return self._cache, self._semantic, self._start
+
+    def _prepare_cache(self, batch: int, size: Sequence[int]) -> KVCache:
         """Empty the cache; allocate it anew only where shape, precision or device changed."""
         weight = self.shader.skip
         device = weight.device
@@ -241,37 +248,39 @@ class CausalRollout:
                 self._cache = KVCache(self.shader, batch, self.shader.rotary_table(size, device), self.window, dtype)
             self._cache_key = key
         self._cache.reset()
+        return self._cache
 
     def _driving(self, condition: ShaderCondition) -> ShaderCondition:
         return self.shader.encode_condition(_without_reference(condition))
 
     def _denoise(self, state: Tensor, level: float, condition: ShaderCondition) -> Prediction:
-        shader = self.shader
+        shader, (cache, kept, start) = self.shader, self._begun()
         num_frames = state.shape[2]
         levels = torch.full((state.shape[0], num_frames), level, device=state.device)  # bfloat16 would blur the clock
         tokens = shader.embed_frames(state, levels, condition).flatten(0, 1)
         needs_grad = torch.is_grad_enabled()
         # Kept keys and values of the semantic tokens carry no gradient: the step that learns projects them anew.
-        semantic = SemanticContext(shader.semantic_tokens(self._start), num_frames) if needs_grad else self._semantic
+        semantic = SemanticContext(shader.semantic_tokens(start), num_frames) if needs_grad else kept
         semantic.num_frames = num_frames
-        context = CachedAttention(self._cache, num_frames, keep_keys=False, use_snapshot=needs_grad)
+        context = CachedAttention(cache, num_frames, keep_keys=False, use_snapshot=needs_grad)
         tokens, embedded_level = self._run(tokens, levels, semantic, context)
         raw = shader.project_out(tokens, embedded_level, num_frames, state.shape[-2:])
         return shader.interpret(raw, state, levels, condition.guide)
 
     def _write(self, x0: Tensor, condition: ShaderCondition) -> None:
+        cache, semantic, _ = self._begun()
         num_frames = x0.shape[2]
         levels = torch.zeros(x0.shape[0], num_frames, device=x0.device)
         tokens = self.shader.embed_frames(x0, levels, condition).flatten(0, 1)
-        self._semantic.num_frames = num_frames
-        self._run(tokens, levels, self._semantic, CachedAttention(self._cache, num_frames, True, False))
-        self._cache.commit(num_frames)
+        semantic.num_frames = num_frames
+        self._run(tokens, levels, semantic, CachedAttention(cache, num_frames, True, False))
+        cache.commit(num_frames)
 
     def _run(
         self, tokens: Tensor, levels: Tensor, semantic: SemanticContext, context: CachedAttention
-    ) -> tuple[Tensor, object]:
+    ) -> tuple[Tensor, EmbeddedLevel]:
         embedded_level = self.shader.embed_level(levels)
-        for layer in range(len(self.shader.transformer.blocks)):
+        for layer in range(len(self.shader.blocks)):
             tokens = self.shader.run_block(layer, tokens, embedded_level, semantic, context)
         return tokens, embedded_level
 

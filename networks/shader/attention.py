@@ -6,11 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers.models.transformers.transformer_wan import WanAttention
 
 AttentionMode = Literal["full", "block_causal"]
 ROTARY_BASE = 10000.0
@@ -166,7 +169,7 @@ class SemanticContext:
         self.num_frames = num_frames
         self.keys_values: list[tuple[Tensor, Tensor]] | None = None
 
-    def project(self, attention: nn.Module, layer: int) -> tuple[Tensor, Tensor]:
+    def project(self, attention: WanAttention, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[B,L,heads,head_dim]` of `layer`."""
         if self.keys_values is not None:
             return self.keys_values[layer]
@@ -181,7 +184,7 @@ class SelfAttentionProcessor:
         self.layer = layer
 
     def __call__(
-        self, attention: nn.Module, tokens: Tensor, encoder: None, mask: None, context: AttentionContext
+        self, attention: WanAttention, tokens: Tensor, encoder: None, mask: None, context: AttentionContext
     ) -> Tensor:
         del encoder, mask
         query = attention.norm_q(attention.to_q(tokens))
@@ -204,7 +207,7 @@ class CrossAttentionProcessor:
         self.layer = layer
 
     def __call__(
-        self, attention: nn.Module, tokens: Tensor, semantic: SemanticContext, mask: None, rotary: None
+        self, attention: WanAttention, tokens: Tensor, semantic: SemanticContext, mask: None, rotary: None
     ) -> Tensor:
         del mask, rotary
         query = attention.norm_q(attention.to_q(tokens))

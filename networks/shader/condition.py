@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -60,7 +60,8 @@ class ShaderCondition:
     def map(self, function: Callable[[Tensor], Tensor]) -> ShaderCondition:
         """Apply `function` to every tensor."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: function(value) for name, value in values.items() if isinstance(value, Tensor)})
+        mapped: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **mapped)
 
     def slice(self, start: int, stop: int) -> ShaderCondition:
         """Latent frames `start:stop`; reference and semantic tokens stay.
@@ -83,7 +84,7 @@ class ShaderCondition:
             raise ValueError(f"no such signal: {sorted(unknown)}; choose from {SIGNALS}")
         if mask is None:
             mask = torch.ones(self.batch_size, dtype=torch.bool, device=self.guide.device)
-        dropped = {}
+        dropped: dict[str, Any] = {}
         for name in which:
             before = getattr(self, f"{name}_dropped")
             dropped[f"{name}_dropped"] = mask if before is None else before | mask
@@ -92,7 +93,7 @@ class ShaderCondition:
     @staticmethod
     def cat(conditions: Sequence[ShaderCondition]) -> ShaderCondition:
         """Join along the batch; all must hold the same fields (the `_dropped` masks excepted)."""
-        values: dict[str, Tensor | None] = {}
+        values: dict[str, Any] = {}
         for name in (field.name for field in fields(ShaderCondition) if field.name != "starts_clip"):
             items = [getattr(condition, name) for condition in conditions]
             if name.endswith("_dropped") and any(item is not None for item in items):

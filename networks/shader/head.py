@@ -46,8 +46,8 @@ class ConditionHead(nn.Module):
         self.fold = spatial_stride // 4
         self.project = nn.Conv2d(2 * width * self.fold**2 * temporal_stride, condition_channels, 1)
         self.correct = nn.Conv2d(width * (2 * self.fold) ** 2 * temporal_stride, latent_channels, 1)
-        nn.init.zeros_(self.correct.weight)
-        nn.init.zeros_(self.correct.bias)
+        for parameter in self.correct.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: Tensor, starts_clip: bool) -> tuple[Tensor, Tensor]:
         batch = maps.shape[0]

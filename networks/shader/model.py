@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import WanTransformer3DModel
+from diffusers.models import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -39,6 +39,9 @@ from visa.networks.shader.attention import (
 )
 from visa.networks.shader.condition import PICTURE_CHANNELS, ShaderCondition, replace_dropped
 from visa.networks.shader.head import ConditionHead
+
+if TYPE_CHECKING:
+    from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 TIMESTEPS = 1000.0  # Wan's clock: timestep = 1000 s
 
@@ -140,13 +143,14 @@ class VideoShader(nn.Module):
             ffn_dim=ffn_dim,
             num_layers=num_layers,
         )
-        for layer, block in enumerate(self.transformer.blocks):
-            block.attn1.set_processor(SelfAttentionProcessor(layer))
-            block.attn2.set_processor(CrossAttentionProcessor(layer))
+        for layer, block in enumerate(self.blocks):
+            # diffusers' type of a processor lists its own alone.
+            block.attn1.set_processor(cast(Any, SelfAttentionProcessor(layer)))
+            block.attn2.set_processor(cast(Any, CrossAttentionProcessor(layer)))
         if prediction == "x0":
             # Training begins at the guide itself, not at noise around it; pretrained weights take this place.
-            nn.init.zeros_(self.transformer.proj_out.weight)
-            nn.init.zeros_(self.transformer.proj_out.bias)
+            for parameter in self.transformer.proj_out.parameters():
+                nn.init.zeros_(parameter)
         if zero_init_conditions:
             with torch.no_grad():
                 self.transformer.patch_embedding.weight[:, latent_channels:].zero_()
@@ -163,6 +167,11 @@ class VideoShader(nn.Module):
         self.null_maps = nn.Parameter(torch.zeros(condition_channels))
         self.null_semantic = nn.Parameter(torch.zeros(semantic_dim))
 
+    @property
+    def blocks(self) -> Sequence[WanTransformerBlock]:
+        """The transformer's blocks."""
+        return cast("Sequence[WanTransformerBlock]", self.transformer.blocks)
+
     # ------------------------------------------------------------------ conditions
 
     def encode_condition(self, condition: ShaderCondition) -> ShaderCondition:
@@ -170,7 +179,7 @@ class VideoShader(nn.Module):
 
         `encoded` takes their place, and the guide is corrected; a condition that is encoded already stays as it is.
         """
-        changes: dict[str, Tensor | None] = {"maps": None, "reference_maps": None}
+        changes: dict[str, Any] = {"maps": None, "reference_maps": None}
         if condition.maps is not None:
             changes["encoded"], correction = self.condition_head(condition.maps, condition.starts_clip)
             changes["guide"] = condition.guide + correction
@@ -258,7 +267,7 @@ class VideoShader(nn.Module):
         """
         condition = self.encode_condition(condition)
         tokens, embedded_level, context, semantic = self._prepare(noisy, level, condition, attention, window)
-        for layer in range(len(self.transformer.blocks)):
+        for layer in range(len(self.blocks)):
             tokens = self.run_block(layer, tokens, embedded_level, semantic, context)
         num_references = context.num_frames - noisy.shape[2]
         raw = self.project_out(tokens, embedded_level, context.num_frames, noisy.shape[-2:])[:, :, num_references:]
@@ -268,8 +277,8 @@ class VideoShader(nn.Module):
         self, noisy: Tensor, level: Tensor, condition: ShaderCondition, layers: Sequence[int]
     ) -> list[TokenFeatures]:
         """Tokens after the blocks `layers` (indices, ascending) under full attention; later blocks are not run."""
-        if list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < len(self.transformer.blocks):
-            raise ValueError(f"layers {list(layers)}: give ascending indices below {len(self.transformer.blocks)}")
+        if list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < len(self.blocks):
+            raise ValueError(f"layers {list(layers)}: give ascending indices below {len(self.blocks)}")
         condition = self.encode_condition(condition)
         tokens, embedded_level, context, semantic = self._prepare(noisy, level, condition, "full", None)
         collected = []
@@ -323,7 +332,7 @@ class VideoShader(nn.Module):
         Frames stand in the batch, so that the block's own modulation broadcasts over a frame's tokens; the processors
         join a clip's frames for attention. The contexts travel in the arguments that the block only hands on.
         """
-        block = self.transformer.blocks[layer]
+        block = self.blocks[layer]
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, tokens, semantic, level.blocks, context, use_reentrant=False)
         return block(tokens, semantic, level.blocks, context)
