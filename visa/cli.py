@@ -13,6 +13,7 @@ import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from jsonargparse.util import import_object
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -102,7 +103,7 @@ class StageCLI(LightningCLI):
                 )
             config.model.init_args.out = config.out
 
-    def instantiate_trainer(self, **kwargs: object) -> object:
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A run folder: `runs/STAGE/version_N`; a resumed fit goes on in the folder of the run that was cut off."""
         config = self.config[self.subcommand]
         name, version = self.model.stage, None
@@ -225,7 +226,7 @@ class BuildOnly(StageCLI):
 class SaveFitConfig(SaveConfigCallback):
     """`config.yaml` is the record of a fit; validation, test and predict write none."""
 
-    def setup(self, trainer: object, pl_module: object, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the config in fit only."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
