@@ -3,7 +3,8 @@
 import io
 from collections.abc import Iterable, Iterator
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.fabric.loggers import Logger
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter

@@ -157,7 +157,9 @@ class Splits:
             return cls(validation=[(first, num_frames - 1)])
         known = {"test", "validation", "gap", "reference", "train", "person"}
         content = OmegaConf.to_container(OmegaConf.load(path))
-        unknown = set(content) - known
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is no mapping: give it keys of {', '.join(sorted(known))}")
+        unknown = {str(key) for key in content} - known
         if unknown:
             raise ValueError(f"{path}: unknown key {sorted(unknown)[0]}; known are {', '.join(sorted(known))}")
         return cls(
@@ -335,13 +337,14 @@ class Clip:
         self.open()
         if self._frames is None and self.is_image:
             self.load()
-        if self._frames is not None:
+        if self._frames is not None and self._masks is not None:
             parts = [self._frames[indices, rows, columns], self._masks[indices, rows, columns]]
         else:
-            window = tuple(
+            cut_rows, cut_columns = (
                 slice(whole.start + part.indices(self.size)[0], whole.start + part.indices(self.size)[1])
                 for whole, part in zip(self._cut, (rows, columns), strict=True)
             )
+            window = cut_rows, cut_columns
             parts = [
                 read_frames(path, gray, indices, window) for path, gray in ((self.path, False), (self.mask_path, True))
             ]

@@ -14,11 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
 
 Frames = NDArray[np.uint8]
 Window = tuple[slice, slice]
@@ -76,7 +80,7 @@ def stream_frames(path: Path, gray: bool, window: Window = WHOLE, keyframes_only
             if keyframes_only:
                 stream.codec_context.skip_frame = "NONKEY"
             for frame in container.decode(stream):
-                yield frame.to_ndarray(format="gray" if gray else "rgb24")[window]
+                yield _pixels(frame, "gray" if gray else "rgb24", window)
                 count += 1
     except (av.FFmpegError, IndexError, OSError) as error:
         raise _undecodable(path, error) from error
@@ -184,18 +188,18 @@ class SeekingReader:
         self.stream = self.container.streams.video[0]
         if get_worker_info() is not None:
             self.stream.codec_context.thread_count = 1
-        self.decoded = iter(())
+        self.decoded: Iterator[VideoFrame] = iter(())
         self.next_number = len(self.times)  # of the frame that `decoded` gives next
 
     def read(self, numbers: NDArray[np.int64], window: Window) -> Frames:
         """Frames of ascending `numbers`, `[n,h,w,3]`, or `[n,h,w]` where gray."""
         try:
-            return np.stack([self._frame(int(number)).to_ndarray(format=self.form)[window] for number in numbers])
+            return np.stack([_pixels(self._frame(int(number)), self.form, window) for number in numbers])
         except (*self.errors, StopIteration) as error:
             self.next_number = len(self.times)
             raise _undecodable(self.path, error) from error
 
-    def _frame(self, number: int) -> object:
+    def _frame(self, number: int) -> VideoFrame:
         key = int(np.searchsorted(self.keys, self.times[number], side="right")) - 1
         key_number = int(np.searchsorted(self.times, self.keys[max(key, 0)]))
         if not key_number <= self.next_number <= number:
@@ -203,7 +207,7 @@ class SeekingReader:
         from_start = False
         while True:
             frame = next(self.decoded)
-            found = int(np.searchsorted(self.times, frame.pts))
+            found = int(np.searchsorted(self.times, -1 if frame.pts is None else frame.pts))  # as in `_time_stamps`
             self.next_number = found + 1
             if found == number:
                 return frame
@@ -218,7 +222,11 @@ class SeekingReader:
         self.decoded = self.container.decode(self.stream)
 
 
-def _time_stamps(container: object) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pixels(frame: VideoFrame, form: str, window: Window) -> Frames:
+    return np.asarray(frame.to_ndarray(format=form)[window], dtype=np.uint8)
+
+
+def _time_stamps(container: InputContainer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Time stamps of all frames and of the key frames, ascending; the container stands at its end afterwards."""
     packets = [packet for packet in container.demux(video=0) if packet.size and not packet.is_discard]
     times = [(-1 if packet.pts is None else packet.pts, packet.is_keyframe) for packet in packets]

@@ -58,8 +58,8 @@ def open_photos(images: Sequence[str | Path], num_photos: int | None, body: Body
             raise ValueError(f"--photos chooses frames of a clip, and --image {images[0]} is a photo: leave it away")
         return [(Clip(image).load(), 0) for image in images]
     if len(images) > 1:
-        clip = images[are_photos.index(False)]
-        raise ValueError(f"--image {clip} is a clip and not the only file: give one clip, or photos alone")
+        named = images[are_photos.index(False)]
+        raise ValueError(f"--image {named} is a clip and not the only file: give one clip, or photos alone")
     clip = Clip(images[0]).load()
     first, valid = clip.reference_frame(), np.flatnonzero(clip.track["frame_valid"])
     return [(clip, number) for number in spread_frames(clip, valid, num_photos or NUM_PHOTOS, first, body)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import lightning
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from visa.datamodules.augment import Augment, mirrored_expressions
 from visa.datamodules.batch import VideoBatch
@@ -259,9 +260,9 @@ class VideoDataModule(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """The photo with the motion put on it, one window."""
-        if not self.predict_input.image or not self.predict_input.driving:
-            raise ValueError("predict needs --image PHOTO and --driving MOTION.track.npz or VIDEO")
         source = self.predict_input
+        if not source.image or not source.driving:
+            raise ValueError("predict needs --image PHOTO and --driving MOTION.track.npz or VIDEO")
         if source.size is not None and source.size < self.resolution:
             raise ValueError(f"--size is {source.size}: give {self.resolution} px or more, the size that is painted at")
         size = source.size or max(OUTPUT_SIZE, self.resolution)
@@ -275,4 +276,4 @@ class VideoDataModule(lightning.LightningDataModule):
             source.photos,
             None if size == self.resolution else size,
         )
-        return DataLoader([batch], batch_size=None)
+        return DataLoader(cast("Dataset[VideoBatch]", [batch]), batch_size=None)  # a list has all that it takes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,8 +57,7 @@ class WindowReader:
         With `crop_reference` False the photo is not cropped, whatever is drawn; `fine` px is the side of
         `fine_reference`; with `is_cleaned` the photo's soft edges lose the colours of what lay behind them.
         """
-        is_plain = augment is None or rng is None
-        change = plain(self.background) if is_plain else draw(augment, self.background, rng)
+        change = plain(self.background) if augment is None or rng is None else draw(augment, self.background, rng)
         source = reference_clip or clip
         frame_numbers = np.asarray(frames, dtype=np.int64)
         reference_numbers = np.asarray([reference], dtype=np.int64)
@@ -133,7 +133,7 @@ class WindowReader:
 
 def collate(windows: list[VideoBatch]) -> VideoBatch:
     """Concatenate windows of one size along B."""
-    merged = {}
+    merged: dict[str, Any] = {}
     for name in VideoBatch.__dataclass_fields__:
         values = [getattr(window, name) for window in windows]
         if isinstance(values[0], Tensor):

@@ -205,11 +205,12 @@ class TestReport:
     def _joined(blocks: list[Prediction]) -> Prediction:
         """One row of all blocks: frames a second as all frames over all the time, the slowest block's latency."""
         frames = torch.cat([block.frames for block in blocks])
-        known = [block for block in blocks if block.fps is not None]
-        fps = sum(len(b.frames) for b in known) / sum(len(b.frames) / b.fps for b in known) if known else None
+        known = [(len(block.frames), block.fps) for block in blocks if block.fps is not None]
+        fps = sum(count for count, _ in known) / sum(count / speed for count, speed in known) if known else None
         latencies = [block.latency_ms for block in blocks if block.latency_ms is not None]
         samples = [block.samples for block in blocks if block.samples is not None]
         coverages = [block.coverage for block in blocks if block.coverage is not None]
+        first, second = zip(*samples, strict=True) if samples else ((), ())
         return Prediction(
             frames=frames,
             coverage=torch.cat(coverages) if len(coverages) == len(blocks) else None,
@@ -218,7 +219,7 @@ class TestReport:
             latency_ms=max(latencies) if latencies else None,
             own_pose=blocks[0].own_pose,
             figures=blocks[0].figures,
-            samples=tuple(torch.cat(side) for side in zip(*samples, strict=True)) if samples else None,
+            samples=(torch.cat(first), torch.cat(second)) if samples else None,
             reasons=blocks[0].reasons,
         )
 
@@ -255,8 +256,9 @@ def folder_means(
             mean: dict[str, Any] = {}
             for column in (*COLUMNS, *DETAILS, *AVATAR):
                 values = [each.get(column) for each in found]
-                if all(isinstance(value, int | float) for value in values):
-                    mean[column] = type(values[0])(sum(values) / len(values))
+                numbers = [value for value in values if isinstance(value, int | float)]
+                if len(numbers) == len(values):
+                    mean[column] = type(numbers[0])(sum(numbers) / len(numbers))
                 elif any(f"{column}_reason" in each for each in found):
                     reasons = [each[f"{column}_reason"] for each in found if f"{column}_reason" in each]
                     mean[column], mean[f"{column}_reason"] = None, reasons[0]

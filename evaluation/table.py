@@ -97,7 +97,7 @@ def format_bands(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
     Bands are in cycles over the shorter side of a frame. Empty where no row has bands.
     """
-    bands = next((figures["bands"] for figures in rows.values() if figures.get("bands")), [])
+    bands: list[str] = next((figures["bands"] for figures in rows.values() if figures.get("bands")), [])
     if not bands:
         return ""
     lines = [["power dB / coherence", *bands]]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from visa.artifacts.media import sheet, side_by_side, write_image
@@ -134,7 +134,7 @@ class Reconstruction(Stage):
             load_weights(self.reconstructor, weights, COMMANDS[self.stage])
         self.report: TestReport | None = None
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; the per-anchor prior is a table, so it takes no weight decay."""
         named = [*self.reconstructor.named_parameters(), *self.decoder.named_parameters()]
         groups = [

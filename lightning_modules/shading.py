@@ -24,7 +24,7 @@ from visa.networks.fit import FitOptions
 from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.rollout import CausalRollout
 from visa.networks.sampler import sample_bidirectional
-from visa.networks.shader import ShaderCondition, VideoShader, Window
+from visa.networks.shader import ShaderCondition, Signal, VideoShader, Window
 from visa.networks.splat_maps import MatteOptions, SplatMaps
 from visa.runtime.avatar_cache import AvatarCache
 from visa.runtime.conditioner import Conditioner
@@ -54,7 +54,7 @@ class ShadingStage(Stage):
         matte: what of the painted picture stands in validation, test and predict; None takes PAINTED.
     """
 
-    frozen = ("conditioner.", "perceptual.")
+    frozen: tuple[str, ...] = ("conditioner.", "perceptual.")
     loss_weights: dict[str, float]
     rollout_window = Window()  # of the student's rollouts
 
@@ -108,7 +108,7 @@ class ShadingStage(Stage):
     def on_fit_start(self) -> None:
         """A cache serves photos that come again."""
         cache = self.conditioner.cache
-        if cache is None:
+        if not isinstance(cache, AvatarCache):
             return
         if self.data().references is None:
             raise ValueError(
@@ -151,7 +151,7 @@ class ShadingStage(Stage):
             "fine": self.perceptual(enlarged(painted), enlarged(true)).mean(),
         }
 
-    def drop_conditions(self, condition: ShaderCondition, probabilities: dict[str, float]) -> ShaderCondition:
+    def drop_conditions(self, condition: ShaderCondition, probabilities: dict[Signal, float]) -> ShaderCondition:
         """Guidance dropout: each signal is dropped for each sample with its own probability."""
         draws = torch.rand(len(probabilities), condition.batch_size, generator=self.generator("dropout"))
         for (name, probability), draw in zip(sorted(probabilities.items()), draws, strict=True):
@@ -202,6 +202,7 @@ class ShadingStage(Stage):
         assert self.report is not None
         with self.report.timed(name, batch, num_steps) as row:
             row.frames = self.paint_teacher(teacher, batch, num_steps, window, shift)
+        assert row.fps is not None  # the report has set it
         row.latency_ms = 1000 * min(window, len(row.frames)) / row.fps  # nothing is seen before a window is done
         start = batch.cut(slice(0, 2 * window))  # many steps take long
         self.report.add_sample(row, batch, self.paint_teacher(teacher, start, num_steps, window, shift, sample=1))

@@ -87,7 +87,7 @@ class Stage(lightning.LightningModule):
 
     def data(self) -> VideoDataModule:
         """The trainer's data module."""
-        module = self.trainer.datamodule
+        module = getattr(self.trainer, "datamodule", None)  # Lightning sets it outside of its class
         assert isinstance(module, VideoDataModule)
         return module
 

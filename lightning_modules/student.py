@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.types import LRSchedulerPLType, OptimizerLRScheduler
+from lightning.pytorch.utilities.types import OptimizerLRScheduler, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from visa.artifacts.media import write_video
 from visa.artifacts.sound import Sound, has_sound
@@ -74,7 +75,7 @@ class StudentStage(ShadingStage):
             alone, `test` the teacher too. The networks that they do without are neither read nor built.
     """
 
-    shipped = "assets/weights/student.safetensors"
+    shipped: str | None = "assets/weights/student.safetensors"
     network = "student"
     frozen: tuple[str, ...] = ("conditioner.", "perceptual.", "teacher.")
 
@@ -143,7 +144,7 @@ class StudentStage(ShadingStage):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and schedule of each network of `trained`, in its order."""
-        configured: list[dict[str, Any]] = []
+        configured: list[OptimizerLRSchedulerConfig] = []
         for one in self.trained().values():
             parameters = [p for p in one.network.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(parameters, lr=one.learning_rate, betas=one.betas, weight_decay=1e-2)
@@ -151,7 +152,7 @@ class StudentStage(ShadingStage):
             configured.append({"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}})
         return configured
 
-    def named_optimizers(self) -> dict[str, tuple[LightningOptimizer, LRSchedulerPLType]]:
+    def named_optimizers(self) -> dict[str, tuple[LightningOptimizer, LRScheduler]]:
         """Optimizer and schedule of each network of `trained`."""
         pairs = zip(_listed(self.optimizers()), _listed(self.lr_schedulers()), strict=True)
         return dict(zip(self.trained(), pairs, strict=True))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from visa.artifacts.weights import load_weights
@@ -14,7 +13,7 @@ from visa.losses.flow import add_noise, sample_levels, velocity_loss
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
 from visa.networks.reconstructor_options import ReconstructorOptions
-from visa.networks.shader import VideoShader, load_wan_checkpoint
+from visa.networks.shader import SIGNALS, Signal, VideoShader, load_wan_checkpoint
 from visa.networks.splat_maps import MatteOptions
 from visa.runtime.shipped import COMMANDS
 
@@ -86,9 +85,12 @@ class Teacher(ShadingStage):
         )  # fmt: skip
         if weights is not None and wan_checkpoint is not None:
             raise ValueError("teacher: give either `weights` or `wan_checkpoint`, not both")
+        if unknown := sorted(set(dropout) - set(SIGNALS)):
+            raise ValueError(f"dropout: no such signal '{unknown[0]}'; choose from {', '.join(SIGNALS)}")
+        self.dropout: dict[Signal, float] = {signal: dropout[signal] for signal in SIGNALS if signal in dropout}
         self.check_shader(shader)
         self.loss_floor, self.loss_huber, self.loss_weights = loss_floor, loss_huber, dict(loss_weights)
-        self.shader, self.learning_rate, self.shift, self.dropout = shader, learning_rate, shift, dict(dropout)
+        self.shader, self.learning_rate, self.shift = shader, learning_rate, shift
         self.validation_sampling_steps, self.test_sampling_steps, self.test_window = (
             list(validation_sampling_steps),
             test_sampling_steps,
@@ -99,7 +101,7 @@ class Teacher(ShadingStage):
         if wan_checkpoint is not None:
             load_wan_checkpoint(self.shader, wan_checkpoint)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the shader."""
         optimizer = torch.optim.AdamW(
             self.shader.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=1e-2

@@ -158,6 +158,17 @@ class BodyModel(nn.Module):
     `expression_names`.
     """
 
+    v_template: Tensor
+    blendshapes: Tensor
+    joint_template: Tensor
+    joint_blendshapes: Tensor
+    lbs_weights: Tensor
+    parents: Tensor
+    faces: Tensor
+    J_regressor: Tensor | None
+    posedirs: Tensor | None
+    part: Tensor
+
     def __init__(
         self,
         v_template: Tensor,

@@ -137,7 +137,7 @@ def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> N
     means, ids = tensors["means"], tensors["vertex_ids"]
     (batch, count), beside = means.shape[:2], tensors.get("loose.means", means[:, :0]).shape[1]
     corners, on = tensors.get("surface.corners", ids[:0]), tensors.get("surface.means", means[:, :0]).shape[1]
-    sizes = dict.fromkeys(GAUSSIANS, (batch, count))
+    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(GAUSSIANS, (batch, count))
     sizes |= {f"loose.{name}": (batch, beside) for name in (*GAUSSIANS, "skin_weights")}
     photos = tensors["texture.directions"].shape[1:2] if "texture.directions" in tensors else ()
     of_photos = (batch, *photos, count + beside + on)

@@ -14,6 +14,7 @@ import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from jsonargparse.util import import_object
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -105,7 +106,7 @@ class StageCLI(LightningCLI):
                 )
             config.model.init_args.out = config.out
 
-    def instantiate_trainer(self, **kwargs: object) -> object:
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A run folder: `runs/STAGE/version_N`; a resumed fit goes on in the folder of the run that was cut off."""
         config = self.config[self.subcommand]
         name, version = self.model.stage, None
@@ -233,7 +234,7 @@ class SaveFitConfig(SaveConfigCallback):
     A resumed run keeps the record of its start: its own is `config_2.yaml`, the next one's `config_3.yaml`.
     """
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the config in fit only."""
         if stage == "fit":
             written = len(list(Path(trainer.log_dir or ".").glob("config*.yaml")))
