@@ -105,7 +105,7 @@ class BodyParams:
         """Apply `fn` to every tensor."""
         return BodyParams(*map(fn, self.tensors()))
 
-    def __getitem__(self, index: object) -> BodyParams:
+    def __getitem__(self, index: int | slice | Tensor | tuple[int | slice | None, ...]) -> BodyParams:
         """Index the leading dims (of every field, so they must agree)."""
         return self.map(lambda tensor: tensor[index])
 
@@ -155,6 +155,20 @@ class BodyModel(nn.Module):
     `faces` [F,3], `J_regressor` [55,V] (None in a subset), `part` [V] (index into `part_names`; 0 is skin),
     `expression_names`.
     """
+
+    v_template: Tensor
+    blendshapes: Tensor
+    joint_template: Tensor
+    joint_blendshapes: Tensor
+    lbs_weights: Tensor
+    parents: Tensor
+    faces: Tensor
+    J_regressor: Tensor | None
+    posedirs: Tensor | None
+    part: Tensor
+    _level_order: Tensor
+    _from_level_order: Tensor
+    _parent_ranks: Tensor
 
     def __init__(
         self,

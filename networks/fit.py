@@ -322,7 +322,7 @@ class _Fit:
         )
         avatar = self.avatar.with_canonical(kept)
         posed = _first(avatar.pose(self.reconstructor.body, self.photo.view().body))
-        assert avatar.texture is not None
+        assert isinstance(avatar.texture, Texture)
         texture = with_places(avatar.texture, posed, self.photo)
         avatar = replace(avatar, texture=texture)
         if not self.further:

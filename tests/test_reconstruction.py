@@ -271,14 +271,17 @@ def test_several_gaussians_an_anchor_start_with_the_photo_s_colours(clip_path: P
     photo = photo_of(read(clip_path))
     with torch.no_grad():
         avatar, _ = dense(photo)
-        projection = dense.project(photo)
+        projection = project(dense.anchors, photo)
     gaussians = avatar.gaussians
-    assert gaussians.means.shape[1] == len(dense.template.vertex_ids) > 15000
+    assert gaussians.means.shape[1] == len(dense.anchors.template.vertex_ids) > 15000
     assert torch.allclose(gaussians.means, dense.anchors(avatar.betas), atol=1e-6)
     seen = projection.visible[0] > 0
     sampled = torch.nn.functional.grid_sample(photo.image, projection.grid[:, seen][:, :, None], align_corners=False)
     assert torch.allclose(gaussians.colors[0, seen], sampled[0, :, :, 0].T, atol=1e-5)
-    first = torch.nonzero((dense.template.share == 2) & (dense.template.corners[:, 0] == dense.template.corners[:, 1]))
+    first = torch.nonzero(
+        (dense.anchors.template.share == 2)
+        & (dense.anchors.template.corners[:, 0] == dense.anchors.template.corners[:, 1])
+    )
     covered = gaussians.scales[0, first[:, 0]].log() - gaussians.scales[0, first[:, 0] + 1].log()
     assert torch.allclose(covered, torch.zeros_like(covered), atol=1e-6)
 
