@@ -122,11 +122,11 @@ def drawn(
     count = len(reconstructor.anchors.kind)
     for kind in kinds:
         chosen[..., :count] += (reconstructor.anchors.kind == int(kind)).float()
-    intrinsics = photo.intrinsics[:, None].clone()
+    view = photo.view()
+    intrinsics = view.intrinsics.clone()
     intrinsics[..., :2, :] *= FINE
-    shown = replace(gaussians, features=chosen[..., None])
-    camera = photo.world_to_camera[:, None]
-    return splat(shown, intrinsics, camera, FINE * photo.image.shape[-1], avatar.background).features[0, 0, 0]
+    fine = replace(view, intrinsics=intrinsics, size=FINE * view.size)
+    return splat(replace(gaussians, features=chosen[..., None]), fine, avatar.background).features[0, 0, 0]
 
 
 def face_points(vertices: Tensor, body: BodyModel) -> Tensor:
@@ -169,7 +169,7 @@ def open_mouth(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Phot
 def crop_error(reconstructor: GaussianReconstructor, avatar: Avatar, batch: VideoBatch, kinds: Sequence[Kind]) -> float:
     """R4: L1 of the textured row within the boxes of some kinds' vertices, one box on each side of the body."""
     body = reconstructor.body
-    maps = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+    maps = avatar.render(body, batch.view())
     error = l1(maps.textured, batch.frames)[0]
     ids = reconstructor.anchors.template.vertex_ids[sum((reconstructor.anchors.kind == int(k)) for k in kinds).bool()]
     vertices = body(batch.body, ids)[0][0]

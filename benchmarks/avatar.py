@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -52,17 +53,17 @@ def measure(image: str, size: int, frames: int, repeats: int) -> dict[str, float
     track = load_track(DRIVING)
     numbers = np.flatnonzero(track["frame_valid"])[:: max(int(track["frame_valid"].sum()) // frames, 1)][:frames]
     motion = BodyParams.from_track(track, numbers).map(lambda value: value[None])
-    camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
     poses = [motion.map(lambda value, t=t: value[:, t : t + 1]) for t in range(len(numbers))]
+    views = [replace(photo.view(), body=params) for params in poses]
     posed = [avatar.pose(body, params) for params in poses]
 
     def draw(index: int) -> object:
-        return splat(posed[index], *camera, size, avatar.background)
+        return splat(posed[index], views[index], avatar.background)
 
     parts = {
         "pose": times_ms(lambda index: avatar.pose(body, poses[index]), len(poses)),
         "splat": times_ms(draw, len(poses)),
-        "frame": times_ms(lambda index: avatar.render(body, poses[index], *camera, size), len(poses)),
+        "frame": times_ms(lambda index: avatar.render(body, views[index]), len(poses)),
     }
     result: dict[str, float | int] = {
         "gaussians": avatar.canonical().means.shape[1],

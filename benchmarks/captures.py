@@ -35,7 +35,7 @@ def splats(path: Path, num_frames: int, model: torch.nn.Module) -> tuple[torch.T
     batch = WindowReader((0.5, 0.5, 0.5)).read(clip, frames, clip.reference_frame(), 128)
     with torch.no_grad():
         avatar, _ = model(photo_of(batch))
-        maps = avatar.render(model.body, batch.body, batch.intrinsics, batch.world_to_camera, 128)
+        maps = avatar.render(model.body, batch.view())
     return maps.rgb[0], batch.frames[0], batch.masks[0]
 
 

@@ -51,7 +51,7 @@ def paint(stage: StudentStage, batch: VideoBatch, order: Tensor) -> Tensor:
         while first < len(order):
             last = min(first + stream.chunk_length(), len(order))
             window = batch.cut(order[first:last])
-            frames, _ = stream.step(window.body, window.intrinsics, window.world_to_camera)
+            frames, _ = stream.step(window.view())
             painted.append(frames[0].clamp(0, 1).half().cpu())
             progress.update(last - first)
             first = last

@@ -70,11 +70,9 @@ def compare(frames: Tensor, truth: Tensor) -> tuple[float, float]:
 @torch.no_grad()
 def measure(reconstructor: GaussianReconstructor, avatar: Avatar, batch: VideoBatch) -> dict[str, float]:
     """All figures of one avatar."""
-    body, size, figures = reconstructor.body, batch.frames.shape[-1], {}
-    photo = photo_of(batch)
-    camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
-    own = avatar.render(body, photo.body.map(lambda value: value[:, None]), *camera, size)
-    block = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, size)
+    figures = {}
+    own = avatar.render(reconstructor.body, photo_of(batch).view())
+    block = avatar.render(reconstructor.body, batch.view())
     for place, maps, truth in (("own", own, batch.reference), ("block", block, batch.frames[0])):
         for row, frames in (("textured", maps.textured[0]), ("splat", maps.rgb[0])):
             figures[f"{place}_{row}_psnr"], figures[f"{place}_{row}_perceptual"] = compare(frames, truth)

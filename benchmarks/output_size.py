@@ -44,11 +44,11 @@ def shown(
     reconstructor: GaussianReconstructor, avatar: Avatar, batch: VideoBatch, finish: Callable[[SplatMaps], Tensor]
 ) -> tuple[Tensor, float]:
     """Frames `[T,3,P,P]` of the batch's motion, and milliseconds of each."""
-    frames, size = [], batch.frames.shape[-1]
+    frames = []
     start = time.perf_counter()
     for first in range(0, batch.frames.shape[1], CHUNK):
         part = batch.cut(slice(first, first + CHUNK))
-        maps = avatar.render(reconstructor.body, part.body, part.intrinsics, part.world_to_camera, size)
+        maps = avatar.render(reconstructor.body, part.view())
         frames.append(finish(maps)[0])
     return torch.cat(frames), 1000 * (time.perf_counter() - start) / batch.frames.shape[1]
 

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class Streamed:
         count = frames.stop - frames.start
         begin = now(self.device)
         params = self.body.map(lambda value: value[:, frames])
-        self.stream.step(params, self.batch.intrinsics[:, :count], self.batch.world_to_camera[:, :count])
+        self.stream.step(replace(self.batch.cut(slice(count)).view(), body=params))
         self.chunks.append(1e3 * (now(self.device) - begin))
         self.memory.append(resident_mb())
 
@@ -180,9 +181,7 @@ def measure_stream(stage: StudentStage, batch: VideoBatch, num_chunks: int) -> d
         "start_ms": streamed.start_ms,
         "first_chunk_ms": streamed.chunks[0],
         "first_frame_ms": streamed.start_ms + streamed.chunks[0],
-        "splat_ms": time_ms(
-            lambda: avatar.render(body, cut.body, cut.intrinsics, cut.world_to_camera, size), 9, device
-        ),
+        "splat_ms": time_ms(lambda: avatar.render(body, cut.view()), 9, device),
         "guide_encode_ms": time_ms(lambda: stream.encode(frames), 9, device),
         "condition_head_ms": streamed.part("condition_head"),
         "step_ms": streamed.part("step"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from visa.networks.body import BodyParams
+from visa.networks.view import View
 
 
 @dataclass
@@ -58,6 +59,10 @@ class VideoBatch:
     further: list[VideoBatch] = field(default_factory=list)
     fine_reference: Tensor | None = None
     fine_reference_mask: Tensor | None = None
+
+    def view(self) -> View:
+        """Motion and camera of the frames, `[B,T,...]`."""
+        return View(self.intrinsics, self.world_to_camera, self.frames.shape[-1], self.body)
 
     def cut(self, frames: slice | Tensor) -> VideoBatch:
         """The same windows with some of their frames: a slice, or frame indices `[N]` in any order."""

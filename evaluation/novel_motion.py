@@ -77,7 +77,7 @@ def add_cross_motion(reconstructor: GaussianReconstructor, fit: FitOptions, repo
     for batch in cross_motion_batches(report.data, body, CROSS_PEOPLE, CROSS_DRIVERS):
         batch = move_data_to_device(batch, report.device)
         avatar = fitted_avatar(reconstructor, photo_of(batch), fit)
-        maps = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+        maps = avatar.render(body, batch.view())
         frames = maps.textured[0].clamp(0, 1).cpu()
         figures = identity_to_photo(frames, batch.reference[0].cpu())
         report.add_measured(f"textured ({batch.names[0]})", figures, NO_TRUTH)
@@ -130,8 +130,8 @@ def photo_sheet(reconstructor: GaussianReconstructor, fit: FitOptions, path: str
         ("projected", replace(projected, texture=None)),
     ):
         pictures = [batch.reference]
-        for params, view in views.values():
-            maps = avatar.render(body, params, batch.intrinsics, view[None, None], batch.frames.shape[-1])
-            pictures.append(maps.textured[0])
+        for params, camera in views.values():
+            view = replace(batch.view(), body=params, world_to_camera=camera[None, None])
+            pictures.append(avatar.render(body, view).textured[0])
         rows[label] = torch.cat(pictures)
     return sheet(rows, ["photo", *views])

@@ -7,6 +7,7 @@ rough as in the photo.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -34,15 +35,15 @@ def turned_figures(reconstructor: GaussianReconstructor, avatar: Avatar, photo: 
     the photo; well above one where colours run away.
     """
     body, size = reconstructor.body, photo.image.shape[-1]
-    params = photo.body.map(lambda value: value[:, None])
     centre = body(photo.body)[1][0, HEAD_JOINT]
-    bare, intrinsics = reconstructor.bare(photo), photo.intrinsics[:, None]
+    bare = reconstructor.bare(photo)
     reach, margin = round(REACH * size), max(round(MARGIN * size), 1)
     outside, holes, rough = [], [], []
     for yaw, pitch in VIEWS:
         camera = orbit(photo.world_to_camera[0], centre, yaw, pitch)[None, None]
-        maps = avatar.render(body, params, intrinsics, camera, size)
-        alpha, template = maps.alpha[0], bare.render(body, params, intrinsics, camera, size).alpha[0]
+        view = replace(photo.view(), world_to_camera=camera)
+        maps = avatar.render(body, view)
+        alpha, template = maps.alpha[0], bare.render(body, view).alpha[0]
         far = F.max_pool2d(template, 2 * reach + 1, 1, reach) < 0.5
         within = -F.max_pool2d(-template, 2 * margin + 1, 1, margin) > 0.9
         outside.append((alpha * far).sum() / (template > 0.5).sum().clamp_min(1))

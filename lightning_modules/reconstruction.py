@@ -150,7 +150,7 @@ class Reconstruction(Stage):
         if not use_texture:
             avatar = replace(avatar, texture=None)
         body = self.reconstructor.body
-        return avatar, avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+        return avatar, avatar.render(body, batch.view())
 
     def decode(self, maps: SplatMaps) -> Tensor:
         """What a light network makes of the splatted features, `[B,T,3,H,W]`."""
@@ -191,7 +191,7 @@ class Reconstruction(Stage):
         if self.loss_weights.get("textured_fine", 0.0) > 0:
             terms["textured_fine"] = self.perceptual(enlarged(seen), enlarged(true)).mean()
         if self.loss_weights.get("region", 0.0) > 0:
-            inside = self.regions.mask(batch.body, batch.intrinsics, batch.world_to_camera, error.shape[-1])
+            inside = self.regions.mask(batch.view())
             terms["region"] = weighted_mean(error, weight * inside).mean()
         if self.loss_weights.get("ssim", 0.0) > 0:
             terms["ssim"] = ssim_loss(whole.flatten(0, 1), batch.frames.flatten(0, 1)).mean()
@@ -213,7 +213,7 @@ class Reconstruction(Stage):
             rest, quats, torch.full_like(rest, 0.012), torch.full_like(rest[..., 0], 0.95), rest, rest[..., :0]
         )
         posed = Avatar(band, avatar.betas, ids, avatar.background).pose(body, batch.body)
-        neck = splat(posed, batch.intrinsics, batch.world_to_camera, alpha.shape[-1], avatar.background).alpha
+        neck = splat(posed, batch.view(), avatar.background).alpha
         return neck * (1 - alpha)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
@@ -289,7 +289,7 @@ class Reconstruction(Stage):
         frames, coverage = [], []
         for first in range(0, batch.frames.shape[1], 16):  # a whole block with 16 photos would take gigabytes
             part = batch.cut(slice(first, first + 16))
-            maps = avatar.render(body, part.body, part.intrinsics, part.world_to_camera, batch.frames.shape[-1])
+            maps = avatar.render(body, part.view())
             frames.append(maps.textured[0])
             coverage.append(maps.coverage[0])
         row.frames, row.coverage = torch.cat(frames), torch.cat(coverage)
@@ -298,9 +298,7 @@ class Reconstruction(Stage):
 
     def own_pose(self, avatar: Avatar, photo: Photo) -> Tensor:
         """`[B,3,H,W]` the avatar as the photo shows it: with its pose and camera."""
-        params = photo.body.map(lambda value: value[:, None])
-        camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
-        return avatar.render(self.reconstructor.body, params, *camera, photo.image.shape[-1]).textured[:, 0]
+        return avatar.render(self.reconstructor.body, photo.view()).textured[:, 0]
 
     def on_test_epoch_end(self) -> None:
         """What has no truth: each clip that never trains driven by the next one, and the photo from other sides."""

@@ -238,7 +238,7 @@ class ShadingStage(Stage):
         """The rows `splat` and `textured`: the frozen reconstruction, and what the shader starts from."""
         assert self.report is not None
         textured_avatar, _ = self.conditioner.avatar(batch)
-        body, size = self.conditioner.body, batch.frames.shape[-1]
+        body = self.conditioner.body
         for name, avatar in (("splat", replace(textured_avatar, texture=None)), ("textured", textured_avatar)):
             with self.report.timed(name, batch, 0) as row:
                 row.reasons = {
@@ -248,6 +248,6 @@ class ShadingStage(Stage):
                 frames = []
                 for first in range(0, batch.frames.shape[1], 16):  # all at once would be the most memory of painting
                     part = batch.cut(slice(first, first + 16))
-                    maps = avatar.render(body, part.body, part.intrinsics, part.world_to_camera, size)
+                    maps = avatar.render(body, part.view())
                     frames.append(maps.textured[0])
                 row.frames = torch.cat(frames)

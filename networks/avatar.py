@@ -17,6 +17,7 @@ from visa.networks.skinning import blended_transforms, blended_turn, joint_turns
 from visa.networks.splat_maps import SplatMaps
 from visa.networks.template import HEAD_JOINTS
 from visa.networks.texture import Detail, Pattern, PhotoSet, Texture, view_directions
+from visa.networks.view import View
 
 # B people, T frames, N Gaussians of the template, M loose ones, S on its surface.
 
@@ -200,27 +201,19 @@ class Avatar:
             parts.append(replace(_repeat(other, frames), means=means, quats=quats))
         return parts[0] if len(parts) == 1 else concatenated(parts)
 
-    def render(
-        self, body: BodyModel, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor, size: int
-    ) -> SplatMaps:
+    def render(self, body: BodyModel, view: View) -> SplatMaps:
         """Pose and splat.
 
         Args:
             body: the body model.
-            params: `[B,T,...]`.
-            intrinsics: `[B,T,3,3]` pixels of the `size` x `size` picture.
-            world_to_camera: `[B,T,4,4]` OpenCV.
-            size: side of the picture in pixels.
+            view: `[B,T]` poses and cameras.
         """
-        posed = self.pose(body, params)
+        posed = self.pose(body, view.body)
         if not isinstance(self.texture, PhotoSet):
-            return splat(posed, intrinsics, world_to_camera, size, self.background, self.texture, self.pattern)
-        positions = self.head_positions(body, params, posed.means)
-        shares = self.texture.shares(view_directions(posed, world_to_camera), positions)
-        photos = self.texture.textures
-        return splat_photos(
-            posed, intrinsics, world_to_camera, size, self.background, photos, shares.detach(), self.pattern
-        )
+            return splat(posed, view, self.background, self.texture, self.pattern)
+        positions = self.head_positions(body, view.body, posed.means)
+        shares = self.texture.shares(view_directions(posed, view.world_to_camera), positions)
+        return splat_photos(posed, view, self.background, self.texture.textures, shares.detach(), self.pattern)
 
     def head_positions(self, body: BodyModel, params: BodyParams, means: Tensor) -> Tensor:
         """Posed `means [B,T,N+M,3]` in the axes of the posed head; zeros for Gaussians that it does not carry."""

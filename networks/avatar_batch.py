@@ -14,7 +14,7 @@ from visa.networks.body import NUM_JOINTS
 from visa.networks.gaussians import Gaussians
 from visa.networks.precision import full_precision
 from visa.networks.records import Record
-from visa.networks.texture import Pattern, Texture
+from visa.networks.texture import Pattern, PhotoSet, Texture
 
 # B people, N Gaussians of the template, M loose ones, S on its surface.
 
@@ -32,22 +32,25 @@ def mix_colours(avatar: Avatar, colour: Tensor) -> Avatar:
     Args:
         avatar: `[B,...]`.
         colour: `[B,3,3]`.
+
+    Raises:
+        ValueError: the avatar is of several photos.
     """
 
     def mixed(gaussians: Gaussians) -> Gaussians:
         colors = gaussians.colors
         return replace(gaussians, colors=colors + _change(colors, torch.ones_like(colors[..., :1]), colour))
 
-    texture = avatar.texture
+    texture = _own_texture(avatar)
     if texture is not None:
         person = texture.photo - avatar.background[:, :, None, None] * (1 - texture.mask)
         change = _change(person.movedim(1, -1), texture.mask.movedim(1, -1), colour).movedim(-1, 1)
         texture = replace(texture, photo=texture.photo + change)
-    loose, surface = (
-        None if part is None else replace(part, gaussians=mixed(part.gaussians))
-        for part in (avatar.loose, avatar.surface)
-    )
-    pattern = avatar.pattern
+    loose, surface, pattern = avatar.loose, avatar.surface, avatar.pattern
+    if loose is not None:
+        loose = replace(loose, gaussians=mixed(loose.gaussians))
+    if surface is not None:
+        surface = replace(surface, gaussians=mixed(surface.gaussians))
     if pattern is not None:
         cloth = pattern.picture.movedim(1, -1)
         change = _change(cloth, torch.ones_like(cloth[..., :1]), colour).movedim(-1, 1)
@@ -55,6 +58,13 @@ def mix_colours(avatar: Avatar, colour: Tensor) -> Avatar:
     return replace(
         avatar, gaussians=mixed(avatar.gaussians), texture=texture, loose=loose, surface=surface, pattern=pattern
     )
+
+
+def _own_texture(avatar: Avatar) -> Texture | None:
+    """The photo of an avatar that is made of one."""
+    if isinstance(avatar.texture, PhotoSet):
+        raise ValueError("avatars of several photos are neither mixed nor stacked: make them of one photo each")
+    return avatar.texture
 
 
 def _change(values: Tensor, matte: Tensor, colour: Tensor) -> Tensor:
@@ -71,14 +81,14 @@ def stack_avatars(avatars: Sequence[Avatar]) -> Avatar:
     alone. Photos of another size are enlarged to the largest.
 
     Raises:
-        ValueError: the avatars lie on different templates, or only some have a texture.
+        ValueError: the avatars lie on different templates, only some have a texture, or one is of several photos.
     """
     first = avatars[0]
     if len(avatars) == 1:
         return first
     if not all(torch.equal(avatar.vertex_ids, first.vertex_ids) for avatar in avatars):
         raise ValueError("avatars of different templates do not stack: reconstruct them with one body model and config")
-    textures = [avatar.texture for avatar in avatars if avatar.texture is not None]
+    textures = [texture for avatar in avatars if (texture := _own_texture(avatar)) is not None]
     if len(textures) not in (0, len(avatars)):
         raise ValueError("avatars with and without texture do not stack: give all their photo, or none")
     counts = [[len(avatar.vertex_ids), _count(avatar.loose), _count(avatar.surface)] for avatar in avatars]

@@ -107,7 +107,7 @@ class BodyParams:
         """Apply `fn` to every tensor."""
         return BodyParams(*map(fn, self.tensors()))
 
-    def __getitem__(self, index: object) -> BodyParams:
+    def __getitem__(self, index: int | slice | Tensor | tuple[int | slice | None, ...]) -> BodyParams:
         """Index the leading dims (of every field, so they must agree)."""
         return self.map(lambda tensor: tensor[index])
 
@@ -168,6 +168,9 @@ class BodyModel(nn.Module):
     J_regressor: Tensor | None
     posedirs: Tensor | None
     part: Tensor
+    _level_order: Tensor
+    _from_level_order: Tensor
+    _parent_ranks: Tensor
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,8 @@ from visa.networks.gaussians import Gaussians
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer import rasterize
 from visa.networks.splat_maps import Layers, SplatMaps
-from visa.networks.texture import Pattern, Texture, image_places, mean_part, read_photo
+from visa.networks.texture import Pattern, Texture, mean_part, read_photo
+from visa.networks.view import Camera
 
 # B people, T frames, K photos, N Gaussians.
 
@@ -28,70 +31,44 @@ LEAST_PATTERN = 1 / 42  # share of the picture's side: half the width of what sh
 @full_precision
 def splat(
     gaussians: Gaussians,
-    intrinsics: Tensor,
-    world_to_camera: Tensor,
-    size: int,
+    camera: Camera,
     background: Tensor,
     texture: Texture | None = None,
     pattern: Pattern | None = None,
 ) -> SplatMaps:
-    """Rasterize `[B,T]` sets of Gaussians; colours are laid over `background [B,3]`.
+    """Rasterize `[B,T]` sets of Gaussians for `[B,T]` cameras; colours are laid over `background [B,3]`.
 
     Without a texture nothing is read of a pattern.
     """
-    batch, frames = gaussians.means.shape[:2]
-    channels = torch.cat([gaussians.colors, gaussians.features], dim=-1)
-    if texture is not None:
-        now = image_places(gaussians.means.detach(), intrinsics, world_to_camera, (size, size))
-        seen = texture.seen[:, None, :, None].expand(-1, frames, -1, -1)
-        trust, part = (value[:, None, :, None] for value in (texture.trust, texture.part))
-        moved = (texture.places[:, None] - now) * seen
-        beyond = _pattern_channels(pattern, now)
-        channels = torch.cat([channels, *beyond, moved, seen, part.expand_as(seen), seen * trust], dim=-1)
-    result = rasterize(
-        gaussians.means.flatten(0, 1),
-        gaussians.quats.flatten(0, 1),
-        gaussians.scales.flatten(0, 1),
-        gaussians.opacities.flatten(0, 1),
-        channels.flatten(0, 1),
-        intrinsics.flatten(0, 1),
-        world_to_camera.flatten(0, 1),
-        width=size,
-        height=size,
-    )
-    image = result.image.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
-    alpha = result.alpha.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
-    rgb = image[:, :, :3] + background[:, None, :, None, None] * (1 - alpha)
     if texture is None:
-        return SplatMaps(rgb, alpha, image[:, :, 3:], textured=rgb, photo_share=torch.zeros_like(alpha), coverage=alpha)
-    widths = [gaussians.features.shape[-1], *(3 for _ in beyond), 2, 1, 1, 1]
-    features, *beyond, flow, shown, part, trusted = image[:, :, 3:].split(widths, dim=2)
-    moved, shown_still = flow.detach(), shown.detach()
-    flow = moved / shown_still.clamp_min(1e-4)
-    # Between pixel centres bilinear weights blur: of the finest octave 3 to 4 dB are lost, with cubic ones 2 to 3.
-    pixels = read_photo(texture.photo, flow, "bicubic").clamp(0, 1)
-    where = read_photo(torch.cat([texture.mask, texture.photo_part], dim=1), flow, "bilinear")
-    inside, read_part = where.split(1, dim=2)
-    seen = _share_of_photo(shown, trusted, alpha)
-    # The flow leads past a part's end there (a lip's, a lid's, the chin's), to what lay beside it in the photo only:
-    # the teeth of a mouth that has closed since.
-    # All Gaussians count for the part in front, seen or not: teeth that no photo showed are no lips.
-    between = (read_part - mean_part(part.detach(), alpha.detach())).abs()
-    seen = seen * ((OTHER_PART - between) / (OTHER_PART - SAME_PART)).clamp(0, 1)
+        image, alpha = _rasterized(gaussians, [gaussians.colors, gaussians.features], camera)
+        rgb = _over(image[:, :, :3], alpha, background)
+        share = torch.zeros_like(alpha)
+        return SplatMaps(rgb, alpha, image[:, :, 3:], textured=rgb, photo_share=share, coverage=alpha)
+    now = camera.places(gaussians.means.detach())
+    seen = texture.seen[:, None, :, None].expand(-1, now.shape[1], -1, -1)
+    trust, part = (value[:, None, :, None] for value in (texture.trust, texture.part))
+    moved = (texture.places[:, None] - now) * seen
+    beyond = _pattern_channels(pattern, now)
+    channels = [gaussians.colors, gaussians.features, *beyond, moved, seen, part.expand_as(seen), seen * trust]
+    image, alpha = _rasterized(gaussians, channels, camera)
+    colors, features, *beyond, flow, shown, part, trusted = image.split([one.shape[-1] for one in channels], dim=2)
+    rgb = _over(colors, alpha, background)
+    moved, weight = flow.detach(), shown.detach()
+    pixels, inside, read_part = _read(texture.photo, texture.mask, texture.photo_part, moved, weight)
+    share = _share_of_photo(shown, trusted, alpha) * _agreement(read_part, part, alpha)
     # The photo was matted over the same background: where the flow leads out of the person, the background stands.
-    coverage = torch.lerp(alpha, inside, seen)
-    layers = Layers(moved[:, :, None], shown_still[:, :, None], seen.detach()[:, :, None])
+    coverage = torch.lerp(alpha, inside, share)
+    layers = Layers(moved[:, :, None], weight[:, :, None], share.detach()[:, :, None])
     below = _pattern_layers(pattern, beyond, alpha)
-    textured = torch.lerp(_with_pattern(rgb, pattern, below), pixels, seen)
-    return SplatMaps(rgb, alpha, features, textured, seen, coverage, layers, below)
+    textured = torch.lerp(_with_pattern(rgb, pattern, below), pixels, share)
+    return SplatMaps(rgb, alpha, features, textured, share, coverage, layers, below)
 
 
 @full_precision
 def splat_photos(
     gaussians: Gaussians,
-    intrinsics: Tensor,
-    world_to_camera: Tensor,
-    size: int,
+    camera: Camera,
     background: Tensor,
     textures: Texture,
     shares: Tensor,
@@ -102,43 +79,28 @@ def splat_photos(
     Each pixel is a mean of the photos' pixels, mostly of the one with the greatest share, among those that show the
     part of the body that the frame asks for.
     """
-    (batch, frames), count = gaussians.means.shape[:2], shares.shape[2]
-    now = image_places(gaussians.means.detach(), intrinsics, world_to_camera, (size, size))
+    frames, count = shares.shape[1:3]
+    now = camera.places(gaussians.means.detach())
     part = textures.part[:, :1, :, None].expand(-1, frames, -1, -1)
     anywhere = textures.seen.amax(dim=1)[:, None, :, None].expand(-1, frames, -1, -1)
     weight = shares[..., None]
     moved = (textures.places[:, None] - now[:, :, None]) * weight
-    photo_channels = torch.cat([moved, weight, weight * textures.trust[:, None, ..., None]], dim=-1)  # [B,T,K,N,4]
+    of_photos = torch.cat([moved, weight, weight * textures.trust[:, None, ..., None]], dim=-1)  # [B,T,K,N,4]
     beyond = _pattern_channels(pattern, now)
-    channels = [gaussians.colors, gaussians.features, *beyond, part, anywhere, *photo_channels.unbind(2)]
-    result = rasterize(
-        gaussians.means.flatten(0, 1),
-        gaussians.quats.flatten(0, 1),
-        gaussians.scales.flatten(0, 1),
-        gaussians.opacities.flatten(0, 1),
-        torch.cat(channels, dim=-1).flatten(0, 1),
-        intrinsics.flatten(0, 1),
-        world_to_camera.flatten(0, 1),
-        width=size,
-        height=size,
-    )
-    image = result.image.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
-    alpha = result.alpha.permute(0, 3, 1, 2).unflatten(0, (batch, frames))
-    widths = [3, gaussians.features.shape[-1], *(3 for _ in beyond), 1, 1, 4 * count]
+    channels = [gaussians.colors, gaussians.features, *beyond, part, anywhere, *of_photos.unbind(2)]
+    image, alpha = _rasterized(gaussians, channels, camera)
+    widths = [*(one.shape[-1] for one in channels[:-count]), 4 * count]
     colors, features, *beyond, part, shown, maps = image.split(widths, dim=2)
-    rgb = colors + background[:, None, :, None, None] * (1 - alpha)
+    rgb = _over(colors, alpha, background)
     moved, weight, trusted = maps.unflatten(2, (count, 4)).split([2, 1, 1], dim=3)  # [B,T,K,.,H,W]
     near_weight, near_trusted = (_near(value.flatten(0, 2)).view_as(value) for value in (weight, trusted))
-    front = mean_part(part.detach(), alpha.detach())
     agreeing, pixels, inside = [], [], []
     for k in range(count):
-        flow = (moved[:, :, k] / weight[:, :, k].clamp_min(1e-4)).detach()
-        pixels.append(read_photo(textures.photo[:, k], flow, "bicubic").clamp(0, 1))
-        where = read_photo(torch.cat([textures.mask[:, k], textures.photo_part[:, k]], dim=1), flow, "bilinear")
-        matte, read_part = where.split(1, dim=2)
+        picture, mask, photo_part = textures.photo[:, k], textures.mask[:, k], textures.photo_part[:, k]
+        read, matte, read_part = _read(picture, mask, photo_part, moved[:, :, k].detach(), weight[:, :, k].detach())
+        pixels.append(read)
         inside.append(matte)
-        agrees = ((OTHER_PART - (read_part - front).abs()) / (OTHER_PART - SAME_PART)).clamp(0, 1)
-        agreeing.append(near_weight[:, :, k] * agrees)
+        agreeing.append(near_weight[:, :, k] * _agreement(read_part, part, alpha))
     total, weighed = near_weight.sum(dim=2).clamp_min(1e-4), torch.stack(agreeing, dim=2)
     fraction = (weighed / weighed.amax(dim=2, keepdim=True).clamp_min(1e-4)) ** SHARPNESS
     fraction = fraction / fraction.sum(dim=2, keepdim=True).clamp_min(1e-4)
@@ -146,12 +108,60 @@ def splat_photos(
     whole = covered_by_photo(shown, alpha) * (alpha / FULL_ALPHA).clamp(0, 1)
     whole = whole * (weighed.sum(dim=2) / (LEAST_AGREEING * total)).clamp(0, 1)
     share = fraction * trust * whole[:, :, None]
-    seen = share.sum(dim=2)
+    together = share.sum(dim=2)
     below = _pattern_layers(pattern, beyond, alpha)
-    textured = _with_pattern(rgb, pattern, below) * (1 - seen) + (share * torch.stack(pixels, dim=2)).sum(dim=2)
-    coverage = alpha * (1 - seen) + (share * torch.stack(inside, dim=2)).sum(dim=2)
+    textured = _with_pattern(rgb, pattern, below) * (1 - together) + (share * torch.stack(pixels, dim=2)).sum(dim=2)
+    coverage = alpha * (1 - together) + (share * torch.stack(inside, dim=2)).sum(dim=2)
     layers = Layers(moved.detach(), weight.detach(), share.detach())
-    return SplatMaps(rgb, alpha, features, textured, seen, coverage, layers, below)
+    return SplatMaps(rgb, alpha, features, textured, together, coverage, layers, below)
+
+
+def _rasterized(gaussians: Gaussians, channels: Sequence[Tensor], camera: Camera) -> tuple[Tensor, Tensor]:
+    """Splats `[B,T,D,H,W]` of the Gaussians' `channels [B,T,N,.]`, D together, and alpha `[B,T,1,H,W]`."""
+    batch, frames = gaussians.means.shape[:2]
+    result = rasterize(
+        gaussians.means.flatten(0, 1),
+        gaussians.quats.flatten(0, 1),
+        gaussians.scales.flatten(0, 1),
+        gaussians.opacities.flatten(0, 1),
+        torch.cat(list(channels), dim=-1).flatten(0, 1),
+        camera.intrinsics.flatten(0, 1),
+        camera.world_to_camera.flatten(0, 1),
+        width=camera.size,
+        height=camera.size,
+    )
+    image, alpha = (value.permute(0, 3, 1, 2).unflatten(0, (batch, frames)) for value in (result.image, result.alpha))
+    return image, alpha
+
+
+def _over(colors: Tensor, alpha: Tensor, background: Tensor) -> Tensor:
+    """Premultiplied `colors [B,T,3,H,W]` over `background [B,3]`."""
+    return colors + background[:, None, :, None, None] * (1 - alpha)
+
+
+def _read(photo: Tensor, mask: Tensor, part: Tensor, moved: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels `[B,T,3,H,W]` of a photo, its matte and its part codes `[B,T,1,H,W]`, moved as `Layers` says."""
+    flow = moved / weight.clamp_min(1e-4)
+    # Between pixel centres bilinear weights blur: of the finest octave 3 to 4 dB are lost, with cubic ones 2 to 3.
+    pixels = read_photo(photo, flow, "bicubic").clamp(0, 1)
+    inside, read_part = read_photo(torch.cat([mask, part], dim=1), flow, "bilinear").split(1, dim=2)
+    return pixels, inside, read_part
+
+
+def _agreement(read_part: Tensor, part: Tensor, alpha: Tensor) -> Tensor:
+    """`[B,T,1,H,W]` 1 where the photo's pixel is of the part in front, 0 where it is of another.
+
+    The flow leads past a part's end there (a lip's, a lid's, the chin's), to what lay beside it in the photo only: the
+    teeth of a mouth that has closed since. All Gaussians count for the part in front, seen or not: teeth that no photo
+    showed are no lips.
+
+    Args:
+        read_part: the photo's part codes, as `_read` gives them.
+        part: splat of the Gaussians' part codes.
+        alpha: splat of ones.
+    """
+    between = (read_part - mean_part(part.detach(), alpha.detach())).abs()
+    return ((OTHER_PART - between) / (OTHER_PART - SAME_PART)).clamp(0, 1)
 
 
 def _pattern_channels(pattern: Pattern | None, now: Tensor) -> list[Tensor]:

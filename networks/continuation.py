@@ -77,7 +77,7 @@ def continued(photo: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
 def _folded(source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Row and column `[rows,columns]` of the pixel of `source [rows,columns]` that stands for each one."""
     nearest = ndimage.distance_transform_edt(~source, return_distances=False, return_indices=True)
-    places = np.stack(np.indices(source.shape))
+    places = np.indices(source.shape)
     limit = np.array(source.shape)[:, None]
     for _ in range(FOLDS):
         outside = ~source[places[0], places[1]]

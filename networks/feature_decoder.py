@@ -16,8 +16,8 @@ class FeatureDecoder(nn.Module):
         first, middle = nn.Conv2d(feature_channels + 4, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
         last = nn.Conv2d(width, 3, 3, padding=1)
         self.layers = nn.Sequential(first, nn.SiLU(), middle, nn.SiLU(), last)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: Tensor, rgb: Tensor) -> Tensor:
         """`maps [M,C+4,H,W]` and splatted `rgb [M,3,H,W]` -> refined RGB `[M,3,H,W]`."""

@@ -155,7 +155,7 @@ class _Fit:
     ) -> None:
         self.reconstructor, self.avatar, self.photo, self.options = reconstructor, avatar, photo, options
         assert isinstance(avatar.texture, Texture)
-        params = photo.body.map(lambda value: value[:, None])
+        params = photo.view().body
         self.start, self.posed = avatar.canonical(), _first(avatar.pose(reconstructor.body, params))
         self.moves = avatar.linear_part(reconstructor.body, params)[:, 0]  # of a change in the T-pose, [B,N+M,3,3]
         self.seen = avatar.texture.seen
@@ -226,7 +226,7 @@ class _Fit:
             view = self.further[number - 1]
             photo = view.corrected()
             avatar = self.avatar.with_canonical(self.changed(self.start))
-            posed = avatar.pose(self.reconstructor.body, photo.body.map(lambda value: value[:, None]))
+            posed = avatar.pose(self.reconstructor.body, photo.view().body)
             now = view.lit(_first(posed), self.is_own[number])
         camera, size = (photo.intrinsics, photo.world_to_camera), photo.image.shape[-2:]
         maps = rasterize(
@@ -321,9 +321,9 @@ class _Fit:
             }
         )
         avatar = self.avatar.with_canonical(kept)
-        posed = _first(avatar.pose(self.reconstructor.body, self.photo.body.map(lambda value: value[:, None])))
-        assert avatar.texture is not None
-        texture = with_places(avatar.texture, posed, self.photo.intrinsics, self.photo.world_to_camera)
+        posed = _first(avatar.pose(self.reconstructor.body, self.photo.view().body))
+        assert isinstance(avatar.texture, Texture)
+        texture = with_places(avatar.texture, posed, self.photo)
         avatar = replace(avatar, texture=texture)
         if not self.further:
             return avatar

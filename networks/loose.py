@@ -18,6 +18,7 @@ from torch import Tensor
 from visa.networks.avatar import Loose
 from visa.networks.compositing import covered_by_photo
 from visa.networks.gaussians import Gaussians
+from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer import rasterize
 from visa.networks.rotation import matrix_to_quaternion
@@ -86,25 +87,15 @@ class Lifted:
 
 @torch.no_grad()
 @full_precision
-def lift_loose(
-    template: TemplateInPhoto,
-    photo: Tensor,
-    mask: Tensor,
-    intrinsics: Tensor,
-    world_to_camera: Tensor,
-    grid: int = GRID,
-) -> Lifted:
+def lift_loose(template: TemplateInPhoto, photo: Photo, grid: int = GRID) -> Lifted:
     """Lift what the photo shows and the template does not.
 
     Args:
         template: as it lies in the photo.
-        photo: `[B,3,H,W]`.
-        mask: `[B,1,H,W]` soft foreground.
-        intrinsics: `[B,3,3]` px of the photo.
-        world_to_camera: `[B,4,4]`.
+        photo: what shows it.
         grid: G; each cell may become a Gaussian.
     """
-    free = _uncovered(template, mask, intrinsics, world_to_camera, grid)
+    free = _uncovered(template, photo, grid)
     free = ((free.flatten(1) - LEAST) / (1 - 2 * LEAST)).clamp(0, 1)
     most = min(
         int(MOST * grid * grid), int((free > 0).sum(dim=1).max())
@@ -122,18 +113,18 @@ def lift_loose(
         batch = torch.arange(len(value), device=value.device)[:, None, None]
         return (value[batch, index] * weight[..., None]).sum(dim=2)
 
-    rotation, shift = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
+    rotation, shift = photo.world_to_camera[:, :3, :3], photo.world_to_camera[:, :3, 3]
     camera_points = template.posed.means[:, ::CARRIERS] @ rotation.mT + shift[:, None]
     depth = carried(camera_points[..., 2:]) + BEHIND
     trunk = F.grid_sample(template.depth, places[:, :, None], "nearest", align_corners=False)[:, 0]
     depth = torch.where(held[..., None] & (trunk > 0), torch.minimum(depth, trunk - BEFORE), depth)
-    size = places.new_tensor([photo.shape[-1], photo.shape[-2]])
+    size = places.new_tensor([photo.image.shape[-1], photo.image.shape[-2]])
     pixels = torch.cat([(places + 1) / 2 * size, torch.ones_like(depth)], dim=-1)
-    means = (depth * (pixels @ torch.linalg.inv(intrinsics).mT) - shift[:, None]) @ rotation
+    means = (depth * (pixels @ torch.linalg.inv(photo.intrinsics).mT) - shift[:, None]) @ rotation
     # A cell's Gaussian, round to the camera and thin along its view, overlaps the next.
-    side = 0.6 * depth / grid * (size[0] / intrinsics[:, None, None, 0, 0])
+    side = 0.6 * depth / grid * (size[0] / photo.intrinsics[:, None, None, 0, 0])
     facing = matrix_to_quaternion(rotation.mT)[:, None].expand(-1, places.shape[1], -1)
-    colors = F.grid_sample(photo, places[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
+    colors = F.grid_sample(photo.image, places[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
     posed = Gaussians(
         means=means,
         quats=facing,
@@ -149,9 +140,7 @@ def lift_loose(
     return Lifted(Loose(unposed(posed, skin_weights, template.transforms), skin_weights), posed, places, part)
 
 
-def _uncovered(
-    template: TemplateInPhoto, mask: Tensor, intrinsics: Tensor, world_to_camera: Tensor, grid: int
-) -> Tensor:
+def _uncovered(template: TemplateInPhoto, photo: Photo, grid: int) -> Tensor:
     """`[B,G,G]`: share of each cell that is foreground and that the template does not cover."""
     posed = template.posed
     maps = rasterize(
@@ -160,16 +149,16 @@ def _uncovered(
         posed.scales,
         posed.opacities,
         template.shown[..., None],
-        intrinsics,
-        world_to_camera,
-        width=mask.shape[-1],
-        height=mask.shape[-2],
+        photo.intrinsics,
+        photo.world_to_camera,
+        width=photo.mask.shape[-1],
+        height=photo.mask.shape[-2],
     )
     alpha = maps.alpha.permute(0, 3, 1, 2)
     shown = covered_by_photo(maps.image.permute(0, 3, 1, 2), alpha)
     covered = alpha * torch.lerp(shown, torch.ones_like(shown), HIDDEN)
     covered = covered * (1 - template.before)
-    inside = (5 * mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
+    inside = (5 * photo.mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
     return F.adaptive_avg_pool2d(inside * (1 - covered), grid)[:, 0]
 
 

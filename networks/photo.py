@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from visa.networks.body import BodyParams
+from visa.networks.view import View, image_places
 
 
 @dataclass
@@ -28,3 +29,13 @@ class Photo:
     intrinsics: Tensor
     world_to_camera: Tensor
     background: Tensor
+
+    def view(self) -> View:
+        """The photo's own pose and camera as one frame, `[B,1,...]`; the photo is square."""
+        body = self.body.map(lambda value: value[:, None])
+        return View(self.intrinsics[:, None], self.world_to_camera[:, None], self.image.shape[-1], body)
+
+    def places(self, means: Tensor) -> Tensor:
+        """Where `means [B,N,3]` lie in the photo: `[B,N,2]` as `grid_sample` counts."""
+        size = (self.image.shape[-2], self.image.shape[-1])
+        return image_places(means, self.intrinsics, self.world_to_camera, size)

@@ -17,7 +17,7 @@ from visa.networks.photo import Photo
 from visa.networks.projection import Projection
 from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.surface import cell_size, lift_surface
-from visa.networks.texture import Pattern, Texture, image_places, shown_part
+from visa.networks.texture import Pattern, Texture, shown_part
 
 # B photos, N Gaussians of the template, M loose ones, S on its surface.
 
@@ -62,14 +62,7 @@ def with_photo(
         cells = round(size / cell) if cell else 0
         loose = surface = pattern = None
         if is_lifted and options.use_loose:  # by the template before the hull cuts its rim, no hole to be filled
-            lifted = lift_loose(
-                _carriers(anchors, avatar, photo, projection, template),
-                photo.image,
-                photo.mask,
-                photo.intrinsics,
-                photo.world_to_camera,
-                max(cells, GRID),
-            )
+            lifted = lift_loose(_carriers(anchors, avatar, photo, projection, template), photo, max(cells, GRID))
             loose = lifted.loose
             template.posed = replace(template.posed, opacities=template.posed.opacities * inside)
             layers.append(_InPhoto(lifted.posed, lifted.places, torch.ones_like(lifted.part), lifted.part))
@@ -83,9 +76,7 @@ def with_photo(
             torch.cat([getattr(layer, name) for layer in layers], dim=1) for name in ("places", "seen", "part")
         )
         posed = concatenated([replace(layer.posed, features=layer.posed.features[..., :0]) for layer in layers])
-        photo_part = shown_part(
-            posed, seen, part, photo.intrinsics, photo.world_to_camera, (photo.image.shape[-2], size)
-        )
+        photo_part = shown_part(posed, seen, part, photo)
     trusts = [trust]
     if loose is not None:
         trusts.append(torch.ones_like(loose.gaussians.opacities))
@@ -99,9 +90,8 @@ def with_photo(
 
 
 def _template_in_photo(anchors: Anchors, avatar: Avatar, photo: Photo, projection: Projection) -> _InPhoto:
-    posed = avatar.pose(anchors.body, photo.body.map(lambda value: value[:, None])).map(lambda value: value[:, 0])
-    size = (photo.image.shape[-2], photo.image.shape[-1])
-    places = image_places(posed.means, photo.intrinsics, photo.world_to_camera, size)
+    posed = avatar.pose(anchors.body, photo.view().body).map(lambda value: value[:, 0])
+    places = photo.places(posed.means)
     seen = projection.visible * (places.abs() < 1).all(-1)
     return _InPhoto(posed, places, seen, anchors.part.expand_as(seen))
 

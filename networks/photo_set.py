@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visa.networks.avatar import Avatar
-from visa.networks.body import BodyModel, BodyParams
+from visa.networks.body import BodyModel
 from visa.networks.photo import Photo
 from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.template import HEAD_JOINTS
-from visa.networks.texture import PhotoSet, Texture, image_places, shown_part, stacked, view_directions
+from visa.networks.texture import PhotoSet, Texture, shown_part, stacked, view_directions
 
 # B people, K photos, N Gaussians of the template, M loose ones.
 
@@ -48,10 +48,6 @@ def own_shape(body: BodyModel, photo: Photo, betas: Tensor) -> Photo:
     return replace(photo, body=replace(params, transl=params.transl + moved))
 
 
-def _timed(params: BodyParams) -> BodyParams:
-    return params.map(lambda value: value[:, None])
-
-
 @torch.no_grad()
 def shown_by(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo, trust: Tensor) -> Shown:
     """What a further photo shows of the avatar.
@@ -63,9 +59,8 @@ def shown_by(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo,
         trust: `[B,N]` what the network says of this photo.
     """
     projection = project(reconstructor.anchors, photo)
-    posed = avatar.pose(reconstructor.body, _timed(photo.body))
-    size = (photo.image.shape[-2], photo.image.shape[-1])
-    places = image_places(posed.means[:, 0], photo.intrinsics, photo.world_to_camera, size)
+    posed = avatar.pose(reconstructor.body, photo.view().body)
+    places = photo.places(posed.means[:, 0])
     seen = projection.visible
     directions = view_directions(posed, photo.world_to_camera[:, None])[:, 0]
     count = seen.shape[1]
@@ -107,22 +102,21 @@ def with_photos(
     assert isinstance(first, Texture)
     textures, directions, positions = [], [], []
     for photo, trust in zip(photos, [None, *trusts], strict=True):
-        params, camera = _timed(photo.body), photo.world_to_camera
-        posed = avatar.pose(body, params)
-        directions.append(view_directions(posed, camera[:, None])[:, 0])
-        positions.append(avatar.head_positions(body, params, posed.means)[:, 0])
+        view = photo.view()
+        posed = avatar.pose(body, view.body)
+        directions.append(view_directions(posed, view.world_to_camera)[:, 0])
+        positions.append(avatar.head_positions(body, view.body, posed.means)[:, 0])
         if trust is None:
             textures.append(first)
             continue
-        size = (photo.image.shape[-2], photo.image.shape[-1])
         shown = shown_by(reconstructor, avatar, photo, trust)
         still = posed.map(lambda value: value[:, 0])
-        places = image_places(still.means, photo.intrinsics, camera, size)
-        part = shown_part(still, shown.seen, first.part, photo.intrinsics, camera, size)
+        part = shown_part(still, shown.seen, first.part, photo)
+        places = photo.places(still.means)
         textures.append(Texture(photo.image, photo.mask, places, shown.seen, shown.trust, first.part, part))
     photo_set = PhotoSet(stacked(textures), torch.stack(directions, dim=1), torch.stack(positions, dim=1))
     pattern = avatar.pattern
     if pattern is not None:  # of cloth that no photo shows
-        shown = photo_set.textures.seen[..., : pattern.weight.shape[1]].amax(dim=1)
-        pattern = replace(pattern, weight=pattern.weight * (1 - shown))
+        seen = photo_set.textures.seen[..., : pattern.weight.shape[1]].amax(dim=1)
+        pattern = replace(pattern, weight=pattern.weight * (1 - seen))
     return replace(avatar, texture=photo_set, pattern=pattern)

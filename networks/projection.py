@@ -15,7 +15,6 @@ from visa.networks.photo import Photo
 from visa.networks.photo_colour import cloth_pixels, skin_pixels
 from visa.networks.rasterizer.mesh import MeshView, view_mesh
 from visa.networks.skin import SkinTone
-from visa.networks.texture import image_places
 
 # B photos, N anchors, h w px of the z-buffer.
 
@@ -62,7 +61,7 @@ def project(anchors: Anchors, photo: Photo) -> Projection:
     view = view_mesh(vertices, anchors.body.faces, fine, camera, MESH_OVERSAMPLING * width, MESH_OVERSAMPLING * height)
     means = anchors.template.points(vertices)
     inside = (camera[:, None, :3, :3] @ means[..., None])[..., 0] + camera[:, None, :3, 3]
-    grid = image_places(means, photo.intrinsics, camera, (height, width))
+    grid = photo.places(means)
     normals = vertex_normals(vertices, anchors.body.faces)[:, anchors.template.vertex_ids] @ camera[:, :3, :3].mT
     covered = F.grid_sample(photo.mask, grid[:, :, None], mode="bilinear", align_corners=False)[:, 0, :, 0]
     facing = -(normals * F.normalize(inside, dim=-1)).sum(-1)

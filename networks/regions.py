@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from visa.losses.image import box_weight
-from visa.networks.body import BodyModel, BodyParams
+from visa.networks.body import BodyModel
 from visa.networks.template import part_vertices
+from visa.networks.view import View
 
 # By joints of SMPL-X. Parts that pass before each other lie apart, parts that grow into each other lie side by side:
 # then one channel of a splat tells them apart.
@@ -48,19 +49,16 @@ class DetailRegions:
         self._carrier, self._sizes, self.margin = body.subset(torch.cat(parts)), [len(ids) for ids in parts], margin
 
     @torch.no_grad()
-    def boxes(self, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor) -> Tensor:
-        """`[...,3,4]` left, top, right, bottom in px of face, left and right hand; empty where a part is behind.
+    def boxes(self, view: View) -> Tensor:
+        """`[...,3,4]` left, top, right, bottom in px of face, left and right hand of the bodies of a `[...]` view.
 
-        Args:
-            params: `[...]`.
-            intrinsics: `[...,3,3]` pixels.
-            world_to_camera: `[...,4,4]` OpenCV.
+        They are empty where a part is behind the camera.
         """
-        if self._carrier.v_template.device != intrinsics.device:
-            self._carrier = self._carrier.to(intrinsics.device)
-        vertices, _ = self._carrier(params)
-        inside = vertices @ world_to_camera[..., :3, :3].mT + world_to_camera[..., None, :3, 3]
-        projected = inside @ intrinsics.mT
+        if self._carrier.v_template.device != view.intrinsics.device:
+            self._carrier = self._carrier.to(view.intrinsics.device)
+        vertices, _ = self._carrier(view.body)
+        inside = vertices @ view.world_to_camera[..., :3, :3].mT + view.world_to_camera[..., None, :3, 3]
+        projected = inside @ view.intrinsics.mT
         pixels = projected[..., :2] / projected[..., 2:].clamp_min(1e-3)
         boxes = []
         for part, depth in zip(
@@ -72,8 +70,8 @@ class DetailRegions:
             boxes.append(torch.cat([low - room, torch.where(is_ahead, high + room, low - room)], dim=-1))
         return torch.stack(boxes, dim=-2)
 
-    def mask(self, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor, size: int) -> Tensor:
-        """`[B,T,1,H,W]` 1 inside any of the boxes, else 0, for `[B,T]` bodies and pictures of side `size`."""
-        boxes = self.boxes(params, intrinsics, world_to_camera)
-        weight = box_weight(boxes.flatten(0, 2), size, size, inside=1.0, outside=0.0)
+    def mask(self, view: View) -> Tensor:
+        """`[B,T,1,H,W]` 1 inside any of the boxes, else 0, for a `[B,T]` view."""
+        boxes = self.boxes(view)
+        weight = box_weight(boxes.flatten(0, 2), view.size, view.size, inside=1.0, outside=0.0)
         return weight.unflatten(0, boxes.shape[:3]).amax(dim=2)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visa.networks.gaussians import Gaussians
+from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer import rasterize
 from visa.networks.rotation import quaternion_multiply
@@ -131,31 +132,20 @@ def view_directions(posed: Gaussians, world_to_camera: Tensor) -> Tensor:
     return turned[..., 1:]
 
 
-def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where `means [...,N,3]` lie in a picture of `size` (height, width): `[...,N,2]` as `grid_sample` counts."""
-    inside = means @ world_to_camera[..., :3, :3].mT + world_to_camera[..., None, :3, 3]
-    pixels = inside @ intrinsics.mT
-    return pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3) / pixels.new_tensor([size[1], size[0]]) * 2 - 1
-
-
 def mean_part(part: Tensor, shown: Tensor) -> Tensor:
     """Part code of some Gaussians, from the splats of their codes `part` and of ones, `shown`."""
     return part / shown.clamp_min(1e-3)
 
 
 @full_precision
-def shown_part(
-    posed: Gaussians, seen: Tensor, part: Tensor, intrinsics: Tensor, world_to_camera: Tensor, size: tuple[int, int]
-) -> Tensor:
+def shown_part(posed: Gaussians, seen: Tensor, part: Tensor, photo: Photo) -> Tensor:
     """The part code that a photo shows at each pixel, `[B,1,H,W]`; 0 where it shows no Gaussian.
 
     Args:
         posed: as in the photo, `[B,N,...]`.
         seen: `[B,N]` as `Texture.seen`.
         part: `[B,N]` as `Texture.part`.
-        intrinsics: `[B,3,3]` px of the photo.
-        world_to_camera: `[B,4,4]`.
-        size: height and width of the photo.
+        photo: of the same people.
     """
     maps = rasterize(
         posed.means,
@@ -163,20 +153,18 @@ def shown_part(
         posed.scales,
         posed.opacities,
         torch.stack([seen * part, seen], dim=-1),
-        intrinsics,
-        world_to_camera,
-        width=size[1],
-        height=size[0],
+        photo.intrinsics,
+        photo.world_to_camera,
+        width=photo.image.shape[-1],
+        height=photo.image.shape[-2],
     ).image.permute(0, 3, 1, 2)
     return mean_part(maps[:, :1], maps[:, 1:])
 
 
-def with_places(texture: Texture, posed: Gaussians, intrinsics: Tensor, world_to_camera: Tensor) -> Texture:
-    """The texture of Gaussians that have moved: where they, `posed [B,N,...]` as in the photo, now lie in it."""
-    size = (texture.photo.shape[-2], texture.photo.shape[-1])
-    places = image_places(posed.means, intrinsics, world_to_camera, size)
-    part = shown_part(posed, texture.seen, texture.part, intrinsics, world_to_camera, size)
-    return replace(texture, places=places, photo_part=part)
+def with_places(texture: Texture, posed: Gaussians, photo: Photo) -> Texture:
+    """The texture of Gaussians that have moved: where they, `posed [B,N,...]` as in its photo, now lie in it."""
+    photo_part = shown_part(posed, texture.seen, texture.part, photo)
+    return replace(texture, places=photo.places(posed.means), photo_part=photo_part)
 
 
 def read_photo(photo: Tensor, flow: Tensor, mode: str, reach: float = 1.0) -> Tensor:

@@ -112,14 +112,7 @@ class Conditioner(nn.Module):
             and its semantic tokens. Its `guide` and `maps` are those of the photo.
         """
         avatar, semantic = self.reconstruct(batch)
-        size = batch.reference.shape[-1]
-        own = avatar.render(
-            self.body,
-            batch.reference_body.map(lambda value: value[:, None]),
-            batch.reference_intrinsics[:, None],
-            batch.reference_world_to_camera[:, None],
-            size,
-        )
+        own = avatar.render(self.body, photo_of(batch).view())
         guide = self.codec.encode(own.textured)
         return avatar, ShaderCondition(
             guide=guide,
@@ -138,7 +131,7 @@ class Conditioner(nn.Module):
             photo's own pixels stand where the photo shows the surface.
         """
         avatar, still = self.avatar(batch)
-        splat = avatar.render(self.body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+        splat = avatar.render(self.body, batch.view())
         condition = ShaderCondition(
             guide=self.codec.encode(splat.textured),
             maps=splat.condition(),

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from visa.datamodules.batch import VideoBatch
 from visa.networks.avatar import Avatar
-from visa.networks.body import BodyParams
 from visa.networks.detail import painted_at, with_detail
 from visa.networks.rollout import CausalRollout
 from visa.networks.shader import ShaderCondition
 from visa.networks.splat_maps import MatteOptions
+from visa.networks.view import View
 from visa.runtime.conditioner import Conditioner, photo_of
 
 
@@ -65,7 +65,6 @@ class AvatarStream:
         self.rollout.start(self._still)
         codec = self.conditioner.codec
         self._guides, self._decoder = codec.stream(), codec.stream()
-        self._size = batch.reference.shape[-1]
         self._is_first = True
         self._generator = torch.Generator().manual_seed(self.seed)
 
@@ -75,13 +74,11 @@ class AvatarStream:
         return codec.num_pixel_frames(latents) if self._is_first else latents * codec.temporal_stride
 
     @torch.no_grad()
-    def step(self, params: BodyParams, intrinsics: Tensor, world_to_camera: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, view: View) -> tuple[Tensor, Tensor]:
         """Paint the next chunk of t frames (see `chunk_length`; only the video's last chunk may be shorter).
 
         Args:
-            params: `[1,t,...]`.
-            intrinsics: `[1,t,3,3]` pixels.
-            world_to_camera: `[1,t,4,4]`.
+            view: `[1,t]` poses and cameras, of the photo's size.
 
         Returns:
             painted frames `[1,t,3,P,P]`, not clamped, of the size of the batch's `fine_reference` where it has one; and
@@ -89,7 +86,7 @@ class AvatarStream:
         """
         if self._avatar is None or self._still is None:
             raise ValueError("the stream has not begun: call start with the photo first")
-        splat = self._avatar.render(self.conditioner.body, params, intrinsics, world_to_camera, self._size)
+        splat = self._avatar.render(self.conditioner.body, view)
         chunk = replace(
             self._still, guide=self._guides.encode(splat.textured), maps=splat.condition(), starts_clip=self._is_first
         )
@@ -112,7 +109,7 @@ class AvatarStream:
             last = min(first + self.chunk_length(), total)
             window = batch.cut(slice(first, last))
             begin = time.perf_counter()
-            chunk, splat = self.step(window.body, window.intrinsics, window.world_to_camera)
+            chunk, splat = self.step(window.view())
             if chunk.is_cuda:
                 torch.cuda.synchronize(chunk.device)
             self.chunk_seconds.append(time.perf_counter() - begin)

@@ -70,7 +70,7 @@ def band_region(body: BodyModel, batch: VideoBatch) -> Tensor:
     marked = is_band[None, :, None].expand_as(rest)
     template = Gaussians(rest, quats, torch.full_like(rest, SPREAD), opaque, marked, rest[..., :0])
     avatar = Avatar(template, batch.reference_body.betas, ids, torch.zeros_like(batch.background))
-    maps = avatar.render(body, batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1])
+    maps = avatar.render(body, batch.view())
     return (maps.rgb[0, :, :1] > 0.5).to(rest.dtype)
 
 
@@ -81,12 +81,11 @@ def draw(weights: str, remove_neck: bool, batch: VideoBatch, feature_channels: i
     """
     reconstructor = build_reconstructor(BODY, remove_neck, feature_channels, ReconstructorOptions(use_loose=False))
     load_weights(reconstructor, weights, f"{COMMANDS['reconstruction']} --model.remove_neck {str(remove_neck).lower()}")
-    view = batch.body, batch.intrinsics, batch.world_to_camera, batch.frames.shape[-1]
     label = "neck removed" if remove_neck else "with neck"
     pictures = {}
     for name, use_heads in (("template", False), ("trained", True)):
         avatar, _ = reconstructor(photo_of(batch), use_heads)
-        pictures[f"{name}, {label}"] = avatar.render(reconstructor.body, *view).rgb[0].clamp(0, 1)
+        pictures[f"{name}, {label}"] = avatar.render(reconstructor.body, batch.view()).rgb[0].clamp(0, 1)
     return pictures
 
 

@@ -54,7 +54,7 @@ def export(avatar: Avatar, body: BodyModel, photo: Photo, out: Path, pose: str |
         return save_avatar(out, avatar, body, body_name)
     gaussians = avatar.canonical()
     if pose == "photo":
-        posed = avatar.pose(body, photo.body.map(lambda value: value[:, None]))
+        posed = avatar.pose(body, photo.view().body)
         gaussians = posed.map(lambda value: value[:, 0])
     return write_splat(out, gaussians.map(lambda value: value[0]))
 

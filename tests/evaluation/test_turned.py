@@ -84,7 +84,7 @@ def test_a_ball_that_floats_beside_the_person_is_a_spike_of_its_own_area(
     weights = torch.nn.functional.one_hot(torch.tensor([[HEAD_JOINT]]), 55).float()
     figures = turned_figures(reconstructor, replace(bare, loose=Loose(ball, weights)), photo)
 
-    params, focal = photo.body.map(lambda value: value[:, None]), float(photo.intrinsics[0, 0, 0])
+    focal = float(photo.intrinsics[0, 0, 0])
     expected = []
     for yaw, pitch in VIEWS:
         view = orbit(camera[0], head, yaw, pitch)
@@ -92,7 +92,7 @@ def test_a_ball_that_floats_beside_the_person_is_a_spike_of_its_own_area(
         u, v = focal * x / z + SIZE / 2, focal * y / z + SIZE / 2
         assert 6 < u < SIZE - 6
         assert 6 < v < SIZE - 6
-        alpha = bare.render(reconstructor.body, params, photo.intrinsics[:, None], view[None, None], SIZE).alpha
+        alpha = bare.render(reconstructor.body, replace(photo.view(), world_to_camera=view[None, None])).alpha
         area = opacity * 2 * math.pi * ((focal * sigma / z) ** 2 + 0.3)
         expected.append(area / int((alpha > 0.5).sum()))
     assert figures["turned_outside"] == pytest.approx(np.mean(expected), rel=0.05)
@@ -103,13 +103,7 @@ def test_roughness_is_relative_to_the_photo_s(
 ) -> None:
     """A checkerboard differs by 8/9 of its amplitude from its neighbourhood: half the amplitude is half as rough."""
     board = photo.image
-    drawn = bare.render(
-        reconstructor.body,
-        photo.body.map(lambda value: value[:, None]),
-        photo.intrinsics[:, None],
-        photo.world_to_camera[:, None],
-        SIZE,
-    )
+    drawn = bare.render(reconstructor.body, photo.view())
     ones = torch.ones_like(drawn.alpha)
     painted = replace(drawn, textured=0.5 + (board[:, None] - 0.5) / 2, alpha=ones * photo.mask[:, None])
     monkeypatch.setattr(Avatar, "render", lambda *_: painted)

@@ -35,6 +35,7 @@ from visa.networks.rotation import matrix_to_quaternion, quaternion_multiply
 from visa.networks.splat_maps import MatteOptions, SplatMaps
 from visa.networks.template import build_template, part_vertices, refine_template
 from visa.networks.texture import Texture
+from visa.networks.view import Camera
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import build_reconstructor
 
@@ -125,18 +126,19 @@ def test_the_texture_is_the_photo_moved_with_the_surface(shift: float, period: i
     still, columns = (torch.sin((torch.arange(size) - by) * 2 * math.pi / period) for by in (0.0, shift))
     photo = (0.5 + 0.25 * still[None, :] + 0.25 * still[:, None]).expand(1, 3, size, size)
     intrinsics = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])[None, None]
-    camera = torch.eye(4)
-    camera[0, 3] = moved
+    world_to_camera = torch.eye(4)
+    world_to_camera[0, 3] = moved
+    camera = Camera(intrinsics, world_to_camera[None, None], size)
     texture = Texture(
         photo, torch.ones(1, 1, size, size), places, *torch.ones(2, 1, num), torch.zeros(1, num), photo[:, :1] * 0
     )
-    maps = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5), texture)
+    maps = splat(posed, camera, torch.full((1, 3), 0.5), texture)
     assert maps.photo_share.min() > 0.95
     middle = (..., slice(10, size - 8))
     expected = (0.5 + 0.25 * columns[None, :] + 0.25 * still[:, None])[middle]
     mixed = maps.photo_share[middle] * expected + (1 - maps.photo_share[middle]) * maps.rgb[middle]
     assert (maps.textured[middle] - mixed).abs().max() < tolerance
-    plain = splat(posed, intrinsics, camera[None, None], size, torch.full((1, 3), 0.5))
+    plain = splat(posed, camera, torch.full((1, 3), 0.5))
     assert torch.equal(plain.rgb, maps.rgb)
     assert torch.equal(plain.features, maps.features)
     assert torch.equal(plain.textured, plain.rgb)
@@ -150,16 +152,17 @@ def test_the_photo_covers_what_shimmers_through_the_front() -> None:
     trust = 1 - 0.75 * (means[..., 0] > 0).float()
     photo, places = torch.full((1, 3, size, size), 0.7), means[..., :2]
     texture = Texture(photo, torch.ones(1, 1, size, size), places, shown, trust, shown * 0, photo[:, :1] * 0)
-    intrinsics, camera = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None], torch.eye(4)[None, None]
-    maps = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
+    intrinsics = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None]
+    camera = Camera(intrinsics, torch.eye(4)[None, None], size)
+    maps = splat(posed, camera, torch.zeros(1, 3), texture)
     only_shown = replace(posed, features=shown[:, None, :, None])
-    weight = splat(only_shown, intrinsics, camera, size, torch.zeros(1, 3)).features
+    weight = splat(only_shown, camera, torch.zeros(1, 3)).features
     middle = slice(8, size - 8)
     assert (weight / maps.alpha)[..., middle, middle].min() < 0.9  # the back does shimmer through
     assert maps.photo_share[..., middle, 8:24].sub(1).abs().max() < 1e-4
     assert maps.photo_share[..., middle, 40:56].sub(0.25).abs().max() < 1e-4
     texture = replace(texture, seen=1 - shown)
-    hidden = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
+    hidden = splat(posed, camera, torch.zeros(1, 3), texture)
     assert hidden.photo_share[..., middle, middle].max() == 0  # what shimmers through is not what the pixel shows
 
 
@@ -174,10 +177,11 @@ def test_closed_lips_show_no_teeth_of_the_photo() -> None:
     photo = torch.cat([between * 0, between * 0, between], dim=1)
     codes = torch.where(between > 0, torch.tensor(1.5), (column > 40).float())
     texture = Texture(photo, between * 0 + 1, places, *torch.ones(2, *is_right.shape), is_right, codes)
-    intrinsics, camera = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None], torch.eye(4)[None, None]
+    intrinsics = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None]
+    camera = Camera(intrinsics, torch.eye(4)[None, None], size)
 
     def blue(texture: Texture) -> float:
-        maps = splat(posed, intrinsics, camera, size, torch.zeros(1, 3), texture)
+        maps = splat(posed, camera, torch.zeros(1, 3), texture)
         assert maps.photo_share[..., 8:56, 8:24].min() > 0.95  # elsewhere the photo stands
         assert maps.photo_share[..., 8:56, 42:48].min() > 0.95
         return float(maps.textured[0, 0, 2, 8:56, 8:48].max())
@@ -211,7 +215,7 @@ def test_the_textured_splat_of_the_photo_s_own_pose_is_the_photo(
     batch = WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.asarray([3]), 3, 64)
     with torch.no_grad():
         avatar, _ = reconstructor(photo_of(batch))
-        maps = avatar.render(reconstructor.body, batch.body, batch.intrinsics, batch.world_to_camera, 64)
+        maps = avatar.render(reconstructor.body, batch.view())
     inside = (maps.photo_share > 0.8).expand_as(maps.rgb)
     assert inside.float().mean() > 0.1
     error = [(image - batch.frames)[inside].square().mean() for image in (maps.textured, maps.rgb)]
@@ -229,7 +233,7 @@ def test_every_parameter_gets_a_gradient(reconstructor: GaussianReconstructor, c
     batch = WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.arange(2), 3, 64)
     torch.nn.init.normal_(reconstructor.heads.weight, std=1e-2)  # zero heads pass nothing on
     avatar, tokens = reconstructor(photo_of(batch))
-    maps = avatar.render(reconstructor.body, batch.body, batch.intrinsics, batch.world_to_camera, 64)
+    maps = avatar.render(reconstructor.body, batch.view())
     (maps.textured.square().sum() + maps.features.square().sum() + tokens.square().sum()).backward()
     missing = [name for name, p in reconstructor.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missing == []
@@ -267,14 +271,17 @@ def test_several_gaussians_an_anchor_start_with_the_photo_s_colours(clip_path: P
     photo = photo_of(read(clip_path))
     with torch.no_grad():
         avatar, _ = dense(photo)
-        projection = dense.project(photo)
+        projection = project(dense.anchors, photo)
     gaussians = avatar.gaussians
-    assert gaussians.means.shape[1] == len(dense.template.vertex_ids) > 15000
+    assert gaussians.means.shape[1] == len(dense.anchors.template.vertex_ids) > 15000
     assert torch.allclose(gaussians.means, dense.anchors(avatar.betas), atol=1e-6)
     seen = projection.visible[0] > 0
     sampled = torch.nn.functional.grid_sample(photo.image, projection.grid[:, seen][:, :, None], align_corners=False)
     assert torch.allclose(gaussians.colors[0, seen], sampled[0, :, :, 0].T, atol=1e-5)
-    first = torch.nonzero((dense.template.share == 2) & (dense.template.corners[:, 0] == dense.template.corners[:, 1]))
+    first = torch.nonzero(
+        (dense.anchors.template.share == 2)
+        & (dense.anchors.template.corners[:, 0] == dense.anchors.template.corners[:, 1])
+    )
     covered = gaussians.scales[0, first[:, 0]].log() - gaussians.scales[0, first[:, 0] + 1].log()
     assert torch.allclose(covered, torch.zeros_like(covered), atol=1e-6)
 
@@ -286,7 +293,7 @@ def test_the_shipped_weights_fit_the_default_options() -> None:
 
 def test_boxes_hold_the_projected_parts(clip_path: Path) -> None:
     body, batch = BodyModel.from_file(BODY), read(clip_path)
-    boxes = DetailRegions(body, every=1, margin=0.0).boxes(batch.body, batch.intrinsics, batch.world_to_camera)
+    boxes = DetailRegions(body, every=1, margin=0.0).boxes(batch.view())
     vertices, _ = body(batch.body)
     for number, ids in enumerate(part_vertices(body).values()):
         points = vertices[0, 1, ids].numpy()
@@ -298,7 +305,7 @@ def test_boxes_hold_the_projected_parts(clip_path: Path) -> None:
         np.testing.assert_allclose(boxes[0, 1, number].numpy(), expected, atol=1e-2)
     behind = batch.world_to_camera.clone()
     behind[..., 2, 3] -= 10
-    hidden = DetailRegions(body).boxes(batch.body, batch.intrinsics, behind)
+    hidden = DetailRegions(body).boxes(replace(batch.view(), world_to_camera=behind))
     assert ((hidden[..., 2:] - hidden[..., :2]) == 0).all()
 
 
@@ -313,7 +320,7 @@ def test_region_and_ssim_terms_by_hand_and_their_gradients(clip_path: Path) -> N
     weight[..., :20] = 0
     inputs = (avatar, replace(maps, rgb=rgb), rgb, weight, batch)
     terms = stage._terms(*inputs)
-    inside = stage.regions.mask(batch.body, batch.intrinsics, batch.world_to_camera, 64)
+    inside = stage.regions.mask(batch.view())
     assert 0 < inside.mean() < 0.5
     error, counted = (rgb.detach() - batch.frames).abs().numpy(), (inside * weight).numpy()
     expected = [np.average(e, weights=np.broadcast_to(w, e.shape)) for e, w in zip(error[0], counted[0], strict=True)]

@@ -93,7 +93,7 @@ def test_composing_is_sharper_than_enlarging_the_picture(reconstructor: Gaussian
     photo = photo_of(batch)
     with torch.no_grad():
         avatar = with_detail(reconstructor, reconstructor(photo)[0], photo, fine_photos(batch))
-        maps = avatar.render(reconstructor.body, batch.body, batch.intrinsics, batch.world_to_camera, size)
+        maps = avatar.render(reconstructor.body, batch.view())
         assert avatar.detail is not None
         picture = enlarged(maps, avatar.detail, output).textured[0]
     smooth = F.interpolate(maps.textured[0], (output, output), mode="bicubic")

@@ -65,9 +65,7 @@ def both(first: Photo, second: Photo) -> Photo:
 
 def own_pose_error(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo) -> float:
     """Mean squared error of the splat, without the photo as texture."""
-    params = photo.body.map(lambda value: value[:, None])
-    camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
-    maps = replace(avatar, texture=None).render(reconstructor.body, params, *camera, SIZE)
+    maps = replace(avatar, texture=None).render(reconstructor.body, photo.view())
     return float((maps.rgb[:, 0] - photo.image).square().mean())
 
 

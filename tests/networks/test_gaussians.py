@@ -16,6 +16,7 @@ from visa.networks.compositing import splat
 from visa.networks.gaussians import Gaussians
 from visa.networks.records import copied
 from visa.networks.texture import Texture
+from visa.networks.view import Camera
 
 SIZE = 64
 MIDDLE = slice(8, SIZE - 8)
@@ -102,8 +103,8 @@ def wall_before_the_camera(mask: Tensor, shift: float, opacity: float, seen: flo
 
 
 def drawn(posed: Gaussians, texture: Texture) -> object:
-    intrinsics, camera = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None], torch.eye(4)[None, None]
-    return splat(posed, intrinsics, camera, SIZE, torch.full((1, 3), 0.4), texture)
+    intrinsics = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])[None, None]
+    return splat(posed, Camera(intrinsics, torch.eye(4)[None, None], SIZE), torch.full((1, 3), 0.4), texture)
 
 
 @pytest.mark.parametrize("opacity", [0.9, 0.15])

@@ -43,13 +43,7 @@ def bare(reconstructor: GaussianReconstructor, clip_path: Path) -> Photo:
 
 def as_in(photo: Photo, avatar: Avatar, reconstructor: GaussianReconstructor, pose: Photo) -> object:
     """Maps of an avatar seen by the photo's camera, in a photo's pose."""
-    return avatar.render(
-        reconstructor.body,
-        pose.body.map(lambda value: value[:, None]),
-        photo.intrinsics[:, None],
-        photo.world_to_camera[:, None],
-        64,
-    )
+    return avatar.render(reconstructor.body, replace(photo, body=pose.body).view())
 
 
 def with_hair(photo: Photo) -> tuple[Photo, torch.Tensor]:

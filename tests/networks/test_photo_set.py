@@ -25,7 +25,7 @@ from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.photo import Photo
 from visa.networks.photo_set import own_shape, with_photos
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.texture import PhotoSet, Texture, image_places, stacked, view_directions
+from visa.networks.texture import PhotoSet, Texture, stacked, view_directions
 from visa.runtime.avatar_files import load_avatar, save_avatar
 from visa.runtime.shipped import build_reconstructor
 from visa.tools.export_avatar import main as export
@@ -53,7 +53,7 @@ def photo_at(reconstructor: GaussianReconstructor, yaw: float, colors: Tensor, p
     bare = reconstructor.bare(photo)
     avatar = replace(bare, gaussians=replace(bare.gaussians, colors=colors[None]))
     with torch.no_grad():
-        maps = avatar.render(body, timed(params), intrinsics[:, None], camera[:, None], SIZE)
+        maps = avatar.render(body, photo.view())
     return replace(photo, image=maps.rgb[:, 0].clamp(0, 1), mask=maps.alpha[:, 0])
 
 
@@ -64,8 +64,7 @@ def timed(params: BodyParams) -> BodyParams:
 def shown(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo) -> Tensor:
     """`[3,H,W]` the avatar as a photo shows it."""
     with torch.no_grad():
-        camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
-        return avatar.render(reconstructor.body, timed(photo.body), *camera, SIZE).textured[0, 0]
+        return avatar.render(reconstructor.body, photo.view()).textured[0, 0]
 
 
 def rest(reconstructor: GaussianReconstructor) -> tuple[BodyParams, Tensor]:
@@ -182,7 +181,7 @@ def test_the_fit_brings_a_disturbed_pose_back(reconstructor: GaussianReconstruct
     ids, body = avatar.vertex_ids, reconstructor.body
 
     def places(photo: Photo) -> Tensor:
-        return image_places(body(photo.body, ids)[0], photo.intrinsics, photo.world_to_camera, (SIZE, SIZE))
+        return photo.places(body(photo.body, ids)[0])
 
     fitted = fit_avatar(reconstructor, avatar, first, FitOptions(), further=[given])
     shows = fitted.texture.textures.seen[0, 1, : len(ids)] > 0

@@ -69,9 +69,8 @@ def render(reconstructor: GaussianReconstructor, photo: Photo, avatar: object, l
     body = photo.body.map(torch.clone)
     body.body_pose[0, LEFT_SHOULDER, 2] += lift
     body.body_pose[0, RIGHT_SHOULDER, 2] -= lift
-    camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
     with torch.no_grad():
-        return avatar.render(reconstructor.body, body.map(lambda value: value[:, None]), *camera, SIZE)
+        return avatar.render(reconstructor.body, replace(photo, body=body).view())
 
 
 def test_skin_is_what_has_the_chromaticity_of_the_face() -> None:

@@ -22,7 +22,7 @@ from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.surface import cell_size
-from visa.networks.texture import image_places
+from visa.networks.view import View
 from visa.runtime.avatar_files import load_avatar, save_avatar
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BODY, WEIGHTS, build_reconstructor, load_reconstructor
@@ -110,7 +110,7 @@ def test_in_the_photo_each_lies_in_the_middle_of_its_cell_flat_on_the_surface(
     reconstructor: GaussianReconstructor, photo: Photo, avatar: Avatar
 ) -> None:
     posed = in_photo(avatar, reconstructor, photo)
-    places = image_places(posed.means, photo.intrinsics, photo.world_to_camera, (SIZE, SIZE))[0]
+    places = photo.places(posed.means)[0]
     cells = (places + 1) / 2 * (SIZE / 2) - 0.5
     torch.testing.assert_close(cells, cells.round(), atol=2e-2, rtol=0)
     assert len(torch.unique(cells.round(), dim=0)) == len(cells)  # one each
@@ -163,11 +163,11 @@ def test_saved_loaded_and_stacked_surfaces_are_the_same(
     reconstructor.options.pixels_per_gaussian = 0.0
     coarse, _ = reconstructor(photo)
     reconstructor.options.pixels_per_gaussian = None
-    view = photo.intrinsics[:, None], photo.world_to_camera[:, None]
-    params = photo.body.map(lambda value: value[:, None])
-    alone = [one.render(body, params, *view, SIZE).textured for one in (coarse, avatar)]
-    two = [torch.cat([value, value]) for value in view]
-    both = stack_avatars([coarse, avatar]).render(body, params.map(lambda v: torch.cat([v, v])), *two, SIZE).textured
+    view = photo.view()
+    alone = [one.render(body, view).textured for one in (coarse, avatar)]
+    cameras = (torch.cat([value, value]) for value in (view.intrinsics, view.world_to_camera))
+    two = View(*cameras, SIZE, view.body.map(lambda value: torch.cat([value, value])))
+    both = stack_avatars([coarse, avatar]).render(body, two).textured
     torch.testing.assert_close(both, torch.cat(alone), atol=1e-5, rtol=0)
 
 

@@ -20,6 +20,7 @@ from visa.networks.projection import project
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.reconstructor_options import ReconstructorOptions
+from visa.networks.view import View
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import build_reconstructor
 
@@ -206,8 +207,8 @@ def test_arms_have_no_gaps_in_any_pose(
     intrinsics = torch.tensor([[[460.0, 0, 128], [0, 460, 128], [0, 0, 1]]])
     avatar = reconstructor.bare(replace(photo, body=params))
     with torch.no_grad():
-        timed = params.map(lambda value: value[:, None])
-        alpha = avatar.render(reconstructor.body, timed, intrinsics[:, None], camera[:, None], 256).alpha[0, 0, 0]
+        view = View(intrinsics[:, None], camera[:, None], 256, params.map(lambda value: value[:, None]))
+        alpha = avatar.render(reconstructor.body, view).alpha[0, 0, 0]
         vertices, _ = reconstructor.body(params)
     face = view_mesh(vertices, reconstructor.body.faces, intrinsics, camera, 256, 256).face[0]
     is_arm = torch.isin(reconstructor.anchors.face_region[face.clamp_min(0)], torch.tensor([Region.ARMS, Region.HANDS]))

@@ -19,6 +19,7 @@ from visa.networks.gaussians import Gaussians
 from visa.networks.rasterizer import rasterize
 from visa.networks.template import build_template
 from visa.networks.texture import Texture
+from visa.networks.view import Camera
 from visa.runtime.avatar_files import load_avatar, save_avatar
 from visa.runtime.splat_files import SH_DC, read_splat, write_splat
 from visa.tools.export_avatar import main
@@ -80,7 +81,7 @@ def picture(gaussians: Gaussians) -> Tensor:
     """RGB and alpha `[4,H,W]` of one set `[N,...]`."""
     intrinsics, view = camera()
     one = Gaussians(**{f.name: getattr(gaussians, f.name)[None, None] for f in dataclasses.fields(Gaussians)})
-    maps = splat(one, intrinsics[None, None], view[None, None], SIZE, torch.zeros(1, 3))
+    maps = splat(one, Camera(intrinsics[None, None], view[None, None], SIZE), torch.zeros(1, 3))
     return torch.cat([maps.rgb, maps.alpha], dim=2)[0, 0]
 
 

@@ -34,6 +34,7 @@ from visa.networks.photo_colour import colour_sources
 from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.reconstructor_options import ReconstructorOptions
+from visa.networks.view import View
 from visa.runtime.avatar_cache import AvatarCache
 from visa.runtime.conditioner import Conditioner, photo_of
 from visa.runtime.shipped import build_reconstructor
@@ -226,11 +227,11 @@ def test_processes_may_make_one_entry_at_once_and_be_killed(clip_path: Path, tmp
     assert sorted(hidden) == [False, True]  # the entry, and what the killed one left
 
 
-def views(clip_path: Path, count: int) -> tuple[BodyParams, Tensor, Tensor]:
+def views(clip_path: Path, count: int) -> View:
     """Two frames of the clip, for `count` people."""
-    batch = WindowReader(GREY).read(Clip(clip_path), np.asarray([5, 14]), 3, 48)
-    many = batch.body.map(lambda value: value.repeat(count, *[1] * (value.dim() - 1)))
-    return many, batch.intrinsics.repeat(count, 1, 1, 1), batch.world_to_camera.repeat(count, 1, 1, 1)
+    view = WindowReader(GREY).read(Clip(clip_path), np.asarray([5, 14]), 3, 48).view()
+    body = view.body.map(lambda value: value.repeat(count, *[1] * (value.dim() - 1)))
+    return View(view.intrinsics.repeat(count, 1, 1, 1), view.world_to_camera.repeat(count, 1, 1, 1), 48, body)
 
 
 @torch.no_grad()
@@ -252,9 +253,9 @@ def test_stacked_avatars_render_as_they_do_alone(reconstructor: GaussianReconstr
     texture = {name: getattr(hairy.texture, name)[:, :num] for name in names}
     bald = replace(hairy, loose=None, texture=replace(hairy.texture, **texture))
     together = [hairy, few, bald]
-    stacked = stack_avatars(together).render(reconstructor.body, *views(clip_path, 3), 48)
+    stacked = stack_avatars(together).render(reconstructor.body, views(clip_path, 3))
     for index, avatar in enumerate(together):
-        alone = avatar.render(reconstructor.body, *views(clip_path, 1), 48)
+        alone = avatar.render(reconstructor.body, views(clip_path, 1))
         for name, value in vars(alone).items():
             if isinstance(value, Tensor):
                 torch.testing.assert_close(getattr(stacked, name)[index : index + 1], value, rtol=0, atol=1e-6)
@@ -267,8 +268,8 @@ def test_photos_of_other_sizes_are_enlarged(reconstructor: GaussianReconstructor
     stacked = stack_avatars([small_photo, large])
     assert stacked.texture.photo.shape == (2, 3, 48, 48)
     body = reconstructor.body
-    both = stacked.render(body, *views(clip_path, 2), 48)
-    alone = [avatar.render(body, *views(clip_path, 1), 48) for avatar in (small_photo, large)]
+    both = stacked.render(body, views(clip_path, 2))
+    alone = [avatar.render(body, views(clip_path, 1)) for avatar in (small_photo, large)]
     torch.testing.assert_close(both.rgb, torch.cat([maps.rgb for maps in alone]), rtol=0, atol=1e-6)
     torch.testing.assert_close(both.textured[1:], alone[1].textured, rtol=0, atol=1e-6)
     assert (both.textured[:1] - alone[0].textured).abs().mean() < 0.01  # the enlargement is another interpolation

@@ -1,0 +1,46 @@
+"""Cameras, and the bodies before them: what an avatar is posed and drawn by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from visa.networks.body import BodyParams
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pinhole cameras of square pictures.
+
+    Attributes:
+        intrinsics: `[...,3,3]` px of the picture, pixel centres at +0.5.
+        world_to_camera: `[...,4,4]` OpenCV (x right, y down, z forward).
+        size: px, side of the picture.
+    """
+
+    intrinsics: Tensor
+    world_to_camera: Tensor
+    size: int
+
+    def places(self, means: Tensor) -> Tensor:
+        """Where `means [...,N,3]` lie in the picture: `[...,N,2]` as `grid_sample` counts."""
+        return image_places(means, self.intrinsics, self.world_to_camera, (self.size, self.size))
+
+
+@dataclass(frozen=True)
+class View(Camera):
+    """Cameras and the bodies that they see.
+
+    Attributes:
+        body: parameters `[...]`.
+    """
+
+    body: BodyParams
+
+
+def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where `means [...,N,3]` lie in a picture of `size` (height, width): `[...,N,2]` as `grid_sample` counts."""
+    inside = means @ world_to_camera[..., :3, :3].mT + world_to_camera[..., None, :3, 3]
+    pixels = inside @ intrinsics.mT
+    return pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3) / pixels.new_tensor([size[1], size[0]]) * 2 - 1
