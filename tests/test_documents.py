@@ -35,9 +35,10 @@ def module_file(dotted: str) -> Path | None:
 
 
 def commands() -> Iterator[tuple[Path, str, str]]:
-    """Document, module and arguments of every `python -m visa.X` in a document."""
+    """Document, module and arguments of every `python -m visa.X`, but of files that it tells to write."""
     for path in PRESENT:
-        for module, arguments in COMMAND.findall(path.read_text()):
+        text = re.sub(r"```python\n.*?```", "", path.read_text(), flags=re.DOTALL)
+        for module, arguments in COMMAND.findall(text):
             yield path, module, arguments
 
 
@@ -71,6 +72,14 @@ def test_readme_opens_with_two_commands_whose_extras_exist() -> None:
         extras = re.findall(r'pip install -e "\.\[([\w,]+)\]"', command)
         assert extras, command
         assert set(extras[0].split(",")) <= set(setup["options.extras_require"])
+
+
+def test_citation_has_the_version_and_licence_of_the_package() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {setup['metadata']['version']}" in lines
+    assert f"license: {setup['metadata']['license']}" in lines
 
 
 def test_the_ci_script_reads_the_test_command() -> None:
@@ -158,11 +167,25 @@ def test_names_in_backticks_exist() -> None:
     assert wrong == []
 
 
+def test_imports_in_code_blocks_exist() -> None:
+    wrong = []
+    for path in PRESENT:
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("visa."):
+                    text = module_text(node.module.split(".")[1:])
+                    missing = [alias.name for alias in node.names if not re.search(rf"\b{alias.name}\b", text)]
+                    wrong += [f"{name(path)}: from {node.module} import {lost}" for lost in missing]
+    assert wrong == []
+
+
 def is_module(parts: list[str]) -> bool:
     base = ROOT.joinpath(*parts)
     return base.with_suffix(".py").is_file() or (base.is_dir() and any(base.glob("*.py")))
 
 
 def module_text(parts: list[str]) -> str:
+    """Text of a module; of a package, that of its `__init__`; nothing where there is no such file."""
     base = ROOT.joinpath(*parts)
-    return base.with_suffix(".py").read_text() if base.with_suffix(".py").is_file() else ""
+    found = [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
+    return found[0].read_text() if found else ""
