@@ -53,7 +53,7 @@ def measure(image: str, size: int, frames: int, repeats: int) -> dict[str, float
     numbers = np.flatnonzero(track["frame_valid"])[:: max(int(track["frame_valid"].sum()) // frames, 1)][:frames]
     motion = BodyParams.from_track(track, numbers).map(lambda value: value[None])
     camera = photo.intrinsics[:, None], photo.world_to_camera[:, None]
-    poses = [motion.map(lambda value, t=t: value[:, t : t + 1]) for t in range(len(numbers))]
+    poses = [motion[:, t : t + 1] for t in range(len(numbers))]
     posed = [avatar.pose(body, params) for params in poses]
 
     def draw(index: int) -> object:
