@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import Literal
 
 from visa.benchmarks.arms import check_options, comparison, fit_arm, split_options
 from visa.benchmarks.command import at_least_one, print_json, run, say_figures
@@ -62,7 +63,7 @@ def main() -> None:
     # Not before: hours may have passed, and the parser reads sources of what has been imported.
     from visa.benchmarks.adversarial_effects import report
 
-    where = "test" if arguments.test else "validation"
+    where: Literal["validation", "test"] = "test" if arguments.test else "validation"
     options = [f"--data.num_steps={arguments.updates}", *options]
     with contextlib.redirect_stdout(sys.stderr):
         flat = report(weights, arguments.config, options, arguments.out, where, arguments.stride, (CONTROL, FULL))

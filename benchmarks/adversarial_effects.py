@@ -152,10 +152,11 @@ def crop_boxes(points: np.ndarray, size: int) -> dict[str, tuple[int, int, int]]
         "eyes": points[list(EYES)].mean(axis=0),
         "hair": points[TOP] + 0.15 * up,
     }
-    return {
-        name: (*(int(np.clip(round(float(x) - side / 2), 0, size - side)) for x in centre), side)
-        for name, centre in centres.items()
-    }
+
+    def start(middle: float) -> int:
+        return int(np.clip(round(middle - side / 2), 0, size - side))
+
+    return {name: (start(float(x)), start(float(y)), side) for name, (x, y) in centres.items()}
 
 
 def crop_sheet(

@@ -152,7 +152,7 @@ def open_mouth(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Phot
     body, params = reconstructor.body, posed(photo, reconstructor.body, jaw=OPENED)
     vertices = body(params)[0][0]
     interior = drawn(reconstructor, avatar, photo, params, INTERIOR)
-    opening = Image.new("1", interior.shape[::-1])
+    opening = Image.new("1", (interior.shape[1], interior.shape[0]))
     ring = pixels_of(face_points(vertices, body)[list(LIPS)], photo)
     ImageDraw.Draw(opening).polygon([(float(x), float(y)) for x, y in ring], fill=1)
     inside = interior[torch.from_numpy(np.array(opening))]
@@ -171,7 +171,9 @@ def crop_error(reconstructor: GaussianReconstructor, avatar: Avatar, batch: Vide
     body = reconstructor.body
     maps = avatar.render(body, batch.view())
     error = l1(maps.textured, batch.frames)[0]
-    ids = reconstructor.anchors.template.vertex_ids[sum((reconstructor.anchors.kind == int(k)) for k in kinds).bool()]
+    anchors = reconstructor.anchors
+    is_kind = torch.isin(anchors.kind, anchors.kind.new_tensor([int(kind) for kind in kinds]))
+    ids = anchors.template.vertex_ids[is_kind]
     vertices = body(batch.body, ids)[0][0]
     inside = torch.zeros_like(error[:, :1])
     sides = (body.v_template[ids, 0] > 0, body.v_template[ids, 0] <= 0)
@@ -212,9 +214,9 @@ def measure(reconstructor: GaussianReconstructor, clip: Clip, options: FitOption
     for prefix, one in (("feed_forward_", avatar), ("", fitted)):
         figures[f"{prefix}lid_cover"] = lid_cover(reconstructor, one, photo)
         figures |= {f"{prefix}{name}": value for name, value in open_mouth(reconstructor, one, photo).items()}
-        for name, kinds in (("eyes", (Kind.EYEBALL,)), ("mouth", MOUTH)):
+        for name, parts in (("eyes", [Kind.EYEBALL]), ("mouth", list(MOUTH))):
             if name in frames:
-                figures[f"{prefix}{name}_l1"] = crop_error(reconstructor, one, frames[name], kinds)
+                figures[f"{prefix}{name}_l1"] = crop_error(reconstructor, one, frames[name], parts)
     return figures
 
 

@@ -53,7 +53,7 @@ def measure(image: str, size: int, frames: int, repeats: int) -> dict[str, float
     track = load_track(DRIVING)
     numbers = np.flatnonzero(track["frame_valid"])[:: max(int(track["frame_valid"].sum()) // frames, 1)][:frames]
     motion = BodyParams.from_track(track, numbers).map(lambda value: value[None])
-    poses = [motion.map(lambda value, t=t: value[:, t : t + 1]) for t in range(len(numbers))]
+    poses = [motion[:, t : t + 1] for t in range(len(numbers))]
     views = [replace(photo.view(), body=params) for params in poses]
     posed = [avatar.pose(body, params) for params in poses]
 

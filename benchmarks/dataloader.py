@@ -83,11 +83,12 @@ def stage_fps(arguments: list[str], phase: Phase, num_steps: int) -> float:
         "--trainer.limit_val_batches=0",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
-        "--trainer.callbacks+=benchmarks.dataloader.StepTimes",
+        "--trainer.callbacks+=visa.benchmarks.dataloader.StepTimes",
     ]
     cli = train.main(["fit", *arguments, *options])
     # Not by class: run as a program, this module is not the one that the parser imported.
-    times = next(c.seconds for c in cli.trainer.callbacks if type(c).__name__ == "StepTimes")
+    callbacks: list[Any] = vars(cli.trainer)["callbacks"]  # which lightning sets and does not declare
+    times = next(callback.seconds for callback in callbacks if type(callback).__name__ == "StepTimes")
     return phase.num_frames * phase.batch_size / float(np.median(times[1:]))
 
 

@@ -14,6 +14,8 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,17 +42,24 @@ SIZE, TIMED_SIZES = 128, (128, 384)  # px
 RASTERIZER = ("_Splatting", "_SplattingBackward")  # names of the operation in a profile
 FIT = FitOptions()
 PROPERTIES = ("opacity", "color", "scale", "offset", "rotation")
+
+
+def _with_zeros(*names: str) -> FitOptions:
+    zeros: dict[str, Any] = dict.fromkeys(names, 0.0)
+    return replace(FIT, **zeros)
+
+
 # Setting -> options. A rate of 0 leaves a property as the network gave it; a pull of 0 lets all move freely.
 SETTINGS: dict[str, FitOptions] = {
     **{f"{steps} steps": replace(FIT, steps=steps) for steps in (0, 40, 80, 160)},
-    **{f"no {name}": replace(FIT, **{f"{name}_rate": 0.0}) for name in PROPERTIES},
+    **{f"no {name}": _with_zeros(f"{name}_rate") for name in PROPERTIES},
     "no alpha term": replace(FIT, alpha_weight=0.0),
     "no SSIM term": replace(FIT, ssim_weight=0.0),
-    "no pulls": replace(FIT, **{f"{name}_pull": 0.0 for name in PROPERTIES}),
+    "no pulls": _with_zeros(*(f"{name}_pull" for name in PROPERTIES)),
 }
 
 
-def read(path: str, size: int, stride: int) -> VideoBatch:
+def read(path: str | Path, size: int, stride: int) -> VideoBatch:
     """The held-out block of a clip, every `stride`-th valid frame, with its photo."""
     clip = Clip(path)
     first, last = held_out_block(clip)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ def shown(
     return torch.cat(frames), 1000 * (time.perf_counter() - start) / batch.frames.shape[1]
 
 
-def measure(reconstructor: GaussianReconstructor, path: str, size: int, output: int, stride: int) -> dict[str, float]:
+def measure(reconstructor: GaussianReconstructor, path: Path, size: int, output: int, stride: int) -> dict[str, float]:
     """All figures of one clip."""
     small, large = read(path, size, stride), read(path, output, stride)
     pictures = [(large.reference, large.reference_mask)]

@@ -25,9 +25,10 @@ OPACITY = 0.8
 FIELD = 1.3  # focal length in picture widths
 BOTTOM = -0.45  # m, below the chest: lowest triangles taken; the body's origin is at its chest
 REACH = 0.3  # m, to either side: the arms beyond would be outside of the picture
+Scene = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # means, quats, scales, opacities, features
 
 
-def place_gaussians(count: int, seed: int = 0) -> list[Tensor]:
+def place_gaussians(count: int, seed: int = 0) -> Scene:
     """means `[1,N,3]`, quats `[1,N,4]`, scales `[1,N,3]`, opacities `[1,N]`, features `[1,N,C]` on the upper body."""
     if not BODY.exists():
         raise SystemExit(f"{BODY} is missing: check the repository's assets out")
@@ -46,10 +47,10 @@ def place_gaussians(count: int, seed: int = 0) -> list[Tensor]:
     quats = torch.cat([1 + normal[:, 2:], torch.linalg.cross(up, normal)], dim=1)  # turns z to the normal
     scales = spacing[:, None] * torch.tensor([1.0, 1.0, 0.2])
     features = torch.rand(count, CHANNELS, generator=generator)
-    return [tensor[None] for tensor in (means, quats, scales, torch.full((count,), OPACITY), features)]
+    return means[None], quats[None], scales[None], torch.full((1, count), OPACITY), features[None]
 
 
-def frame(gaussians: list[Tensor], size: int) -> tuple[list[Tensor], float]:
+def frame(gaussians: Scene, size: int) -> tuple[tuple[Tensor, Tensor], float]:
     """Camera in front of the body, at the distance at which it fills `COVERAGE` of the picture; and what it fills."""
     means = gaussians[0][0]
     centre = (means.amin(0) + means.amax(0)) / 2
@@ -61,7 +62,7 @@ def frame(gaussians: list[Tensor], size: int) -> tuple[list[Tensor], float]:
         camera[0, :3, 3] = torch.stack([-centre[0], centre[1], centre[2] + distance])
         covered = rasterize(*gaussians, intrinsics, camera, size, size).alpha.gt(0.5).float().mean().item()
         near, far = (distance, far) if covered > COVERAGE else (near, distance)
-    return [intrinsics, camera], covered
+    return (intrinsics, camera), covered
 
 
 def time_ms(function: Callable[[], object], repeats: int) -> float:
@@ -79,16 +80,17 @@ def measure(count: int, size: int, repeats: int) -> dict[str, float]:
     """Milliseconds of both, forward and forward + backward, at one number of Gaussians and one picture size."""
     gaussians = place_gaussians(count)
     cameras, covered = frame(gaussians, size)
-    leaves = [tensor.clone().requires_grad_() for tensor in gaussians]
+    means, quats, scales, opacities, features = (tensor.clone().requires_grad_() for tensor in gaussians)
+    leaves = means, quats, scales, opacities, features
 
-    def ours(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def ours(inputs: Scene) -> tuple[Tensor, Tensor]:
         splat = rasterize(*inputs, *cameras, size, size)
         return splat.image, splat.alpha
 
-    def torch_tiled(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def torch_tiled(inputs: Scene) -> tuple[Tensor, Tensor]:
         return rasterize_tiled(*inputs, *cameras, size, size, 0.01)
 
-    def step(render: Callable) -> None:
+    def step(render: Callable[[Scene], tuple[Tensor, Tensor]]) -> None:
         image, alpha = render(leaves)
         torch.autograd.grad(image.sum() + alpha.sum(), leaves)
 

@@ -185,7 +185,7 @@ def report(
     weights: Mapping[tuple[str, int], Path], arguments: argparse.Namespace, options: Sequence[str]
 ) -> dict[str, float]:
     """Measure every training and write tables, figures and pictures; the flat object."""
-    real = [(path, None) for path in arguments.real] or [REAL]
+    real: list[tuple[str, str | None]] = [(path, None) for path in arguments.real] or [REAL]
     if arguments.test and Path(WOMAN[0]).is_file() and not arguments.real:
         real.append(WOMAN)
     windows: list[Window] = []

@@ -195,9 +195,9 @@ def measure_products(stage: StudentStage, batch: VideoBatch, step_ms: float) -> 
     side = batch.reference.shape[-1] // stage.codec.spatial_stride
     _, still = stage.conditioner.avatar(batch)
     window = stage.rollout_window
-    products = pass_products(
-        stage.student, (side, side), stage.student.chunk_frames, 1 + window.capacity, still.semantic.shape[1]
-    )
+    assert still.semantic is not None  # a photo has its tokens
+    num_tokens, num_frames = still.semantic.shape[1], stage.student.chunk_frames
+    products = pass_products(stage.student, (side, side), num_frames, 1 + window.capacity, num_tokens)
     is_autocast = torch.is_autocast_enabled(stage.device.type)
     dtype = torch.get_autocast_dtype(stage.device.type) if is_autocast else stage.student.skip.dtype
     plain_ms = plain_product_ms(products, 15, torch.empty(0, device=stage.device, dtype=dtype))
@@ -218,6 +218,7 @@ def measure_recomputed(stage: StudentStage, batch: VideoBatch, cached_ms: float)
     for num_frames in (window.capacity + shader.chunk_frames, 2 * (window.capacity + shader.chunk_frames)):
         guide = still.guide[:, :, :1].expand(-1, -1, num_frames, -1, -1)
         once = shader.encode_condition(still)
+        assert once.encoded is not None
         condition = ShaderCondition(
             guide=guide, encoded=once.encoded[:, :, :1].expand(-1, -1, num_frames, -1, -1), reference=still.reference,
             reference_guide=still.reference_guide, reference_encoded=once.reference_encoded, semantic=still.semantic,

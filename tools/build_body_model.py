@@ -9,6 +9,7 @@ T-pose. Axes while building: x = the body's left, y = up, z = front; metres. The
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ POPULATION_SIZE = 400
 class Source:
     """The source body with teeth added: V vertices, B bones, F triangles, y up, arms lowered."""
 
-    model: torch.nn.Module
+    model: Any  # anny's, which declares no types
     vertex_ids: np.ndarray  # [V] into the source's full vertex list
     faces: np.ndarray  # [F,3]
     uv: np.ndarray  # [U,2]
@@ -157,14 +158,14 @@ def load_source() -> Source:
     vertex_ids, faces = np.unique(faces, return_inverse=True)
     faces = faces.reshape(-1, 3)
     # A rim vertex belongs to the skin: a vertex has an inner part only where no skin face touches it.
-    part = np.zeros(len(vertex_ids), dtype=np.int64)
+    vertex_part = np.zeros(len(vertex_ids), dtype=np.int64)
     for index in range(len(PART_NAMES) - 1, -1, -1):
-        part[faces[face_part == index]] = index
+        vertex_part[faces[face_part == index]] = index
     rows = [model.blendshape_labels.index(f"facial_action:{name}") for name in model.facial_action_labels]
     offsets = to_y_up(model.blendshapes[rows].numpy()[:, vertex_ids])
     return Source(
         model=model, vertex_ids=vertex_ids, faces=faces, uv=model.texture_coordinates.numpy(), face_uv=face_uv,
-        part=part, face_part=face_part, bones=list(model.bone_labels), bone_parents=list(model.bone_parents),
+        part=vertex_part, face_part=face_part, bones=list(model.bone_labels), bone_parents=list(model.bone_parents),
         weights=model.dense_vertex_bone_weights.numpy()[vertex_ids],
         actions=dict(zip(model.facial_action_labels, offsets, strict=True)),
     )  # fmt: skip
@@ -184,7 +185,7 @@ def sample_population(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarra
     }  # fmt: skip
     races = rng.dirichlet([0.7, 0.7, 0.7], POPULATION_SIZE)
     phenotypes |= dict(zip(("african", "asian", "caucasian"), races.T, strict=True))
-    local = {}
+    local: dict[str, np.ndarray] = {}
     for name, std in LOCAL_CHANGES.items():
         value = np.clip(rng.normal(0.0, std, POPULATION_SIZE), -1.0, 1.0)
         local |= {name.format(s=side): value for side in "lr"}  # faces vary alike on both sides

@@ -16,23 +16,26 @@ from visa import cli as train
 from visa.datamodules.decode import BrokenVideo
 from visa.datamodules.video import VideoDataModule
 from visa.lightning_modules.shading import ShadingStage
+from visa.runtime.avatar_cache import AvatarCache
 from visa.runtime.conditioner import photo_of
 
 
-def fill(model: ShadingStage, data: VideoDataModule) -> tuple[int, int]:
+def cache_of(model: ShadingStage, data: VideoDataModule) -> AvatarCache:
+    """A run's cache; ValueError where it has none, or photos that do not come again."""
+    cache = model.conditioner.cache
+    if not isinstance(cache, AvatarCache) or data.references is None:
+        raise ValueError(
+            "this run reads no avatars from a cache: set --model.init_args.avatar_cache=FOLDER and --data.references=4"
+        )
+    return cache
+
+
+def fill(cache: AvatarCache, model: ShadingStage, data: VideoDataModule) -> tuple[int, int]:
     """Make what is missing, and say a line for each photo on standard error.
 
     Returns:
         how many avatars were made, and how many photos could not be read.
-
-    Raises:
-        ValueError: the run has no cache, or photos that do not come again.
     """
-    cache = model.conditioner.cache
-    if cache is None or data.references is None:
-        raise ValueError(
-            "this run reads no avatars from a cache: set --model.init_args.avatar_cache=FOLDER and --data.references=4"
-        )
     data.setup("validate")  # opens the clips without decoding them into memory
     photos, made, left_out = data.reference_photos(), 0, 0
     for number, photo in enumerate(photos, start=1):
@@ -66,11 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(cli.model, ShadingStage):
             raise ValueError(f"{type(cli.model).__name__} trains no shader: give the config of a later stage")
         model = cli.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        made, left_out = fill(model, cli.datamodule)
+        cache = cache_of(model, cli.datamodule)
+        made, left_out = fill(cache, model, cli.datamodule)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{made} avatars made, {left_out} photos left out\n{model.conditioner.cache.folder}")
+    print(f"{made} avatars made, {left_out} photos left out\n{cache.folder}")
     return 0
 
 

@@ -90,7 +90,7 @@ def main() -> int:
     frames, fps = read_video(options.video)
     driven = driving_points(options.driving, len(frames))
     found, seen = detected_points(frames, fps)
-    result = {"frames": len(frames), "face_found": float(seen.mean())}
+    result: dict[str, float | None] = {"frames": len(frames), "face_found": float(seen.mean())}
     for name, measure in (("mouth", mouth_of), ("yaw", yaw_of)):
         result[f"{name}_correlation"] = float(np.corrcoef(measure(found[seen]), measure(driven[seen]))[0, 1])
     identity = FaceIdentity()

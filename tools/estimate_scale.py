@@ -257,7 +257,9 @@ class Setup:
     def semantic_tokens(self) -> int:
         """Tokens of F_sem."""
         if isinstance(self.semantic, DinoEncoder):
-            return 1 + (self.semantic.image_size // self.semantic.backbone.config.patch_size) ** 2
+            patch_size = self.semantic.backbone.config.patch_size
+            assert isinstance(patch_size, int)  # DINOv2's patches are square
+            return 1 + (self.semantic.image_size // patch_size) ** 2
         return self.semantic.position.shape[1]
 
 
@@ -269,7 +271,7 @@ def read(paths: list[str]) -> Setup:
     if "shader" not in arguments:
         raise ValueError(f"{paths[-1]} has no shader: give a config of the stages teacher, shader or adversarial")
     data, trainer = config.get("data", {}), config.get("trainer", {})
-    sizes = OmegaConf.to_container(arguments.shader.init_args)
+    sizes = _plain(arguments.shader.init_args)
     is_wan = arguments.codec.class_path.endswith("WanCodec")
     semantic = arguments.get("reconstructor_options", {}).get("semantic")
     with torch.device("meta"):
@@ -297,7 +299,9 @@ def read(paths: list[str]) -> Setup:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    return {} if value is None else dict(OmegaConf.to_container(value))
+    plain = OmegaConf.to_container(value) if value is not None else {}
+    assert isinstance(plain, dict)
+    return {str(name): entry for name, entry in plain.items()}
 
 
 def chunk_work(setup: Setup) -> dict[str, Work]:

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
 from visa.tools.track.arms import PALM, ArmPoints, RestArms, arm_rotations, bone_directions, rigid_rotation
-from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
+from visa.tools.track.correspond import Landmarks
 from visa.tools.track.detect import Detections
 from visa.tools.track.outline import Outline, outline_of
 from visa.tools.track.skeleton import ARMS, COLLARS, matrix_to_axis_angle
 
 SCALE = 500.0  # px a metre
-
-
-@pytest.fixture(scope="module")
-def body() -> BodyModel:
-    return BodyModel.from_file(DEFAULT_BODY)
-
-
-@pytest.fixture(scope="module")
-def landmarks() -> Landmarks:
-    return Landmarks.load(DEFAULT_LANDMARKS)
 
 
 def palm_of(landmarks: Landmarks, joints: torch.Tensor) -> torch.Tensor:

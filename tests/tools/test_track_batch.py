@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import threading
@@ -14,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tools.test_track import quiet, synthetic
+from tests.tools.detected import needs_mediapipe, quiet, synthetic
 from visa.networks.body import BodyModel
 from visa.tools.track.__main__ import main
 from visa.tools.track.batch import find_sources, finished, run_batch, share, table, track_in_process
-from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks, head_of
+from visa.tools.track.correspond import Landmarks, head_of
 from visa.tools.track.detect import keep_longest_shot
 from visa.tools.track.fit import Track, fit
 from visa.tools.track.options import FitOptions
@@ -26,9 +25,6 @@ from visa.tools.track.render import shade
 from visa.tools.track.report import accelerations, report_of
 from visa.tools.track.targets import solved_frames
 
-needs_mediapipe = pytest.mark.skipif(
-    importlib.util.find_spec("mediapipe") is None, reason="the extra `track` is not installed"
-)
 SHORT = FitOptions(num_coarse_steps=40, num_fine_steps=5)
 
 
@@ -174,8 +170,7 @@ def test_a_process_that_dies_is_a_reason(
     assert track_in_process(tmp_path / "a.mp4", tmp_path, [], 1) == reason
 
 
-def test_only_the_longest_shot_is_tracked() -> None:
-    body, landmarks = BodyModel.from_file(DEFAULT_BODY), Landmarks.load(DEFAULT_LANDMARKS)
+def test_only_the_longest_shot_is_tracked(body: BodyModel, landmarks: Landmarks) -> None:
     detections, _ = synthetic(body, landmarks, count=20)
     detections.shot[6:] = 1
     detections.shot[16:] = 2
@@ -191,8 +186,7 @@ def test_only_the_longest_shot_is_tracked() -> None:
 
 
 @pytest.mark.parametrize("framing", ["head only", "half body", "photo"])
-def test_what_is_not_in_the_picture_makes_no_nan(framing: str) -> None:
-    body, landmarks = BodyModel.from_file(DEFAULT_BODY), Landmarks.load(DEFAULT_LANDMARKS)
+def test_what_is_not_in_the_picture_makes_no_nan(body: BodyModel, landmarks: Landmarks, framing: str) -> None:
     detections, _ = synthetic(body, landmarks, count=1 if framing == "photo" else 6)
     if framing == "head only":
         detections.pose[:] = np.nan
@@ -214,9 +208,8 @@ def test_what_is_not_in_the_picture_makes_no_nan(framing: str) -> None:
         assert report["fitted_acceleration_px"] is None
 
 
-def test_acceleration_is_the_mean_second_difference() -> None:
+def test_acceleration_is_the_mean_second_difference(body: BodyModel, landmarks: Landmarks) -> None:
     """Face and body points on parabolas of known bend, the fitted ones half as bent."""
-    body, landmarks = BodyModel.from_file(DEFAULT_BODY), Landmarks.load(DEFAULT_LANDMARKS)
     detections, params = synthetic(body, landmarks, count=8)
     time = np.arange(8, dtype=np.float32)[:, None]
     face, pose = np.zeros((8, 478, 3), np.float32), np.full((8, 33, 4), np.nan, np.float32)
@@ -244,8 +237,8 @@ def test_acceleration_is_the_mean_second_difference() -> None:
 
 
 @needs_mediapipe
-def test_a_folder_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    head = head_of(BodyModel.from_file(DEFAULT_BODY))
+def test_a_folder_from_end_to_end(body: BodyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = head_of(body)
     (tmp_path / "in").mkdir()
     picture = Image.fromarray(shade(head.seen_from(15, 0, 0.75), head.faces, head.colours, 500.0, 320))
     picture.save(tmp_path / "in" / "doll.png")

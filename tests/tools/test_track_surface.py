@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.tools.test_track import quiet, synthetic
+from tests.tools.detected import quiet, synthetic
 from visa.networks.body import BodyModel, BodyParams
-from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
+from visa.tools.track.correspond import Landmarks
 from visa.tools.track.fit import fit
 from visa.tools.track.options import FitOptions
 from visa.tools.track.render import shade
@@ -20,11 +20,6 @@ from visa.tools.track.surface import _Follower, _key_frames, _spread, measure_mo
 from visa.tools.track.write import VideoWriter
 
 needs_opencv = pytest.mark.skipif(importlib.util.find_spec("cv2") is None, reason="the extra `track` is not installed")
-
-
-@pytest.fixture(scope="module")
-def body() -> BodyModel:
-    return BodyModel.from_file(DEFAULT_BODY)
 
 
 def texture(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -98,8 +93,7 @@ def film(path: Path, body: BodyModel, params: BodyParams) -> None:
 
 
 @needs_opencv
-def test_a_torso_without_landmarks_follows_its_pixels(body: BodyModel, tmp_path: Path) -> None:
-    landmarks = Landmarks.load(DEFAULT_LANDMARKS)
+def test_a_torso_without_landmarks_follows_its_pixels(body: BodyModel, landmarks: Landmarks, tmp_path: Path) -> None:
     detections, truth = synthetic(body, landmarks, count=14)
     head = body(truth)[1][:, 15]
     time = torch.linspace(0, 1, 14)

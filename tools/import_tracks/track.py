@@ -93,7 +93,7 @@ def track_arrays(imported: Imported, body: BodyModel, body_name: str) -> dict[st
     """
     num_frames = len(imported.transl)
     betas, expression = (imported.betas, imported.expression) if has_smplx_space(body) else (None, None)
-    arrays = {name: values.astype(np.float32) for name, values in imported.pose.items()}
+    arrays: dict[str, NDArray] = {name: values.astype(np.float32) for name, values in imported.pose.items()}
     return arrays | {
         "betas": _columns(betas, NUM_BETAS),
         "expression": _columns(expression, body.num_expressions, num_frames),
@@ -101,7 +101,7 @@ def track_arrays(imported: Imported, body: BodyModel, body_name: str) -> dict[st
         "intrinsics": imported.intrinsics.astype(np.float32),
         "world_to_camera": imported.world_to_camera.astype(np.float32),
         "frame_valid": imported.frame_valid,
-        "fps": np.float64(imported.fps),
+        "fps": np.array(imported.fps, dtype=np.float64),
         "image_size": np.array(imported.image_size),
         "body_model": np.array(body_name),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,13 @@ from visa.tools.make_captures.motion import FPS
 from visa.tools.make_captures.person import Garment, Pattern, Person
 
 Floats = NDArray[np.float64]
+F = TypeVar("F", np.float32, np.float64)
 Ints = NDArray[np.int64]
 NECK_HEIGHT, HEM = 0.150, -0.60  # metres in the rest pose of the embedded body
 NUM_FOLDS = 14
 
 
-def follow(target: Floats, frequency: Floats | float, damping: float, substeps: int = 4) -> Floats:
+def follow(target: NDArray[F], frequency: NDArray[F] | float, damping: float, substeps: int = 4) -> NDArray[F]:
     """A damped spring that follows `target` [T, ...]: same shape. `frequency` (rad/s) broadcasts against a frame.
 
     It starts at rest on the first frame. Semi-implicit Euler, `target` linear between frames.

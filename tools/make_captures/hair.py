@@ -103,7 +103,7 @@ class Hair:
         scalp = self.cap_matrix @ body
         return scalp + vertex_normals(scalp, self.cap_faces) * self.cap_lift[:, None]
 
-    def swing(self, heads: Floats) -> Floats:
+    def swing(self, heads: Floats) -> NDArray[np.float32]:
         """Strands [T, S, K, 3] (float32) under head transforms [T, 4, 4]: tips lag behind and overshoot."""
         rigid = np.einsum("tij,skj->tski", heads[:, :3, :3], self.strands) + heads[:, None, None, :3, 3]
         rigid = rigid.astype(np.float32)

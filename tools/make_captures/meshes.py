@@ -40,6 +40,7 @@ def vertex_normals(vertices: Floats, faces: Ints) -> Floats:
     total = np.stack(
         [np.bincount(faces.ravel(), np.repeat(normal[:, axis], 3), minlength=len(vertices)) for axis in range(3)],
         axis=1,
+        dtype=np.float64,
     )
     return unit(total)
 

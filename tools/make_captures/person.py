@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Colour = tuple[float, float, float]
 SKIN_TONES = ((0.94, 0.78, 0.69), (0.89, 0.71, 0.60), (0.80, 0.60, 0.47), (0.68, 0.47, 0.34), (0.52, 0.34, 0.24),
               (0.38, 0.24, 0.17))  # fmt: skip
 HAIR_COLOURS = ((0.14, 0.11, 0.09), (0.19, 0.12, 0.08), (0.32, 0.20, 0.12), (0.50, 0.33, 0.18), (0.74, 0.57, 0.34),
@@ -47,7 +48,7 @@ class Hair:
     """Length, volume and curl in metres; stiffness in 1/s^2 of the spring that pulls a tip to its rest place."""
 
     kind: HairKind
-    colour: tuple[float, float, float]
+    colour: Colour
     grey: float
     length: float
     volume: float
@@ -63,7 +64,7 @@ class Garment:
     """One layer of clothes; lengths in metres of the rest pose."""
 
     pattern: Pattern
-    colours: tuple[tuple[float, float, float], ...]
+    colours: tuple[Colour, ...]
     offset: float  # between cloth and skin
     sleeve: float  # |x| at which the sleeve ends in the T-pose
     neckline: float  # above the shoulder line; negative is a deep cut
@@ -78,13 +79,13 @@ class Garment:
 class Light:
     """Directions in degrees around the person (0 faces the person's front), strengths relative."""
 
-    sky: tuple[float, float, float]
-    ground: tuple[float, float, float]
+    sky: Colour
+    ground: Colour
     sky_strength: float
     key_azimuth: float
     key_height: float
     key_size: float
-    key_colour: tuple[float, float, float]
+    key_colour: Colour
     rim: float
     blinds: int  # bars between key light and person; 0 is none
 
@@ -107,8 +108,8 @@ class Person:
     seed: tuple[int, int]
     betas: tuple[float, ...]
     age: float  # 0 young, 1 old
-    skin: tuple[float, float, float]
-    iris: tuple[float, float, float]
+    skin: Colour
+    iris: Colour
     lips: float
     brow: float
     freckles: float
@@ -124,9 +125,10 @@ class Person:
         return np.random.default_rng([*self.seed, *stream.encode()])
 
 
-def _colour(rng: np.random.Generator, choices: tuple[tuple[float, ...], ...], spread: float) -> tuple[float, ...]:
+def _colour(rng: np.random.Generator, choices: tuple[tuple[float, ...], ...], spread: float) -> Colour:
     base = np.asarray(choices[int(rng.integers(len(choices)))])
-    return tuple(np.clip(base * np.exp(rng.normal(0, spread)) + rng.normal(0, spread / 4, 3), 0.03, 0.95).tolist())
+    red, green, blue = np.clip(base * np.exp(rng.normal(0, spread)) + rng.normal(0, spread / 4, 3), 0.03, 0.95).tolist()
+    return red, green, blue
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
@@ -155,7 +157,7 @@ def _hair(rng: np.random.Generator, index: int, age: float) -> Hair:
 
 
 def _garment(rng: np.random.Generator, pattern: Pattern, outer: bool) -> Garment:
-    colours = tuple(_colour(rng, CLOTH_COLOURS, 0.2) for _ in range(3))
+    colours = (_colour(rng, CLOTH_COLOURS, 0.2), _colour(rng, CLOTH_COLOURS, 0.2), _colour(rng, CLOTH_COLOURS, 0.2))
     sleeve = _between(rng, 0.52, 0.66) if outer or rng.random() < 0.55 else _between(rng, 0.25, 0.36)
     return Garment(
         pattern=pattern, colours=colours, offset=_between(rng, 0.020, 0.032) if outer else _between(rng, 0.007, 0.015),

@@ -179,4 +179,5 @@ def _box_sum(values: Floats) -> Floats:
     """Sum over 3 x 3 neighbours of [H, W, C]."""
     padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
     height, width = values.shape[:2]
-    return sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3))
+    shifted = (padded[i : i + height, j : j + width] for i in range(3) for j in range(3))
+    return sum(shifted, start=np.zeros_like(values))

@@ -183,7 +183,7 @@ class Stage:
             "intrinsics": np.tile(intrinsics, (count, 1, 1)).astype(np.float32),
             "world_to_camera": np.tile(TRACK_CAMERA, (count, 1, 1)).astype(np.float32),
             "frame_valid": np.ones(count, dtype=bool),
-            "fps": np.float64(FPS),
+            "fps": np.array(FPS, dtype=np.float64),
             "image_size": np.array([size, size]),
             "body_model": np.array(body_model),
         }

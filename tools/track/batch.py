@@ -135,7 +135,7 @@ def run_batch(
         figures = {name: report.get(name) for name in ("num_valid_frames", "num_frames", "face_error_percent")}
         records[str(source)] = {"status": status, "seconds": seconds, "reason": reason, **figures}
         counts = Counter(entry["status"] for entry in records.values())
-        whole = {f"num_{name}": counts[name] for name in ("done", "skipped", "failed")}
+        whole: dict[str, Any] = {f"num_{name}": counts[name] for name in ("done", "skipped", "failed")}
         whole |= {"num_clips": len(sources), "clips": {key: records[key] for key in sorted(records)}}
         with atomic_path(path) as scratch:
             scratch.write_text(json.dumps(whole, indent=1) + "\n")

@@ -155,7 +155,9 @@ def detect(path: Path, progress: Callable[..., Any] = tqdm) -> Detections:
     shown = timing(path)
     require_mediapipe()
     detector: Detector | None = None
-    cuts, rows, shots, size = CutFinder(), [], [], (0, 0)
+    cuts, size = CutFinder(), (0, 0)
+    rows: list[dict[str, NDArray[Any]]] = []
+    shots: list[int] = []
     try:
         for frame in progress(read_frames(path), total=shown.num_frames or None, desc="detect", unit="frame"):
             is_cut = cuts.is_cut(frame)

@@ -53,9 +53,10 @@ def _timing(path: Path, written: int) -> Timing:  # noqa: ARG001 (a file written
             stream = container.streams.video[0]
             rate = float(stream.average_rate or stream.guessed_rate or STILL_RATE)
             packets = [packet for packet in container.demux(video=0) if packet.size and not packet.is_discard]
-            if any(packet.pts is None for packet in packets) or stream.time_base is None:
+            stamps, unit = [packet.pts for packet in packets if packet.pts is not None], stream.time_base
+            if len(stamps) < len(packets) or unit is None:
                 return Timing(rate, stream.frames, False)
-            times = np.sort([float(packet.pts * stream.time_base) for packet in packets])
+            times = np.sort([float(stamp * unit) for stamp in stamps])
             steps = np.diff(times)
             usual = float(np.median(steps)) if len(steps) else 0.0
             is_variable = bool(usual > 0 and (np.abs(steps - usual) > UNEVEN * usual).any())

@@ -118,7 +118,11 @@ class _Comparison:
         gaussians = {name: value.flatten(0, 1) for name, value in vars(posed).items()}
         size = batch.frames.shape[-1]
         maps = rasterize(
-            *(gaussians[name] for name in ("means", "quats", "scales", "opacities", "colors")),
+            gaussians["means"],
+            gaussians["quats"],
+            gaussians["scales"],
+            gaussians["opacities"],
+            gaussians["colors"],
             batch.intrinsics[0],
             batch.world_to_camera[0],
             width=size,
@@ -192,13 +196,14 @@ def refine_clip(
         avatar, _ = reconstructor(photos[0])
     avatar = fit_avatar(reconstructor, avatar, photos[0], FitOptions(), further=photos[1:])
     compare = _Comparison(reconstructor, avatar, options)
-    changes, figures = [], []
+    changes: list[Tensor] = []
+    figures: list[Tensor] = []
     for start in progress(range(0, len(numbers), options.batch_size), desc="refine", unit="batch"):
         rows = numbers[start : start + options.batch_size]
         batch = reader.read(clip, rows, first, options.size)
-        change, *errors = compare.refine(batch, changes[-1][-1] if changes else None)
+        change, *pair = compare.refine(batch, changes[-1][-1] if changes else None)
         changes.append(change)
-        figures.append(torch.stack(errors))
+        figures.append(torch.stack(pair))
     before, after = torch.cat(figures, dim=1).mean(dim=1).tolist()
     errors: dict[str, float | None] = dict(zip(ERRORS, (before, min(after, before)), strict=True))
     if after >= before:

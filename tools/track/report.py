@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from visa.networks.body import BodyModel
+from visa.networks.body import BodyModel, BodyParams
 from visa.tools.track.detect import Detections
 from visa.tools.track.fit import Track
 from visa.tools.track.matte import steady_masks
@@ -93,15 +93,18 @@ def silhouette_iou(detections: Detections, track: Track, body: BodyModel) -> flo
     scale, faces = masks.shape[2] / detections.width, body.faces.numpy()
     shares = []
     for frame in frames[np.linspace(0, len(frames) - 1, min(len(frames), NUM_SILHOUETTES)).astype(int)]:
-        params = track.params.map(lambda value, t=frame: value[None] if value.dim() == 1 else value[t : t + 1])
         with torch.no_grad():
-            points = body(params)[0][0].numpy() * np.array([1, -1, -1], np.float32)
+            points = body(_frame(track.params, frame))[0][0].numpy() * np.array([1, -1, -1], np.float32)
         pixels = (points[:, :2] / points[:, 2:] * track.intrinsics[0, 0] + track.intrinsics[:2, 2]) * scale
         screen = pixels.astype(np.float64), points[:, 2].astype(np.float64)
         drawn = fill_triangles(*screen, faces, *masks.shape[1:]) >= 0
         person = masks[frame] > 127
         shares.append((drawn & person).sum() / max((drawn | person).sum(), 1))
     return float(np.mean(shares))
+
+
+def _frame(params: BodyParams, number: int) -> BodyParams:
+    return params.map(lambda value: value[None] if value.dim() == 1 else value[number : number + 1])
 
 
 def opening(face: Floats, pairs: tuple[tuple[int, int], ...]) -> Floats:

@@ -39,6 +39,7 @@ DEPTH_TOLERANCE = 0.015  # m; a point farther than this behind the nearest trian
 CONSISTENCY_PERCENT = 0.6  # disagreement of flow there and back, in percent of the face's height, that halves trust
 LIKENESS_LEVELS = 12.0  # mean difference of the two patches, of 255 grey levels, that halves trust
 PATCH = np.stack(np.meshgrid(*[np.arange(-4, 5, 2)] * 2), -1).reshape(-1, 1, 2).astype(np.float32)  # [25, 1, 2] px
+NONE = np.empty(0, np.float32)  # no second map, no flow to begin with
 # Joints whose surface takes no part: legs and feet, out of a half-body picture, and hands, which flow loses.
 _LEFT_OUT = (1, 2, 4, 5, 7, 8, 10, 11, 20, 21, *range(25, 55))
 
@@ -124,17 +125,22 @@ def _project(body: BodyModel, params: BodyParams, intrinsics: Floats) -> tuple[F
     """Vertices in px `[N,V,2]` and their depth in m `[N,V]`, a few frames at a time."""
     pixels, depths = [], []
     for start in range(0, len(params.expression), 64):
-        part = params.map(lambda value, at=start: value if value.dim() == 1 else value[at : at + 64])
-        vertices = body(part)[0].numpy() * np.float32([1, -1, -1])
+        part = _rows(params, slice(start, start + 64))
+        vertices = body(part)[0].numpy() * np.array([1, -1, -1], np.float32)
         depth = np.maximum(vertices[..., 2], 0.05)
         pixels.append(vertices[..., :2] / depth[..., None] * intrinsics[(0, 1), (0, 1)] + intrinsics[:2, 2])
         depths.append(depth)
     return np.concatenate(pixels), np.concatenate(depths)
 
 
+def _rows(params: BodyParams, frames: slice) -> BodyParams:
+    """Of some frames; there is one shape."""
+    return params.map(lambda value: value if value.dim() == 1 else value[frames])
+
+
 def _clamped(places: Floats, size: tuple[int, int]) -> Floats:
     """Places outside the picture brought to its edge: how they move out there matters to no flow."""
-    return np.clip(places, 0, np.float32([size[1], size[0]]))
+    return np.clip(places, 0, np.array([size[1], size[0]], np.float32))
 
 
 def _key_frames(places: Floats, shot: NDArray[np.int64], height: float) -> tuple[NDArray[np.int64], Floats]:
@@ -170,7 +176,7 @@ def _visible(
     candidates: Tensor,
 ) -> NDArray[np.bool_]:
     """`[C]` which candidates a frame shows: inside the picture, and no triangle of the body before them."""
-    one = params.map(lambda value: value if value.dim() == 1 else value[key : key + 1])
+    one = _rows(params, slice(key, key + 1))
     pixels, depth = (value[0].astype(np.float64) for value in _project(body, one, intrinsics))
     faces = body.faces.numpy().astype(np.int64)
     nearest = fill_triangles(pixels * scale, depth, faces, *size)
@@ -223,24 +229,28 @@ class _Follower:
         import cv2
 
         self.cv2 = cv2
-        self.flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.optical_flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self.pictures, self.places, self.seen, self.tolerance = pictures, places, seen, tolerance
 
     def read(self, picture: NDArray[Any], places: Floats) -> Floats:
         """Values of `picture [H,W]` or `[H,W,2]` at `places [...,S,2]` px, bilinear; pixel centres at +0.5."""
         at = np.ascontiguousarray(places - 0.5).reshape(-1, *places.shape[-2:])
-        found = self.cv2.remap(picture, at, None, self.cv2.INTER_LINEAR, borderMode=self.cv2.BORDER_REPLICATE)
-        return found.reshape(*places.shape[:-1], *picture.shape[2:])
+        found = self.cv2.remap(picture, at, NONE, self.cv2.INTER_LINEAR, borderMode=self.cv2.BORDER_REPLICATE)
+        return np.asarray(found, np.float32).reshape(*places.shape[:-1], *picture.shape[2:])
+
+    def _flow(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Floats:
+        """`[H,W,2]` px."""
+        return np.asarray(self.optical_flow.calc(before, after, NONE), np.float32)
 
     def __call__(self, k: int, picture: NDArray[np.uint8], key_mask: Floats, mask: Floats) -> tuple[Floats, Floats]:
         """Shift `[S,2]` px and trust `[S]` from key frame `k` to the grey `picture`; masks `[H,W]` in [0,1]."""
         start = self.places[k]
-        there = self.read(self.flow.calc(self.pictures[k], picture, None), start)
+        there = self.read(self._flow(self.pictures[k], picture), start)
         end = start + there
-        back = self.read(self.flow.calc(picture, self.pictures[k], None), end)
+        back = self.read(self._flow(picture, self.pictures[k]), end)
         off = np.linalg.norm(there + back, axis=-1) / self.tolerance
         # Flow is smooth, and may lead there and back to a hand that has come before the point: compare what is there.
-        unlike = self.read(self.pictures[k], start + PATCH) - self.read(picture, end + PATCH).astype(np.float32)
+        unlike = self.read(self.pictures[k], start + PATCH) - self.read(picture, end + PATCH)
         unlike = np.abs(unlike).mean(0) / LIKENESS_LEVELS
         trust = np.where(np.maximum(off, unlike) < 3, 1 / ((1 + off**2) * (1 + unlike**2)), 0)
         inside = ((end > 0) & (end < picture.shape[::-1])).all(-1)
