@@ -32,14 +32,14 @@ def larger_rows(
     Returns:
         rows `textured, bicubic to P px` and `textured, P px`.
     """
-    size, output = batch.frames.shape[-1], large.frames.shape[-1]
+    output = large.frames.shape[-1]
     pictures = [(large.reference, large.reference_mask)]
     detail = with_detail(reconstructor, avatar, photo_of(batch), pictures).detail
     assert detail is not None
     simple, composed = [], []
     for first in range(0, batch.frames.shape[1], CHUNK):
         part = batch.cut(slice(first, first + CHUNK))
-        maps = avatar.render(reconstructor.body, part.body, part.intrinsics, part.world_to_camera, size)
+        maps = avatar.render(reconstructor.body, part.view())
         simple.append(F.interpolate(maps.textured[0], (output, output), mode="bicubic"))
         composed.append(enlarged(maps, detail, output).textured[0])
     valid = batch.valid[0]

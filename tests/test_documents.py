@@ -113,6 +113,8 @@ def test_options_of_called_modules_exist() -> None:
         assert file is not None
         folder = file.parent if file.name == "__main__.py" else None
         source = "".join(path.read_text() for path in (folder.rglob("*.py") if folder else [file]))
+        for shared in re.findall(r"^from (visa\.benchmarks\.\w+) import", source, re.MULTILINE):  # options in common
+            source += module_file(shared).read_text()
         for option in re.findall(r"(?<!\S)\[?(--[\w.-]+)", arguments):
             if "." not in option:  # dotted ones are the stages' (below)
                 assert f'"{option}"' in source, f"{name(document)}: {module} has no option {option}"

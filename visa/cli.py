@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
 import warnings
 import zipfile
@@ -13,7 +14,6 @@ import lightning
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
-from jsonargparse.util import import_object
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -166,7 +166,7 @@ class StageCLI(LightningCLI):
 
 def _exported(model: Namespace) -> str:
     """The network of a stage that is averaged and whose weights are its result."""
-    return import_object(model.class_path).network
+    return pkgutil.resolve_name(model.class_path).network
 
 
 def with_default_config(arguments: list[str]) -> list[str]:
