@@ -50,7 +50,7 @@ class TemplateInPhoto:
     Attributes:
         posed: `[B,N,...]` as in the photo.
         places: `[B,N,2]` in the photo, as `grid_sample` counts.
-        shown: `[B,N]` 1 where the photo shows the Gaussian.
+        seen: `[B,N]` 1 where the photo shows the Gaussian, else 0.
         skin_weights: `[N,55]`.
         part: `[N]` codes (`networks.regions.part_code`).
         transforms: `[B,55,3,4]` of the joints, from the T-pose to the photo's.
@@ -60,7 +60,7 @@ class TemplateInPhoto:
 
     posed: Gaussians
     places: Tensor
-    shown: Tensor
+    seen: Tensor
     skin_weights: Tensor
     part: Tensor
     transforms: Tensor
@@ -148,7 +148,7 @@ def _uncovered(template: TemplateInPhoto, photo: Photo, grid: int) -> Tensor:
         posed.quats,
         posed.scales,
         posed.opacities,
-        template.shown[..., None],
+        template.seen[..., None],
         photo.intrinsics,
         photo.world_to_camera,
         width=photo.mask.shape[-1],
@@ -185,7 +185,7 @@ def _carriers(template: TemplateInPhoto, places: Tensor, held: Tensor) -> tuple[
     """
     distance = torch.cdist(places, template.places[:, ::CARRIERS]) / 2  # shares of the photo's side
     limb = template.skin_weights[::CARRIERS, LIMBS].sum(dim=-1)
-    hidden = 1 - template.shown[:, None, ::CARRIERS]  # what the photo does not show lies behind
+    hidden = 1 - template.seen[:, None, ::CARRIERS]  # what the photo does not show lies behind
     distance = distance + torch.where(held[..., None], 10.0 * (limb < 0.5), 10.0 * hidden + FARTHER * limb)
     near = distance.topk(NEAREST, dim=-1, largest=False)
     return near.indices, torch.softmax((near.values[..., :1] - near.values) / REACH, dim=-1)

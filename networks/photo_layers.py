@@ -103,7 +103,7 @@ def _carriers(
     return TemplateInPhoto(
         posed=template.posed,
         places=template.places,
-        shown=template.seen,
+        seen=template.seen,
         skin_weights=anchors.body.lbs_weights[avatar.vertex_ids],
         part=anchors.part,
         transforms=anchors.body.joint_transforms(photo.body)[..., :3, :],

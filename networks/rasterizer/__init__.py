@@ -1,6 +1,7 @@
 """Gaussian splatting with one interface and two backends: our CPU kernel, and gsplat on CUDA."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,17 @@ def _check(tensors: dict[str, tuple[Tensor, tuple[int | None, ...]]], width: int
         for name, (tensor, _) in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"rasterize: {name} has values that are not finite; find where they come from")
+
+
+def _backend(name: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Imported only where it is asked for."""
+    if name == "gsplat":
+        from visa.networks.rasterizer.cuda import rasterize_gsplat
+
+        return rasterize_gsplat
+    from visa.networks.rasterizer.cpu import rasterize_cpu
+
+    return rasterize_cpu
 
 
 def rasterize(
@@ -106,11 +118,7 @@ def rasterize(
         )
     dtype = torch.float64 if means.dtype == torch.float64 and backend == "cpu" else torch.float32
     inputs = [tensors[name][0].to(dtype) for name in list(tensors)[:7]]
-    if backend == "gsplat":
-        from visa.networks.rasterizer.cuda import rasterize_gsplat as run
-    else:
-        from visa.networks.rasterizer.cpu import rasterize_cpu as run
-    image, alpha, depth = run(*inputs, width, height, near)
+    image, alpha, depth = _backend(backend)(*inputs, width, height, near)
     if background is not None:
         image = image + (1 - alpha) * background.to(dtype).view(-1, 1, 1, background.shape[-1])
     return Splat(image, alpha, depth)

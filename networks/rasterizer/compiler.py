@@ -10,10 +10,12 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
 
-_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+_CONFIG: Any = numba.config  # its attributes are made when it is imported
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
 
 def _cache_directory() -> Path | None:
@@ -22,8 +24,8 @@ def _cache_directory() -> Path | None:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     roots = [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"), Path(tempfile.gettempdir())]
-    if numba.config.CACHE_DIR:
-        roots.insert(0, Path(numba.config.CACHE_DIR))
+    if _CONFIG.CACHE_DIR:
+        roots.insert(0, Path(_CONFIG.CACHE_DIR))
     for root in roots:
         directory = root / "visa" / f"rasterizer-{digest.hexdigest()[:16]}"
         try:
@@ -42,12 +44,12 @@ def kernel(function: Callable) -> Callable:
     """Compile an entry point: releases the GIL, cached on disk where a directory can be written."""
     if _CACHE_DIRECTORY is None:
         return numba.njit(**_OPTIONS)(function)
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_CACHE_DIRECTORY)  # read while decorating; other users of numba keep their own
+    before = _CONFIG.CACHE_DIR
+    _CONFIG.CACHE_DIR = str(_CACHE_DIRECTORY)  # read while decorating; other users of numba keep their own
     try:
         return numba.njit(cache=True, **_OPTIONS)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        _CONFIG.CACHE_DIR = before
 
 
 def inline(function: Callable) -> Callable:

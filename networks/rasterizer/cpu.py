@@ -30,14 +30,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="rasterizer")
+    return _pool
+
+
 def _run(kernel: Callable, num_tasks: int, *args: Any) -> None:
     """Run a ticketed kernel on as many threads as torch may use."""
-    global _pool
     helpers = min(torch.get_num_threads(), num_tasks) - 1
-    if _pool is None and helpers > 0:
-        _pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="rasterizer")
     ticket = np.zeros(1, np.int64)
-    futures: list[Future] = [_pool.submit(kernel, ticket, *args) for _ in range(helpers)]
+    futures: list[Future] = [_threads().submit(kernel, ticket, *args) for _ in range(helpers)]
     kernel(ticket, *args)
     for future in futures:
         future.result()

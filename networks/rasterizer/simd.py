@@ -19,6 +19,11 @@ LANES = 8  # a vector has a multiple of this many lanes
 _CONTRACT = ("contract",)
 
 
+def _in_kernels(definition: Callable[..., Any]) -> Callable[..., Any]:
+    """An intrinsic as kernels call it: without the typing context, and with a result."""
+    return intrinsic(definition)
+
+
 class VectorType(types.Type):
     """Numba type of a vector of `lanes` scalars (float32, float64, int32 or boolean)."""
 
@@ -55,7 +60,7 @@ def _widen(context: Any, builder: Any, value: Any, kind: types.Type, vector: Vec
 
 
 def _elementwise(emit: Callable, gives_mask: bool = False) -> Callable:
-    @intrinsic
+    @_in_kernels
     def operation(_typing: Any, left: Any, right: Any) -> Any:
         vector = left if isinstance(left, VectorType) else right
         result = VectorType(types.boolean, vector.lanes) if gives_mask else vector
@@ -115,7 +120,7 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
-@intrinsic
+@_in_kernels
 def load(_typing: Any, array: Any, index: Any, blocks: Any) -> Any:
     """Vector of `LANES * len(blocks)` consecutive values of the flat `array`, from `index`; `blocks` is a tuple."""
     result = VectorType(array.dtype, LANES * blocks.count)
@@ -127,7 +132,7 @@ def load(_typing: Any, array: Any, index: Any, blocks: Any) -> Any:
     return result(array, index, blocks), codegen
 
 
-@intrinsic
+@_in_kernels
 def store(_typing: Any, array: Any, index: Any, vector: Any) -> Any:
     """Write `vector` to consecutive places of the flat `array`, from `index`."""
 
@@ -139,7 +144,7 @@ def store(_typing: Any, array: Any, index: Any, vector: Any) -> Any:
     return types.void(array, index, vector), codegen
 
 
-@intrinsic
+@_in_kernels
 def fill(_typing: Any, value: Any, like: Any) -> Any:
     """The scalar `value` in every lane of a vector of the type of `like`."""
 
@@ -149,7 +154,7 @@ def fill(_typing: Any, value: Any, like: Any) -> Any:
     return like(value, like), codegen
 
 
-@intrinsic
+@_in_kernels
 def select(_typing: Any, mask: Any, yes: Any, no: Any) -> Any:
     """Lane by lane `yes` where `mask` else `no`; one of the two may be a scalar."""
     vector = yes if isinstance(yes, VectorType) else no
@@ -161,7 +166,7 @@ def select(_typing: Any, mask: Any, yes: Any, no: Any) -> Any:
     return vector(mask, yes, no), codegen
 
 
-@intrinsic
+@_in_kernels
 def without(_typing: Any, mask: Any, removed: Any) -> Any:
     """Lanes of `mask` that are not in `removed`."""
 
@@ -175,7 +180,7 @@ def _bits(builder: Any, mask: Any) -> Any:
     return builder.bitcast(mask, ir.IntType(mask.type.count))
 
 
-@intrinsic
+@_in_kernels
 def is_any(_typing: Any, mask: Any) -> Any:
     """Whether any lane of `mask` is set."""
 
@@ -186,7 +191,7 @@ def is_any(_typing: Any, mask: Any) -> Any:
     return types.boolean(mask), codegen
 
 
-@intrinsic
+@_in_kernels
 def count_bits(_typing: Any, mask: Any) -> Any:
     """Number of lanes of `mask` that are set."""
 
@@ -196,7 +201,7 @@ def count_bits(_typing: Any, mask: Any) -> Any:
     return types.int64(mask), codegen
 
 
-@intrinsic
+@_in_kernels
 def totals(_typing: Any, array: Any, index: Any, blocks: Any) -> Any:
     """One vector: in lane k the sum over the lanes of the k-th of 16 vectors that follow each other from `index`.
 
@@ -246,7 +251,7 @@ def _exp_float32(builder: Any, x: Any) -> Any:
     return builder.fmul(power, builder.bitcast(exponent, vector))
 
 
-@intrinsic
+@_in_kernels
 def exp_negative(_typing: Any, vector: Any) -> Any:
     """exp(-x) for x >= 0, lane by lane; arguments are cut to [0, 87], where float32 ends."""
 
@@ -264,7 +269,7 @@ def exp_negative(_typing: Any, vector: Any) -> Any:
     return vector(vector), codegen
 
 
-@intrinsic
+@_in_kernels
 def take_ticket(_typing: Any, counter: Any) -> Any:
     """Atomically add 1 to the first element of an int64 array and return what it was: threads share a queue by it."""
 
