@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from visa.artifacts.media import write_video
+from visa.networks.body import BodyModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "real"
@@ -51,6 +52,12 @@ def clip_track(num_frames: int, size: tuple[int, int] = (72, 96)) -> dict[str, n
         "image_size": np.array([width, height]),
         "body_model": np.array("smplx_anny"),
     }
+
+
+@pytest.fixture(scope="session")
+def body() -> BodyModel:
+    """The shipped body model, which no test changes."""
+    return BodyModel.from_file(ROOT / "assets/body/smplx_anny.npz")
 
 
 @pytest.fixture(scope="session")

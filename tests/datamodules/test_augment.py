@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from tests.conftest import ROOT
@@ -16,11 +15,6 @@ from visa.networks.gaussians import Gaussians
 from visa.networks.texture import Texture
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
-
-
-@pytest.fixture(scope="module")
-def body() -> BodyModel:
-    return BodyModel.from_file(BODY)
 
 
 def test_a_mirrored_body_is_the_mirror_image_of_the_body(body: BodyModel) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.reconstructors import untrained
 from visa.datamodules.clip import Clip
 from visa.datamodules.retarget import HEAD_JOINT
 from visa.datamodules.windows import WindowReader
@@ -18,18 +18,14 @@ from visa.networks.avatar import Avatar, Loose
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime.conditioner import photo_of
-from visa.runtime.shipped import build_reconstructor
 
 SIZE = 64
 
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    options = ReconstructorOptions(num_clusters=64)
-    return build_reconstructor(str(ROOT / "assets/body/smplx_anny.npz"), False, 4, options).eval()
+    return untrained(False, 4, 64).eval()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from scipy.spatial.transform import Rotation
 
 from tests.conftest import ROOT, write_clip
+from tests.reconstructors import untrained
 from visa import cli as train
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
@@ -83,8 +84,7 @@ def test_gaussians_on_vertices_move_as_the_body_model_moves_vertices() -> None:
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    return build_reconstructor(str(BODY), remove_neck=True, feature_channels=16)
+    return untrained(remove_neck=True, feature_channels=16)
 
 
 def test_the_untrained_avatar_has_the_photo_s_colours(reconstructor: GaussianReconstructor, clip_path: object) -> None:
@@ -287,7 +287,7 @@ def test_several_gaussians_an_anchor_start_with_the_photo_s_colours(clip_path: P
 
 
 def test_the_shipped_weights_fit_the_default_options() -> None:
-    reconstructor = build_reconstructor(str(BODY), True, 16)
+    reconstructor = untrained(True, 16)
     reconstructor.load_state_dict(load_file(ROOT / "assets/weights/reconstruction.safetensors"), strict=True)
 
 

@@ -15,11 +15,6 @@ BODY = ROOT / "assets/body/smplx_anny.npz"
 
 
 @pytest.fixture(scope="module")
-def body() -> BodyModel:
-    return BodyModel.from_file(BODY)
-
-
-@pytest.fixture(scope="module")
 def anatomy(body: BodyModel) -> Anatomy:
     return read_anatomy(body)
 

@@ -14,11 +14,6 @@ MODEL_PATH = ROOT / "assets/body/smplx_anny.npz"
 
 
 @pytest.fixture(scope="module")
-def body() -> BodyModel:
-    return BodyModel.from_file(MODEL_PATH)
-
-
-@pytest.fixture(scope="module")
 def arrays() -> dict[str, np.ndarray]:
     with np.load(MODEL_PATH, allow_pickle=False) as file:
         return {name: file[name] for name in file.files if name != "posedirs"}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import ROOT
+from tests.reconstructors import shipped
 from visa.benchmarks import output_size
 from visa.datamodules.clip import Clip
 from visa.datamodules.retarget import retarget
@@ -23,7 +24,7 @@ from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.splat_maps import Layers, SplatMaps
 from visa.networks.texture import Detail
 from visa.runtime.conditioner import photo_of
-from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
+from visa.runtime.shipped import BACKGROUND, BODY
 from visa.runtime.stream import fine_photos
 
 SMALL, LARGE = 32, 128
@@ -37,7 +38,7 @@ def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    return load_reconstructor(str(ROOT / BODY), str(ROOT / WEIGHTS))
+    return shipped()
 
 
 def still_maps(share: float, motion: float = 0.0) -> SplatMaps:

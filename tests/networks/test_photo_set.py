@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from tests.conftest import ROOT
+from tests.reconstructors import untrained
 from visa import cli as train
 from visa.datamodules.clip import Clip
 from visa.datamodules.retarget import HEAD_JOINT, open_photos, retarget
@@ -27,7 +28,6 @@ from visa.networks.photo_set import own_shape, with_photos
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.texture import PhotoSet, Texture, stacked, view_directions
 from visa.runtime.avatar_files import load_avatar, save_avatar
-from visa.runtime.shipped import build_reconstructor
 from visa.tools.export_avatar import main as export
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
@@ -36,8 +36,7 @@ SIZE = 96
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    return build_reconstructor(str(BODY), remove_neck=False, feature_channels=4).eval()
+    return untrained(remove_neck=False, feature_channels=4).eval()
 
 
 def photo_at(reconstructor: GaussianReconstructor, yaw: float, colors: Tensor, params: BodyParams) -> Photo:

@@ -8,7 +8,7 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from tests.conftest import ROOT
+from tests.reconstructors import untrained
 from visa.networks.anatomy import Kind, Region
 from visa.networks.body import BodyParams
 from visa.networks.loose import FOREARMS
@@ -17,10 +17,8 @@ from visa.networks.photo_colour import colour_sources
 from visa.networks.projection import project
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.skin import SkinTone, before_trunk, skin_tone
 from visa.networks.splat_maps import SplatMaps
-from visa.runtime.shipped import build_reconstructor
 
 SIZE = 128
 SKIN, CLOTH, HAIR, GREY = (0.75, 0.52, 0.42), (0.2, 0.4, 0.8), (0.1, 0.08, 0.06), (0.5, 0.5, 0.5)
@@ -29,9 +27,7 @@ LEFT_SHOULDER, RIGHT_SHOULDER = 15, 16  # of the body's joints but the pelvis
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    options = ReconstructorOptions(num_clusters=64)
-    return build_reconstructor(str(ROOT / "assets/body/smplx_anny.npz"), False, 4, options).eval().requires_grad_(False)
+    return untrained(False, 4, 64).eval().requires_grad_(False)
 
 
 def colored(*colors: tuple[float, float, float]) -> Tensor:

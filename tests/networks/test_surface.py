@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import ROOT
+from tests.reconstructors import shipped, untrained
 from visa.benchmarks.export import draw_file
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
@@ -20,12 +21,11 @@ from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.surface import cell_size
 from visa.networks.view import View
 from visa.runtime.avatar_files import load_avatar, save_avatar
 from visa.runtime.conditioner import photo_of
-from visa.runtime.shipped import BODY, WEIGHTS, build_reconstructor, load_reconstructor
+from visa.runtime.shipped import BODY
 from visa.tools.export_avatar import export, read_photo
 
 SIZE = 192
@@ -33,9 +33,7 @@ SIZE = 192
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    options = ReconstructorOptions(num_clusters=64)
-    return build_reconstructor(str(ROOT / BODY), True, 4, options).eval().requires_grad_(False)
+    return untrained(True, 4, 64).eval().requires_grad_(False)
 
 
 def read(clip_path: Path, size: int) -> Photo:
@@ -174,7 +172,7 @@ def test_saved_loaded_and_stacked_surfaces_are_the_same(
 def test_an_exported_file_is_as_sharp_as_its_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The astronaut's files, drawn by the reference renderer, with and without surface Gaussians."""
     monkeypatch.chdir(ROOT)
-    photo, reconstructor = read_photo("assets/photos/astronaut.png", BODY, SIZE), load_reconstructor(BODY, WEIGHTS)
+    photo, reconstructor = read_photo("assets/photos/astronaut.png", BODY, SIZE), shipped()
     fidelity = {}
     for pixels in (0.0, None):
         reconstructor.options.pixels_per_gaussian = pixels

@@ -9,8 +9,8 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from tests.conftest import ROOT
 from tests.networks.test_mesh import hits
+from tests.reconstructors import untrained
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.networks.anatomy import Kind, Region
@@ -19,19 +19,15 @@ from visa.networks.photo_colour import diffused
 from visa.networks.projection import project
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.view import View
 from visa.runtime.conditioner import photo_of
-from visa.runtime.shipped import build_reconstructor
 
 SIZE = 64
 
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    options = ReconstructorOptions(num_clusters=64)
-    return build_reconstructor(str(ROOT / "assets/body/smplx_anny.npz"), False, 4, options)
+    return untrained(False, 4, 64)
 
 
 @pytest.fixture(scope="module")

@@ -29,11 +29,6 @@ SIZE = 96
 
 
 @pytest.fixture(scope="module")
-def body() -> BodyModel:
-    return BodyModel.from_file(BODY)
-
-
-@pytest.fixture(scope="module")
 def avatar(body: BodyModel) -> Avatar:
     """Gaussians on the upper body with shape, size, turn and colour of their own, some colours out of range."""
     generator = torch.Generator().manual_seed(0)

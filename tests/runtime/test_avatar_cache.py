@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.conftest import ROOT, write_clip
 from tests.lightning_modules.test_stages import STAGES, newest, small
+from tests.reconstructors import untrained
 from visa import cli as train
 from visa.datamodules.augment import Augment
 from visa.datamodules.clip import Clip
@@ -37,7 +38,6 @@ from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.view import View
 from visa.runtime.avatar_cache import AvatarCache
 from visa.runtime.conditioner import Conditioner, photo_of
-from visa.runtime.shipped import build_reconstructor
 from visa.tools import cache_avatars
 
 BODY = "assets/body/smplx_anny.npz"
@@ -54,8 +54,7 @@ def _in_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    return build_reconstructor(str(ROOT / BODY), True, 4).requires_grad_(False).eval()
+    return untrained(True, 4).requires_grad_(False).eval()
 
 
 def read(path: Path, frame: int = 3, size: int = 32, background: tuple[float, float, float] = GREY) -> Photo:
@@ -189,8 +188,7 @@ from visa.runtime import avatar_files
 from tests.runtime import test_avatar_cache as t
 
 what, clip, folder = sys.argv[1:]
-torch.manual_seed(0)
-network = t.build_reconstructor(t.BODY, True, 4).requires_grad_(False).eval()
+network = t.untrained(True, 4).requires_grad_(False).eval()
 cache = t.make_cache(Path(folder), network)
 photo = t.read(Path(clip))
 if what == "killed":

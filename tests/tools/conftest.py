@@ -1,19 +1,12 @@
-"""Fixtures of the tracker's tests; tests change neither."""
+"""Fixtures of the tracker's tests."""
 
 import pytest
 
 from tests.conftest import ROOT
-from visa.networks.body import BodyModel
-from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
-
-
-@pytest.fixture(scope="session")
-def body() -> BodyModel:
-    """The shipped body model."""
-    return BodyModel.from_file(ROOT / DEFAULT_BODY)
+from visa.tools.track.correspond import DEFAULT_LANDMARKS, Landmarks
 
 
 @pytest.fixture(scope="session")
 def landmarks() -> Landmarks:
-    """The detector's points on it."""
+    """The detector's points on the shipped body model, which no test changes."""
     return Landmarks.load(ROOT / DEFAULT_LANDMARKS)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.reconstructors import untrained
 from visa.artifacts.weights import save_weights
 from visa.networks.body import BodyModel
-from visa.runtime.shipped import build_reconstructor
 from visa.tools.compare_neck import BODY, band_region, errors, main, read_frames
 
 
@@ -43,7 +43,7 @@ def test_an_untrained_network_is_its_bare_template(
     monkeypatch.chdir(ROOT)
     paths = []
     for remove_neck in (False, True):
-        reconstructor = build_reconstructor(BODY, remove_neck, 16)
+        reconstructor = untrained(remove_neck, 16)
         paths.append(save_weights(tmp_path / f"{remove_neck}.safetensors", reconstructor.state_dict(), {}))
     figure = tmp_path / "neck.png"
     command = ["--with_neck", str(paths[0]), "--neck_removed", str(paths[1]), "--clip", str(clip_path)]

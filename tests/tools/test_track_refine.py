@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.reconstructors import shipped, untrained
 from visa.benchmarks import tracker
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip, load_track
@@ -22,9 +23,7 @@ from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams, rotation_matrices
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime.conditioner import photo_of
-from visa.runtime.shipped import BODY, WEIGHTS, build_reconstructor, load_reconstructor
 from visa.tools.track.fit import fit
 from visa.tools.track.options import FitOptions
 from visa.tools.track.refine import ERRORS, FIELDS, PLACE, RefineOptions, _Comparison, moved, refine_clip, refine_file
@@ -36,9 +35,7 @@ OPTIONS = RefineOptions(size=SIZE, num_photos=1, stride=3, batch_size=4, steps=6
 
 @pytest.fixture(scope="module")
 def reconstructor() -> GaussianReconstructor:
-    torch.manual_seed(0)
-    options = ReconstructorOptions(num_clusters=64)
-    return build_reconstructor(str(ROOT / "assets/body/smplx_anny.npz"), True, 4, options).eval().requires_grad_(False)
+    return untrained(True, 4, 64).eval().requires_grad_(False)
 
 
 def corrections(count: int) -> torch.Tensor:
@@ -123,7 +120,7 @@ def test_a_tracked_man_fits_his_pictures_better(tmp_path: Path) -> None:
     report = tmp_path / "man.report.json"
     report.write_text(json.dumps({"source": "x.mp4"}))
     options = RefineOptions(size=SIZE, num_photos=1, stride=10, steps=25)
-    figures = refine_file(tmp_path / "man.mp4", load_reconstructor(str(ROOT / BODY), str(ROOT / WEIGHTS)), options)
+    figures = refine_file(tmp_path / "man.mp4", shipped(), options)
     after = load_track(tmp_path / "man.track.npz")
     assert before.keys() == after.keys()
     for name, value in before.items():
