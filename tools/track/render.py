@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 @numba.njit(cache=True)
 def fill_triangles(
     screen: NDArray[np.float64], depth: NDArray[np.float64], faces: NDArray[np.int64], height: int, width: int
-):
+) -> NDArray[np.int64]:
     """Nearest triangle of each pixel (-1 where none) from vertices `screen` [V, 2] px and their `depth` [V]; pixel
     centres at +0.5.
     """
