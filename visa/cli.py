@@ -254,10 +254,10 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def run() -> None:
+def run(arguments: list[str] | None = None) -> None:
     """The process: errors of the user's input end in one line, VISA_TRACEBACK=1 shows where they come from."""
     try:
-        main()
+        main(arguments)
         leave_process_group()
     except (FileNotFoundError, ValueError) as error:
         if os.environ.get("VISA_TRACEBACK"):
