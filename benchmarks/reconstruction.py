@@ -4,10 +4,10 @@
 
 trains every arm of `ARMS` equally long on captures and the real clip, and measures it, and the template with projected
 colours only (no learning), on the unseen captured people (their own motion, and the next person's, where only the
-distance to the photo's face can be measured) and on the real clip's validation block (`--test`: on its test blocks and
-on `studio_woman`'s, where that is on the machine). Finished runs are kept and broken ones go on, so that the command
-may be stopped and started again. Tables, `metrics_BLOCK.json` and `sheet_BLOCK.png` go to `--out`; options after `--`
-are handed to `train.py` in training and measuring alike, e.g. `-- --model.init_args.loss_weights.ssim=0.2`.
+distance to the photo's face can be measured) and on the real clip's validation block (`--test`: on its test blocks).
+Finished runs are kept and broken ones go on, so that the command may be stopped and started again. Tables,
+`metrics_BLOCK.json` and `sheet_BLOCK.png` go to `--out`; options after `--` are handed to `train.py` in training and
+measuring alike, e.g. `-- --model.init_args.loss_weights.ssim=0.2`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ARMS: dict[str, list[str]] = {
 }
 CONFIGS = ["configs/reconstruction.yaml"]
 UNSEEN = "assets/captures/test"
-REAL, WOMAN = ("assets/clips/webcam_man.mp4", None), ("../shared/real/studio_woman.mp4", "assets/clips")
+REAL = "assets/clips/webcam_man.mp4"
 COLUMNS = ("psnr", "ssim", "perceptual", "identity", "identity_photo", "detection_rate", "silhouette")
 SELF, CROSS, REAL_GROUP = "unseen", "unseen, cross motion", "real"
 
@@ -95,7 +95,7 @@ def build(arm: str, seed: int, steps: int, options: Sequence[str], unseen: str) 
 
 
 def windows_of(
-    stage: Reconstruction, module: VideoDataModule, real: Sequence[tuple[str, str | None]], use_test: bool, stride: int
+    stage: Reconstruction, module: VideoDataModule, real: Sequence[str], use_test: bool, stride: int
 ) -> list[Window]:
     """Everything that is measured, on every `stride`-th frame."""
     module.test_stride = stride
@@ -108,8 +108,8 @@ def windows_of(
 
     windows = [window for clip in module.extra_clips for window in read(SELF, clip, clip.splits.test)]
     windows += [Window(CROSS, batch, False) for batch in cross_motion_batches(module, stage.reconstructor.body)]
-    for path, sidecars in real:
-        clip = Clip(path, sidecars)
+    for path in real:
+        clip = Clip(path)
         windows += read(REAL_GROUP, clip, clip.splits.test if use_test else clip.splits.validation)
     return windows
 
@@ -185,9 +185,7 @@ def report(
     weights: Mapping[tuple[str, int], Path], arguments: argparse.Namespace, options: Sequence[str]
 ) -> dict[str, float]:
     """Measure every training and write tables, figures and pictures; the flat object."""
-    real: list[tuple[str, str | None]] = [(path, None) for path in arguments.real] or [REAL]
-    if arguments.test and Path(WOMAN[0]).is_file() and not arguments.real:
-        real.append(WOMAN)
+    real = arguments.real or [REAL]
     windows: list[Window] = []
     rows: list[dict[str, Prediction]] = []
     seeds: dict[str, list[str]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,23 @@ from visa.runtime.stream import AvatarStream
 # Chosen on validation people: finer changes of the shipped shader take pictures away from the truth (docs/results.md).
 PAINTED = MatteOptions(octaves_shown=3, octaves_else=3)
 SAMPLE_FRAMES = 18  # that a second sample of the student paints, as many as two windows of the teacher
+
+
+@dataclass(frozen=True)
+class TeacherSampling:
+    """How a bidirectional teacher paints.
+
+    Attributes:
+        num_steps: Euler steps.
+        window: frames at a time.
+        shift: timestep shift.
+        guidance: w of `u + w (c - u)`; 1 is off.
+    """
+
+    num_steps: int
+    window: int
+    shift: float
+    guidance: float = 1.0
 
 
 class ShadingStage(Stage):
@@ -159,18 +176,16 @@ class ShadingStage(Stage):
         return condition
 
     @torch.no_grad()
-    def paint_teacher(
-        self, teacher: VideoShader, batch: VideoBatch, num_steps: int, window: int, shift: float, sample: int = 0
-    ) -> Tensor:
+    def paint_teacher(self, teacher: VideoShader, batch: VideoBatch, how: TeacherSampling, sample: int = 0) -> Tensor:
         """Frames `[T,3,H,W]` of the bidirectional teacher, in consecutive windows from the reference alone.
 
         Another `sample` is painted from other noise.
         """
         generator = torch.Generator().manual_seed(self.seed + 7919 * sample)
         painted, total = [], batch.intrinsics.shape[1]
-        for first in range(0, total, window):
-            condition, splat = self.conditioner(batch.cut(slice(first, min(first + window, total))))
-            latents = sample_bidirectional(teacher, condition, num_steps, shift, generator)
+        for first in range(0, total, how.window):
+            condition, splat = self.conditioner(batch.cut(slice(first, min(first + how.window, total))))
+            latents = sample_bidirectional(teacher, condition, how.num_steps, how.shift, generator, how.guidance)
             painted.append(splat.matted(self.codec.decode(latents), self.matte)[0])
         return torch.cat(painted)
 
@@ -195,17 +210,15 @@ class ShadingStage(Stage):
         start = batch.cut(slice(0, SAMPLE_FRAMES))  # of all frames it would take a third of a test's time and memory
         self.report.add_sample(row, batch, self.paint_student(student, start, noise_levels, sample=1))
 
-    def test_teacher(
-        self, name: str, teacher: VideoShader, batch: VideoBatch, num_steps: int, window: int, shift: float
-    ) -> None:
+    def test_teacher(self, name: str, teacher: VideoShader, batch: VideoBatch, how: TeacherSampling) -> None:
         """A row of consecutive windows, with a second sample of the first two for its diversity."""
         assert self.report is not None
-        with self.report.timed(name, batch, num_steps) as row:
-            row.frames = self.paint_teacher(teacher, batch, num_steps, window, shift)
+        with self.report.timed(name, batch, how.num_steps) as row:
+            row.frames = self.paint_teacher(teacher, batch, how)
         assert row.fps is not None  # the report has set it
-        row.latency_ms = 1000 * min(window, len(row.frames)) / row.fps  # nothing is seen before a window is done
-        start = batch.cut(slice(0, 2 * window))  # many steps take long
-        self.report.add_sample(row, batch, self.paint_teacher(teacher, start, num_steps, window, shift, sample=1))
+        row.latency_ms = 1000 * min(how.window, len(row.frames)) / row.fps  # nothing is seen before a window is done
+        start = batch.cut(slice(0, 2 * how.window))  # many steps take long
+        self.report.add_sample(row, batch, self.paint_teacher(teacher, start, how, sample=1))
 
     def log_validation(self, batch: VideoBatch, batch_idx: int, splat: SplatMaps, painted: dict[str, Tensor]) -> None:
         """PSNR and perceptual distances of each row, pictures and video of the first window.

@@ -19,7 +19,7 @@ from visa.artifacts.media import write_video
 from visa.artifacts.sound import Sound, has_sound
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
-from visa.lightning_modules.shading import ShadingStage
+from visa.lightning_modules.shading import ShadingStage, TeacherSampling
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
 from visa.networks.reconstructor_options import ReconstructorOptions
@@ -181,7 +181,8 @@ class StudentStage(ShadingStage):
         self.test_splat(batch)
         for index, num_steps in enumerate(self.teacher_test_steps):
             name = "teacher" if index == 0 else f"teacher, {num_steps} steps"
-            self.test_teacher(name, self.teacher, batch, num_steps, self.test_window, self.shift)
+            how = TeacherSampling(num_steps, self.test_window, self.shift, self.guidance)
+            self.test_teacher(name, self.teacher, batch, how)
         self.test_student("student", self.student, batch, self.noise_levels)
         for num_steps in self.student_test_steps:
             levels = self.noise_levels[:: len(self.noise_levels) // num_steps]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
-from visa.lightning_modules.shading import ShadingStage
+from visa.lightning_modules.shading import ShadingStage, TeacherSampling
 from visa.losses.flow import add_noise, sample_levels, velocity_loss
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
@@ -127,7 +127,9 @@ class Teacher(ShadingStage):
         """Samples of one and of many steps against the truth of the validation block."""
         window = batch.frames.shape[1]
         painted = {
-            f"teacher_{num_steps}": self.paint_teacher(self.shader, batch, num_steps, window, self.shift)
+            f"teacher_{num_steps}": self.paint_teacher(
+                self.shader, batch, TeacherSampling(num_steps, window, self.shift)
+            )
             for num_steps in self.validation_sampling_steps
         }
         self.log_validation(batch, batch_idx, self.read(batch)[2], painted)
@@ -137,5 +139,6 @@ class Teacher(ShadingStage):
         assert self.report is not None
         self.test_splat(batch)
         for num_steps in (self.test_sampling_steps, 4, 2, 1):
-            self.test_teacher(f"teacher {num_steps}", self.shader, batch, num_steps, self.test_window, self.shift)
+            how = TeacherSampling(num_steps, self.test_window, self.shift)
+            self.test_teacher(f"teacher {num_steps}", self.shader, batch, how)
         self.report.close_block(batch)

@@ -33,6 +33,7 @@ from visa.cli import main as build
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
+from visa.lightning_modules.shading import TeacherSampling
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel
 from visa.networks.gaussians import Gaussians
@@ -94,7 +95,7 @@ def paint(teacher: str, weights: str, remove_neck: bool, batch: VideoBatch) -> d
     options = {"weights": teacher, "reconstruction_weights": weights, "remove_neck": str(remove_neck).lower()}
     arguments = [part for name, value in options.items() for part in (f"--model.init_args.{name}", value)]
     stage = build(["validate", "-c", "configs/teacher.yaml", *arguments], cli=BuildOnly).model.eval()
-    frames = stage.paint_teacher(stage.shader, batch, 1, stage.test_window, stage.shift)
+    frames = stage.paint_teacher(stage.shader, batch, TeacherSampling(1, stage.test_window, stage.shift))
     return {f"painted, {'neck removed' if remove_neck else 'with neck'}": frames.clamp(0, 1)}
 
 
