@@ -29,7 +29,7 @@ def name(path: Path) -> str:
 
 def module_file(dotted: str) -> Path | None:
     """The file of a module `visa.X.Y`, or that of its `__main__` where it is a package; None without either."""
-    base = ROOT.joinpath(*dotted.split(".")[1:]) if dotted.split(".")[1] != "cli" else ROOT / "visa" / "cli"
+    base = ROOT.joinpath(*dotted.split("."))  # by the links of `visa`
     found = [path for path in (base.with_suffix(".py"), base / "__main__.py") if path.is_file()]
     return found[0] if found else None
 
@@ -182,12 +182,12 @@ def test_imports_in_code_blocks_exist() -> None:
 
 
 def is_module(parts: list[str]) -> bool:
-    base = ROOT.joinpath(*parts)
+    base = ROOT.joinpath("visa", *parts)
     return base.with_suffix(".py").is_file() or (base.is_dir() and any(base.glob("*.py")))
 
 
 def module_text(parts: list[str]) -> str:
     """Text of a module; of a package, that of its `__init__`; nothing where there is no such file."""
-    base = ROOT.joinpath(*parts)
+    base = ROOT.joinpath("visa", *parts)
     found = [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
     return found[0].read_text() if found else ""
