@@ -1,12 +1,15 @@
 """Fixtures: a small synthetic clip on disk, and the folder of real test material where there is one."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from visa.artifacts.media import write_video
+from visa.networks import anchors, template
 from visa.networks.body import BodyModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +55,31 @@ def clip_track(num_frames: int, size: tuple[int, int] = (72, 96)) -> dict[str, n
         "image_size": np.array([width, height]),
         "body_model": np.array("smplx_anny"),
     }
+
+
+def once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same function of tensors and numbers, which searches again only for what it has not seen."""
+    found: dict[tuple[object, ...], Tensor] = {}
+
+    def identity(value: Tensor | int) -> object:
+        return (value.shape, value.dtype, value.cpu().numpy().tobytes()) if isinstance(value, Tensor) else value
+
+    def remembered(*arguments: Tensor | int) -> Tensor:
+        key = tuple(map(identity, arguments))
+        if key not in found:
+            found[key] = function(*arguments)
+        return found[key].clone()
+
+    return remembered
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _searches_run_once() -> Iterator[None]:
+    """Most of what building a reconstructor costs are two searches through all pairs of the template's anchors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(anchors, "_neighbours", once(anchors._neighbours))
+        patch.setattr(template, "_mirror", once(template._mirror))
+        yield
 
 
 @pytest.fixture(scope="session")
