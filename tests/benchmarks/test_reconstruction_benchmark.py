@@ -84,6 +84,7 @@ def test_a_finished_training_is_kept_and_a_broken_one_goes_on(monkeypatch: pytes
     assert commands[1] == [*commands[0], "--ckpt_path=last"]
 
 
+@pytest.mark.slow
 def test_the_whole_comparison_on_synthetic_people(
     clip_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ def test_people_train_and_others_validate(folder: Path) -> None:
     assert (next((folder / "runs/reconstruction").glob("version_*")) / "weights.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_strangers_are_tested_from_their_photo(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train.main(
         [

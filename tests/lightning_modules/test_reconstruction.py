@@ -407,6 +407,7 @@ def test_stages_train_on_rendered_people(stage: str, monkeypatch: pytest.MonkeyP
     assert not trained & unseen
 
 
+@pytest.mark.slow
 def test_test_measures_people_who_never_train(
     clip_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

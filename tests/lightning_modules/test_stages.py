@@ -73,6 +73,7 @@ def test_each_config_trains_two_steps_and_exports(stage: str, clip_path: Path) -
     assert not any(name.startswith(("conditioner.", "teacher.", "perceptual.")) for name in checkpoint["state_dict"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_equals_an_unbroken_one(stage: str, clip_path: Path) -> None:
     arguments = ["fit", *STAGES[stage], *small(clip_path, num_steps=4)]

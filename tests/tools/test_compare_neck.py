@@ -37,6 +37,7 @@ def test_the_band_lies_between_chin_and_shoulders(clip_path: Path) -> None:
     assert heights[22] < rows.mean() < heights[9]  # below the jaw, above the chest
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_its_bare_template(
     clip_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def film(path: Path, body: BodyModel, params: BodyParams) -> None:
 
 
 @needs_opencv
+@pytest.mark.slow
 def test_a_torso_without_landmarks_follows_its_pixels(body: BodyModel, landmarks: Landmarks, tmp_path: Path) -> None:
     detections, truth = synthetic(body, landmarks, count=14)
     head = body(truth)[1][:, 15]
