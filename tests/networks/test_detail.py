@@ -123,6 +123,7 @@ def test_an_output_smaller_than_what_is_painted_is_refused() -> None:
         VideoDataModule(predict=given).predict_dataloader()
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_on_one_truth(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
