@@ -83,3 +83,8 @@ def test_rooms_are_imported_by_the_package_name_alone() -> None:
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{name} imports relatively"
                 assert (node.module or "").split(".")[0] not in ALLOWED, f"{name}: write visa.{node.module}"
+
+
+def test_every_folder_of_modules_is_a_package_that_is_installed() -> None:
+    folders = {path.parent for path in modules().values()} - {ROOT}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []

@@ -1,0 +1,1 @@
+"""Files on disk: whole or absent, photos, video and sound, weights, configs, provenance."""
