@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import pkgutil
 import sys
 import warnings
@@ -31,6 +32,7 @@ from visa.tools.track.on_demand import tracked
 RUNS = Path(os.environ.get("VISA_RUNS", "runs"))
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 DEFAULT_CONFIG = "configs/shader.yaml"
+BROKEN = "{} is no whole checkpoint: start the run without --ckpt_path, or from another file"
 
 
 class ComposedConfigFile(ActionConfigFile):
@@ -89,6 +91,12 @@ class StageCLI(LightningCLI):
             parser.add_argument("--size", type=int, default=None, help="side of its pictures in px (512)")
         return parser
 
+    def _parse_ckpt_path(self) -> None:
+        try:
+            super()._parse_ckpt_path()
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(BROKEN.format(self.config[self.config.subcommand].ckpt_path)) from error
+
     def before_instantiate_classes(self) -> None:
         """Hand the flags on to data and model."""
         config = self.config[self.subcommand]
@@ -129,7 +137,7 @@ class StageCLI(LightningCLI):
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}: start the run without --ckpt_path")
         if not zipfile.is_zipfile(path):
-            raise ValueError(f"{path} is no whole checkpoint: start the run without --ckpt_path, or from another file")
+            raise ValueError(BROKEN.format(path))
         return path
 
     def before_fit(self) -> None:
