@@ -92,6 +92,7 @@ def test_a_shader_of_other_widths_than_codec_and_reconstruction_is_named(name: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_no_default_reads_outside_of_the_repository() -> None:
     cli = train.main(["test", "-c", "configs/shader.yaml"], cli=train.BuildOnly)
     sources = [*cli.datamodule.sources, *cli.datamodule.test_sources]

@@ -11,6 +11,7 @@ from visa.artifacts.files import shipped
 from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 
 
+@pytest.mark.slow
 def test_defaults_hold_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert shipped(BODY).resolve() == ROOT / BODY

@@ -41,6 +41,7 @@ def test_effects_are_the_worst_band_and_means_over_seeds() -> None:
     assert found["identity_change"] == 0.0  # of the seed in which both were found
 
 
+@pytest.mark.slow
 def test_crops_lie_on_mouth_eyes_and_hair(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the sample clip's real track: the face is where dlib-free evidence says, the parts in their order."""
     monkeypatch.chdir(ROOT)

@@ -41,6 +41,7 @@ def test_a_stride_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert "argument --stride: 0: must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_anatomy_of_the_shipped_avatar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(anatomy, "MOST_FRAMES", 2)
     anatomy.main(["--steps", "2", "--json"])
@@ -60,6 +61,7 @@ def test_summary_tells_the_criteria_of_every_clip() -> None:
     assert found["eyes_l1"] == 0.03  # of the clip that has it
 
 
+@pytest.mark.slow
 def test_conditions_are_what_the_track_says() -> None:
     clip, body = Clip("assets/clips/webcam_man.mp4"), BodyModel.from_file("assets/body/smplx_anny.npz")
     found = anatomy.conditions(clip, body)

@@ -44,6 +44,7 @@ def test_the_schedule_keeps_its_shares(steps: int, starts: list[int]) -> None:
     assert [phase["start"] for phase in json.loads(schedule(steps))] == starts
 
 
+@pytest.mark.slow
 def test_each_arm_changes_its_switch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     found = {}

@@ -79,6 +79,7 @@ def test_places_of_ranks_partition_and_each_is_reached() -> None:
     assert 0 <= start_of_rank(3, 5, 6, 8, np.random.default_rng(0)) < 3  # fewer places than ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_run_goes_on_with_the_batch_that_was_next(num_workers: int, clip_path: Path) -> None:
     data = module(clip_path, num_workers=num_workers, schedule=[Phase(0, 32, 3, 2), Phase(3, 48, 3, 1)])
@@ -88,6 +89,7 @@ def test_a_resumed_run_goes_on_with_the_batch_that_was_next(num_workers: int, cl
     assert all(equal(a, b) for a, b in zip(whole[2:], resumed, strict=True))
 
 
+@pytest.mark.slow
 def test_memory_file_and_workers_give_the_same_batches(clip_path: Path) -> None:
     held = list(module(clip_path).train_dataloader())
     read = module(clip_path, cache_gb=0)

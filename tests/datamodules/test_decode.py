@@ -99,6 +99,7 @@ def test_workers_read_with_decord_the_same_frames(kind: str, tmp_path: Path) -> 
     assert reader == "DecordReader"
 
 
+@pytest.mark.slow
 def test_reading_does_not_import_decord_here() -> None:
     """decord loaded before torchvision or OpenCV breaks PNG reading, and its readers hang workers forked later."""
     import subprocess

@@ -172,6 +172,7 @@ def test_pull_is_the_share_of_the_gradient() -> None:
     sum(terms.values()).backward()  # the graph is still there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"adversarial_weight": 0.0}, {"adversarial_start": 1}])
 def test_without_the_term_the_student_takes_the_distillations_step(options: dict[str, Any], batch: VideoBatch) -> None:
     """The control of an experiment: the same student, rollout and critic, bit for bit."""

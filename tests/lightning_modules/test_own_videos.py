@@ -44,6 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_folder_of_clips_trains_by_the_shipped_overlay(folder: Path) -> None:
     schedule = [{"start": 0, "resolution": 64, "num_frames": 2, "batch_size": 1}]
     options = [

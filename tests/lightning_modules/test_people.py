@@ -32,6 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_people_train_and_others_validate(folder: Path) -> None:
     schedule = [{"start": 0, "resolution": 64, "num_frames": 1, "batch_size": 2}]
     cli = train.main(

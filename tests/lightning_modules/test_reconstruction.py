@@ -244,6 +244,7 @@ def read(clip_path: Path, frames: int = 2, size: int = 64) -> VideoBatch:
     return WindowReader((0.5, 0.5, 0.5)).read(Clip(clip_path), np.arange(frames), 3, size)
 
 
+@pytest.mark.slow
 def test_refined_anchors_lie_on_the_surface_of_any_shape() -> None:
     body = BodyModel.from_file(BODY)
     plain = build_template(body)
@@ -265,6 +266,7 @@ def test_refined_anchors_lie_on_the_surface_of_any_shape() -> None:
         refine_template(plain, body, 0)
 
 
+@pytest.mark.slow
 def test_several_gaussians_an_anchor_start_with_the_photo_s_colours(clip_path: Path) -> None:
     torch.manual_seed(0)
     dense = build_reconstructor(str(BODY), True, 4, ReconstructorOptions(num_clusters=64, gaussians_per_anchor=2))
@@ -382,6 +384,7 @@ def test_means_over_the_clips_of_a_folder() -> None:
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["reconstruction", "teacher", "shader"])
 def test_stages_train_on_rendered_people(stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)

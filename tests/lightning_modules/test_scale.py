@@ -184,6 +184,7 @@ def _in_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(train, "RUNS", tmp_path / "runs")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_in_repository")
 @pytest.mark.parametrize("stage", CHAINS)
 def test_each_full_size_config_is_built(stage: str, downloads: Path, clip_path: Path) -> None:
@@ -209,6 +210,7 @@ def test_each_full_size_config_is_built(stage: str, downloads: Path, clip_path: 
         assert (window.sink_frames, window.capacity) == (3, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_in_repository")
 @pytest.mark.parametrize("stage", ["reconstruction", "student"])
 def test_full_size_stages_train_in_mixed_precision(stage: str, downloads: Path, clip_path: Path) -> None:

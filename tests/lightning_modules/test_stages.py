@@ -62,6 +62,7 @@ def newest(stage: str) -> Path:
     return max((train.RUNS / FOLDERS.get(stage, stage)).glob("version_*"), key=lambda path: path.stat().st_mtime)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_config_trains_two_steps_and_exports(stage: str, clip_path: Path) -> None:
     train.main(["fit", *STAGES[stage], *small(clip_path)])
@@ -99,6 +100,7 @@ def test_a_resumed_run_equals_an_unbroken_one(stage: str, clip_path: Path) -> No
     assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["teacher", "ode", "shader", "adversarial"])
 def test_the_full_size_path_trains_on_a_tiny_wan_codec(stage: str, clip_path: Path) -> None:
     weights = ["--model.init_args.teacher_weights=null", "--model.init_args.student_weights=null"]
@@ -123,6 +125,7 @@ def test_an_overlay_reaches_model_and_data(clip_path: Path) -> None:
     assert (cli.model.num_steps, cli.model.seed, cli.datamodule.num_steps) == (7, 3, 7)
 
 
+@pytest.mark.slow
 def test_a_rollout_window_reaches_training_and_painting(clip_path: Path) -> None:
     assert Distillation.rollout_window == Window(sink_frames=3, recent_frames=9)
     options = ["fit", *STAGES["adversarial"], *small(clip_path)]
@@ -135,6 +138,7 @@ def test_a_rollout_window_reaches_training_and_painting(clip_path: Path) -> None
         train.main([*options, f"{key}.recent_frames=4"], cli=train.BuildOnly)
 
 
+@pytest.mark.slow
 def test_test_writes_table_pictures_and_metrics(clip_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [
         "--data.test_clips=[]",
@@ -155,6 +159,7 @@ def test_test_writes_table_pictures_and_metrics(clip_path: Path, capsys: pytest.
     assert not (path.parent / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_predict_writes_the_video(clip_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     driving = str(clip_path.with_suffix(".track.npz"))
@@ -176,6 +181,7 @@ def test_a_broken_checkpoint_is_named(clip_path: Path, tmp_path: Path) -> None:
             train.main(["fit", *STAGES["shader"], *small(clip_path), f"--ckpt_path={path}"], cli=train.BuildOnly)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["shader", "adversarial"])
 def test_each_subcommand_builds_the_networks_that_it_uses(stage: str, clip_path: Path) -> None:
     expected = {"fit": {"student", "teacher", "critic"}, "test": {"student", "teacher"}}
@@ -189,6 +195,7 @@ def test_each_subcommand_builds_the_networks_that_it_uses(stage: str, clip_path:
         assert built == expected.get(subcommand, {"student"})
 
 
+@pytest.mark.slow
 def test_the_student_of_a_checkpoint_is_validated(clip_path: Path) -> None:
     """The checkpoint also holds critic and discriminator, which validation does without."""
     options = [*STAGES["adversarial"], *small(clip_path)]

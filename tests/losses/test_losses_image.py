@@ -46,6 +46,7 @@ def published_stlpips() -> types.ModuleType:
     return stlpips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 def test_distance_equals_the_package(published_stlpips: types.ModuleType, network: str) -> None:
     reference = published_stlpips.LPIPS(net=network, variant="shift_tolerant", verbose=False)

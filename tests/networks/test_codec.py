@@ -58,6 +58,7 @@ def test_block_codec_codes_each_frame_alone(whitened: BlockCodec) -> None:
     assert whitened.num_pixel_frames(4) == 4
 
 
+@pytest.mark.slow
 def test_block_codec_quality_on_real_video() -> None:
     pictures = read_video(REAL_CLIP)[0][::150, :, :, 50:350]
     frames = torch.nn.functional.interpolate(pictures, (128, 128), mode="bilinear", antialias=True)[None]

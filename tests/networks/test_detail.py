@@ -86,6 +86,7 @@ def test_maps_without_a_texture_are_refused() -> None:
         enlarged(replace(still_maps(1.0), layers=None), noise_detail(), LARGE)
 
 
+@pytest.mark.slow
 def test_composing_is_sharper_than_enlarging_the_picture(reconstructor: GaussianReconstructor) -> None:
     clip, size, output = Clip(CLIP), 64, 256
     number = clip.reference_frame()

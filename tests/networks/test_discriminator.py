@@ -83,6 +83,7 @@ def test_a_trained_backbone_learns() -> None:
     assert discriminator.backbone.condition_head.project.weight.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_learns_whether_the_clip_shows_the_reference() -> None:
     """Real: the clip repeats its photo. Fake: the photo of another sample. Only the global branch can tell."""
     torch.manual_seed(0)

@@ -75,6 +75,7 @@ def test_a_random_mesh_is_what_rays_meet() -> None:
     np.testing.assert_allclose(projected[:, :2] / projected[:, 2:], pixels[hit], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_body_is_what_rays_meet() -> None:
     body = BodyModel.from_file(ROOT / "assets/body/smplx_anny.npz")
     params = BodyParams.zeros((2,), body.num_expressions)

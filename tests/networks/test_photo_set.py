@@ -165,6 +165,7 @@ def test_two_photos_that_show_one_half_each_give_an_avatar_of_both(
     assert error(both, first) < 0.06
 
 
+@pytest.mark.slow
 def test_the_fit_brings_a_disturbed_pose_back(reconstructor: GaussianReconstructor) -> None:
     """Mean distance of the Gaussians that photo 2 shows from their true places in it, px."""
     params, points = rest(reconstructor)
@@ -292,6 +293,7 @@ def test_stacked_textures_keep_their_order(reconstructor: GaussianReconstructor,
     assert torch.equal(joined.photo[:, 1], both[0].photo)
 
 
+@pytest.mark.slow
 def test_predict_takes_one_photo_several_or_frames_of_a_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(train, "RUNS", tmp_path / "runs")

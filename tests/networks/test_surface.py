@@ -128,6 +128,7 @@ def test_in_the_photo_each_lies_in_the_middle_of_its_cell_flat_on_the_surface(
     assert bool((scales[:, 0] <= scales[:, 1] * 1.0001).all())
 
 
+@pytest.mark.slow
 def test_density_follows_the_size_of_the_photo(reconstructor: GaussianReconstructor, clip_path: Path) -> None:
     counts = {}
     for size in (128, SIZE, 256, 384):
@@ -169,6 +170,7 @@ def test_saved_loaded_and_stacked_surfaces_are_the_same(
     torch.testing.assert_close(both, torch.cat(alone), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_as_sharp_as_its_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The astronaut's files, drawn by the reference renderer, with and without surface Gaussians."""
     monkeypatch.chdir(ROOT)

@@ -69,6 +69,7 @@ def test_closed_lips_show_no_teeth_and_closed_lids_no_eyeballs(
     assert min(closed[Kind.FACE], opened[Kind.FACE]) > 200
 
 
+@pytest.mark.slow
 def test_shown_is_what_a_ray_reaches_first(reconstructor: GaussianReconstructor, photo: Photo) -> None:
     """Against all triangles, by brute force: 3 mm may lie before an anchor; a grazing pixel's slope is left alone."""
     face = close_up(reconstructor, photo, jaw=0.3, blink=0.0)

@@ -314,6 +314,7 @@ def test_writing_refuses_what_it_cannot_hold(avatar: Avatar, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_photo_is_exported_with_the_shipped_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -399,6 +399,7 @@ def cached(clip_path: Path, folder: Path, num_steps: int = 2) -> list[str]:
     return [*small(clip_path, num_steps), *options]
 
 
+@pytest.mark.slow
 def test_the_tool_makes_what_is_missing_and_training_makes_nothing(
     clip_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -454,6 +455,7 @@ def test_options_that_do_not_fit_are_one_line(options: list[str], message: str, 
     assert not Path("nowhere").exists()
 
 
+@pytest.mark.slow
 def test_the_tool_says_what_is_missing(clip_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cache_avatars.main([*STAGES["teacher"], *small(clip_path)]) == 1
     assert "error: this run reads no avatars" in capsys.readouterr().err

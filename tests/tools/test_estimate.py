@@ -145,6 +145,7 @@ def test_the_estimate_counts_the_networks_of_each_stage(chain: list[str], traine
         assert counted["discriminator"] == sum(parameter.numel() for parameter in heads)
 
 
+@pytest.mark.slow
 def test_the_full_size_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     alone = estimate_scale.estimate(STUDENT, "H100", 1)
@@ -169,6 +170,7 @@ def test_the_full_size_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
         estimate_scale.read(["configs/reconstruction.yaml"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_in_repository")
 def test_the_shader_benchmark_measures_each_part() -> None:
     arguments = argparse.Namespace(config=None, chunks=2, long=False, device="cpu")

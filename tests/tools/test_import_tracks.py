@@ -120,6 +120,7 @@ def test_smplerx_lands_where_its_own_body_layer_and_camera_put_it(licensed: Path
     np.testing.assert_allclose(arrays["betas"], fields["betas"][0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_smplerx_without_what_it_needs_says_so(
     licensed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,6 +301,7 @@ def test_amass_in_place_stays_in_the_picture_and_drives_the_shipped_body(tmp_pat
     assert ((pixels[:, [0, 12, 15]] > 0) & (pixels[:, [0, 12, 15]] < 512)).all()
 
 
+@pytest.mark.slow
 def test_amass_of_another_layout_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = {"poses": np.zeros((5, 156)), "trans": np.zeros((5, 3)), "mocap_framerate": 60.0}
     for change, message in (

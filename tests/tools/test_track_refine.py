@@ -84,6 +84,7 @@ def scene(reconstructor: GaussianReconstructor, clip_path: Path) -> tuple[Avatar
     return avatar, replace(batch, frames=frames, masks=alpha, body=params)
 
 
+@pytest.mark.slow
 def test_a_wrong_elbow_is_found_again(reconstructor: GaussianReconstructor, scene: tuple[Avatar, VideoBatch]) -> None:
     avatar, batch = scene
     truth = batch.body[0]
@@ -108,6 +109,7 @@ def test_right_poses_stay(reconstructor: GaussianReconstructor, scene: tuple[Ava
     assert change.abs().max() < 0.05
 
 
+@pytest.mark.slow
 def test_a_tracked_man_fits_his_pictures_better(tmp_path: Path) -> None:
     """Shoulders half a hand too high are pulled down; what a refinement does not change stays bit for bit."""
     source = ROOT / "assets/clips/webcam_man.mp4"
