@@ -19,6 +19,7 @@ from torch import Tensor
 
 from visa.artifacts.photos import is_image, read_grey, read_photo
 from visa.datamodules.decode import read_all, read_frames, stream_frames, video_info
+from visa.networks.body import FIELD_SHAPES, NUM_BETAS
 
 TRACK_FIELDS = (
     "expression",
@@ -34,19 +35,11 @@ TRACK_FIELDS = (
     "world_to_camera",
     "frame_valid",
 )
-LAYOUTS: dict[str, tuple[int, ...]] = {  # of a frame; the number of expressions is the body model's
-    "global_orient": (3,),
-    "transl": (3,),
-    "body_pose": (21, 3),
-    "jaw_pose": (3,),
-    "leye_pose": (3,),
-    "reye_pose": (3,),
-    "left_hand_pose": (15, 3),
-    "right_hand_pose": (15, 3),
+LAYOUTS = {  # of a frame; the number of expressions is the body model's
+    **{name: shape for name, shape in FIELD_SHAPES.items() if name not in ("betas", "expression")},
     "intrinsics": (3, 3),
     "world_to_camera": (4, 4),
 }
-NUM_BETAS = 10
 DEFAULT_FPS, LARGEST_FPS = 25.0, 1000.0
 # A longer clip is centred by the key frames of its mask, so that opening it does not decode it.
 MOST_FRAMES_TO_CENTRE = 1500
