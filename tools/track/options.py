@@ -15,8 +15,8 @@ class FitOptions:
     coarse_stride: int = 5  # shape and a first motion are found from every fifth frame
     max_coarse_frames: int = 400
     num_coarse_steps: int = 250
-    num_fine_steps: int = 150
-    num_motion_steps: int = 400
+    num_fine_steps: int = 80
+    num_motion_steps: int = 150
     robust_percent: float = 2.0  # residual beyond which a point counts as an outlier
     oval_weight: float = 0.5  # the outline is the detector's weakest part: cheeks hide it
     iris_weight: float = 2.0
@@ -34,5 +34,7 @@ class FitOptions:
     head_smoothness: float = 4.0
     face_smoothness: float = 0.15
     body_smoothness: float = 1.0
+    head_motion: float = 1.0  # percent a frame a frame, from which a change of speed is a motion and no noise
+    body_motion: float = 12.0  # the same of the body, whose points jump by 3 to 8
     max_gap_seconds: float = 0.2  # a face missing for longer makes its frames invalid
     max_error_percent: float = 6.0  # a frame that fits worse than this shows no face that the model can explain

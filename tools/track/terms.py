@@ -5,6 +5,8 @@ Letters in shapes: N solved frames, L pairs of a key frame and a frame, S surfac
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -153,12 +155,16 @@ class Objective:
     def smoothness(self, variables: Variables, targets: Targets, face: Tensor, joints: Tensor) -> dict[str, Tensor]:
         """Second differences in percent of the face's height: of the head, of the face in the head's frame, of the
         body.
+
+        Squared as long as they are small, as noise is; what is larger is a motion, and costs no more for being quicker
+        (Geman and McClure, 1987): else the points, whose own error counts linearly, would be left behind.
         """
         before, now, after = targets.triples.unbind(-1)
 
-        def bend(points: Tensor) -> Tensor:
+        def bend(points: Tensor, motion: float = math.inf) -> Tensor:
             change = (points[before] - 2 * points[now] + points[after]) * (100 / self.model.face_size)
-            return (change**2).sum(-1).mean()
+            square = (change**2).sum(-1)
+            return (square / (1 + square / motion**2)).mean()
 
         head = rotation_matrices(variables.head_turn) @ variables.head_start  # [N, 3, 3]
         position = variables.head_position
@@ -169,9 +175,9 @@ class Objective:
         moved = joints[:, [NECK, *COLLARS, *SHOULDERS, *ELBOWS, *WRISTS, 0]] - position[:, None]
         options = self.options
         terms = {
-            "head_smoothness": options.head_smoothness * bend(anchors),
+            "head_smoothness": options.head_smoothness * bend(anchors, options.head_motion),
             "face_smoothness": options.face_smoothness * bend(local),
-            "body_smoothness": options.body_smoothness * bend(moved),
+            "body_smoothness": options.body_smoothness * bend(moved, options.body_motion),
             "eye_smoothness": 0.02 * bend(variables.eye_pose * (self.model.face_size / 10)),
         }
         return terms

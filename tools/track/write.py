@@ -112,10 +112,10 @@ class Overlay:
         seen = visible_triangles(vertices, self.faces, float(self.track.intrinsics[0, 0]), size)
         top, left = (size - height) // 2, (size - width) // 2
         seen = seen[top : top + height, left : left + width]
-        corners = vertices[self.faces[np.maximum(seen, 0)]]
-        normal = np.cross(corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :])
-        facing = np.abs(normal[..., 2]) / np.maximum(np.linalg.norm(normal, axis=-1), 1e-12)
-        tone = (40 + 200 * facing)[..., None] * np.array([0.6, 0.8, 1.0])
+        corners = vertices[self.faces]
+        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        facing = np.abs(normal[:, 2]) / np.maximum(np.linalg.norm(normal, axis=-1), 1e-12)
+        tone = ((40 + 200 * facing)[:, None] * np.array([0.6, 0.8, 1.0], np.float32))[seen]
         picture = np.where((seen >= 0)[..., None], 0.5 * picture + 0.5 * tone, picture)
         for points, colour in (
             (self.detections.face[index, :, :2], (0, 255, 0)),
