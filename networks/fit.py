@@ -39,6 +39,7 @@ _MOST_OPAQUE = 0.99  # of a start, so that its logit can still move
 _LEAST_OPAQUE = 1e-3  # below it a Gaussian is not drawn, at the start or ever
 _MOST_SPREAD = 0.1  # of a change of colour: what a Gaussian gives for its neighbours' gaps is nobody else's
 _LEAST_DRAWN = 3 / 8  # of `steps`: so often each photo is drawn at least
+_LEAST_WEIGHT = 1.0  # px that a Gaussian colours: less does not show its colour, only what its neighbours lack
 _COOL_DOWN = 0.3  # share of the steps over which the rates fall to nothing
 
 
@@ -68,7 +69,7 @@ class FitOptions:
     alpha_weight: float = 1.0
     ssim_weight: float = 0.5
     opacity_pull: float = 0.1
-    color_pull: float = 0.1
+    color_pull: float = 1.0
     scale_pull: float = 0.02
     offset_pull: float = 60.0
     rotation_pull: float = 0.1
@@ -172,8 +173,19 @@ class _Fit:
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
         self.further = [_FurtherPhoto(reconstructor, avatar, one, options) for one in further]
+        self.seen = self.seen * (self._weights() >= _LEAST_WEIGHT)
         if self.further:
             self._share_out()
+
+    def _weights(self) -> Tensor:
+        """`[B,N+M]` px of the photo that each Gaussian colours: the derivative of all its pixels by the colour."""
+        now, photo, size = self.posed, self.photo, self.photo.image.shape[-2:]
+        colors = now.colors.detach().requires_grad_()
+        maps = rasterize(
+            now.means, now.quats, now.scales, now.opacities, colors,
+            photo.intrinsics, photo.world_to_camera, width=size[1], height=size[0],
+        )  # fmt: skip
+        return torch.autograd.grad(maps.image.sum(), colors)[0].mean(dim=-1)
 
     @torch.no_grad()
     def _share_out(self) -> None:

@@ -16,7 +16,7 @@ from visa.datamodules.windows import WindowReader
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams
 from visa.networks.codec import BlockCodec
-from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.fit import FitOptions, _Fit, fit_avatar
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.photo_colour import colour_sources, diffused
@@ -70,6 +70,28 @@ def own_pose_error(reconstructor: GaussianReconstructor, avatar: Avatar, photo: 
 
 def same(first: Gaussians, second: Gaussians) -> bool:
     return all(torch.equal(value, getattr(second, name)) for name, value in vars(first).items())
+
+
+def test_weights_are_what_the_gaussians_add_to_the_pictures_alpha(
+    reconstructor: GaussianReconstructor, start: Avatar, photo: Photo
+) -> None:
+    weights = _Fit(reconstructor, start, photo, FitOptions())._weights()
+    alpha = replace(start, texture=None).render(reconstructor.body, photo.view()).alpha
+    torch.testing.assert_close(weights.sum(), alpha.sum(), rtol=1e-4, atol=0)
+    assert weights.min() >= 0
+
+
+def test_what_the_photo_barely_shows_keeps_its_colour(
+    reconstructor: GaussianReconstructor, start: Avatar, photo: Photo
+) -> None:
+    assert start.texture is not None
+    count = start.gaussians.means.shape[1]
+    weights = _Fit(reconstructor, start, photo, FitOptions())._weights()[:, :count]
+    barely = (start.texture.seen[:, :count] > 0) & (weights < 0.5)
+    assert barely.any()
+    result = fit_avatar(reconstructor, start, photo, SHORT)
+    change = (result.gaussians.colors - start.gaussians.colors)[barely].abs()
+    assert change.max() <= 0.1  # what its neighbours spread
 
 
 def test_the_splat_becomes_the_photo(

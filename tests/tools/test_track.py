@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,20 @@ def test_fit_recovers_a_known_clip(body: BodyModel, solved: tuple) -> None:
     assert 0.85 < report["eyes_opening_range_ratio"] < 1.15
     assert report["brow_height_correlation"] > 0.98
     assert 0.8 < report["brow_height_range_ratio"] < 1.15
+
+
+@pytest.mark.slow
+def test_quick_motions_are_followed_and_not_smoothed_away(body: BodyModel, landmarks: Landmarks) -> None:
+    detections, _ = synthetic(body, landmarks)
+    shake = np.float32(12) * (np.arange(detections.num_frames) // 2 % 2)[:, None]  # px to the side, of a face of 75
+    face, pose = detections.face.copy(), detections.pose.copy()
+    face[..., 0] += shake
+    pose[..., 0] += shake
+    shaken = replace(detections, face=face, pose=pose)
+
+    track = fit(shaken, body, landmarks, OPTIONS, progress=quiet)
+    assert track.frame_valid.all()  # with squares alone they are left behind by more than `max_error_percent`
+    assert np.linalg.norm(track.face - face[..., :2], axis=-1).mean() < 1.0
 
 
 def test_reported_points_are_those_of_the_written_parameters(
