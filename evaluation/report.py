@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from visa.datamodules.baselines import frozen_frame, nearest_frames
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.video import VideoDataModule
 from visa.evaluation.evaluation import Prediction, evaluate_rows
+from visa.evaluation.faces import FacePoints
+from visa.evaluation.intervals import bootstrap_interval
+from visa.evaluation.regions import PARTS, face_points, face_regions
 from visa.evaluation.table import AVATAR, COLUMNS, DETAILS, format_people, report_metrics
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.template import HEAD_JOINT
@@ -54,11 +58,20 @@ class TestReport:
         stage: name of the stage under test.
         seed: of its noise.
         device: that it runs on.
+        face_points: finds the points of faces in frames; None leaves `aed`, `apd` and `akd` unmeasured.
     """
 
     def __init__(
-        self, data: VideoDataModule, directory: Path, protocol: str, stage: str, seed: int, device: torch.device
+        self,
+        data: VideoDataModule,
+        directory: Path,
+        protocol: str,
+        stage: str,
+        seed: int,
+        device: torch.device,
+        face_points: FacePoints | None = None,
     ) -> None:
+        self.face_points = face_points
         self.data, self.directory, self.protocol = data, directory, protocol
         self.stage, self.seed, self.device = stage, seed, device
         self.rows: dict[str, dict[str, list[Prediction]]] = {}
@@ -66,6 +79,7 @@ class TestReport:
         self.masks: dict[str, list[Tensor]] = {}
         self.photo: dict[str, Tensor] = {}
         self.turned: dict[str, list[Tensor]] = {}
+        self.regions: dict[str, list[dict[str, Tensor]]] = {}
         self.fps: dict[str, float] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         self.further: dict[str, dict[str, Any]] = {}
@@ -140,6 +154,22 @@ class TestReport:
         self.photo.setdefault(clip_name, batch.reference[0].cpu())
         self.fps.setdefault(clip_name, batch.fps[0])
         self.turned.setdefault(clip_name, []).append(head_turn(self._body, batch)[0, valid] > TURNED)
+        self.regions.setdefault(clip_name, []).append(self._regions(batch, valid))
+
+    def _regions(self, batch: VideoBatch, valid: Tensor) -> dict[str, Tensor]:
+        """Masks of eyes and mouth in the valid frames; none for a body model on which they are not known."""
+        view = batch.view()
+        motion = replace(
+            view,
+            body=view.body.map(lambda value: value[0].cpu()),
+            intrinsics=view.intrinsics[0].cpu(),
+            world_to_camera=view.world_to_camera[0].cpu(),
+        )
+        try:
+            points = face_points(self._body, motion)
+        except ValueError:
+            return {}
+        return {part: mask[valid] for part, mask in face_regions(points, view.size).items()}
 
     @staticmethod
     def _kept(frames: Tensor, batch: VideoBatch) -> Tensor:
@@ -155,7 +185,11 @@ class TestReport:
         joined = {name: self._joined(rows.pop(name)) for name in names}
         truth, photo = torch.cat(self.truth.pop(clip_name)), self.photo.pop(clip_name)
         masks, turned = torch.cat(self.masks.pop(clip_name)), torch.cat(self.turned.pop(clip_name))
-        measured = evaluate_rows(truth, joined, lengths, photo, masks, turned=turned)
+        blocks = self.regions.pop(clip_name)
+        regions = {part: torch.cat([block[part] for block in blocks]) for part in PARTS if part in blocks[0]}
+        measured = evaluate_rows(
+            truth, joined, lengths, photo, masks, turned=turned, regions=regions, face_points=self.face_points
+        )
         is_extra = any(clip.name == clip_name for clip in module.extra_clips)
         suffix = f" ({clip_name})" if self.figures or is_extra else ""
         self.figures.update({f"{name}{suffix}": measured[name] for name in names})
@@ -239,7 +273,8 @@ def folder_means(
 ) -> dict[str, dict[str, Any]]:
     """Mean rows `NAME (mean of N in FOLDER)` over the clips of each folder of two clips and more, clips alike.
 
-    A column that one of them lacks is missing with that one's reason; lists are left out.
+    A column that one of them lacks is missing with that one's reason; lists are left out. `NAME_interval` is the 95 %
+    bootstrap interval of the mean over the clips.
 
     Args:
         figures: rows `NAME (CLIP)`.
@@ -259,6 +294,8 @@ def folder_means(
                 numbers = [value for value in values if isinstance(value, int | float)]
                 if len(numbers) == len(values):
                     mean[column] = type(numbers[0])(sum(numbers) / len(numbers))
+                    if isinstance(numbers[0], float):
+                        mean[f"{column}_interval"] = [round(end, 6) for end in bootstrap_interval(numbers)]
                 elif any(f"{column}_reason" in each for each in found):
                     reasons = [each[f"{column}_reason"] for each in found if f"{column}_reason" in each]
                     mean[column], mean[f"{column}_reason"] = None, reasons[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import pkgutil
@@ -27,6 +28,7 @@ from visa.callbacks.resume import ResumeCheckpoint
 from visa.callbacks.weights import SaveWeights
 from visa.datamodules.video import VideoDataModule
 from visa.lightning_modules.stage import Stage
+from visa.tools.track.face_points import face_points
 from visa.tools.track.on_demand import tracked
 
 RUNS = Path(os.environ.get("VISA_RUNS", "runs"))
@@ -156,7 +158,13 @@ class StageCLI(LightningCLI):
         assert isinstance(stage, Stage)
         stage.load_exported(config.weights, RUNS)
 
-    before_validate = before_test = _load
+    before_validate = _load
+
+    def before_test(self) -> None:
+        """Load, and hand over the tracker's detector where its extra is installed."""
+        self._load()
+        if importlib.util.find_spec("mediapipe") is not None:
+            self.model.face_points = face_points
 
     def before_predict(self) -> None:
         """Load, and track what has no track."""
