@@ -204,9 +204,12 @@ class TestReport:
             sheet({name: value[times] for name, value in {"truth": truth, **shown}.items()}),
         )
 
-    def write(self) -> None:
+    def write(self, **extra: Any) -> None:
         """Measure what is left, print the table, write every file; the last line printed is the path of
         metrics.json.
+
+        Args:
+            extra: further facts for metrics.json.
         """
         module, figures = self.data, self.figures
         for clip_name in list(self.truth):
@@ -227,6 +230,7 @@ class TestReport:
             protocol=f"{self.protocol}; {module.resolution} px, {frames} of the test blocks",
             device=self.device,
             peak_memory_mb=round(peak_memory_mb()),
+            **extra,
         )
 
     @staticmethod

@@ -18,9 +18,9 @@ from visa.artifacts.provenance import device_name, git_commit
 COLUMNS: dict[str, tuple[str, str]] = {
     "psnr": ("PSNR dB ^", ".2f"),
     "ssim": ("SSIM ^", ".3f"),
-    "perceptual": ("percept. v", ".3f"),
+    "perceptual": ("perc. v", ".3f"),
     "identity": ("ident. v", ".3f"),
-    "silhouette": ("outline ^", ".3f"),
+    "silhouette": ("IoU ^", ".3f"),
     "sharpness": ("power v", ".2f"),
     "temporal": ("temp. v", ".4f"),
     "num_steps": ("steps", "d"),
@@ -72,8 +72,8 @@ OPTIONAL: dict[str, tuple[str, str]] = {
 # Columns of which the table of means shows the interval over people.
 INTERVALS = ("psnr", "ssim", "perceptual", "identity", "psnr_person", "psnr_mouth", "aed")
 WIDTH = 120  # of what is printed, columns of text
-NAME_WIDTH = 36  # most of them for the name of a row: the main table's columns fill the rest
-_HEADINGS = {**COLUMNS, **DETAILS, **AVATAR, **OPTIONAL}
+NAME_WIDTH = 43  # most of them for the name of a row: the main table's columns fill the rest
+HEADINGS = {**COLUMNS, **DETAILS, **AVATAR, **OPTIONAL}
 
 
 def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) -> str:
@@ -86,8 +86,9 @@ def format_grouped(
     rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = tuple(COLUMNS), width: int = WIDTH
 ) -> str:
     """The same, at most `width` columns of text wide: rows `NAME (CLIP)` stand under a line with the clip's name, and
-    columns that find no room make a further table below.
+    columns that find no room make a further table below. Rows that have none of the columns are left out.
     """
+    rows = {name: figures for name, figures in rows.items() if any(figures.get(c) is not None for c in columns)}
     lines = [_headings(columns)]
     clips = {name: match.group(1) for name in rows if (match := re.search(r" \((.+)\)$", name))}
     counts, last = Counter(clips.values()), None
@@ -112,18 +113,18 @@ def format_intervals(rows: Mapping[str, Mapping[str, Any]], width: int = WIDTH) 
         shown[name] = {}
         for column in columns:
             if (ends := figures.get(f"{column}_interval")) is not None:
-                spec = _HEADINGS[column][1]
+                spec = HEADINGS[column][1]
                 low, high = (format(end, spec) for end in ends)
                 shown[name][column] = f"{format(figures[column], spec)} [{low}, {high}]"
     return format_grouped(shown, columns, width) if columns else ""
 
 
 def _headings(columns: Sequence[str]) -> list[str]:
-    return ["", *(_HEADINGS[c][0] if c in _HEADINGS else c for c in columns)]
+    return ["", *(HEADINGS[c][0] if c in HEADINGS else c for c in columns)]
 
 
 def _line(name: str, figures: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    return [name, *(_cell(figures.get(column), _HEADINGS.get(column, ("", ".4g"))[1]) for column in columns)]
+    return [name, *(_cell(figures.get(column), HEADINGS.get(column, ("", ".4g"))[1]) for column in columns)]
 
 
 def _notes(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
@@ -199,10 +200,10 @@ def _aligned(lines: list[list[str]]) -> str:
     text = [
         "  ".join(
             cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
+        ).rstrip()
         for line in lines
     ]
-    text.insert(1, "-" * len(text[0]))
+    text.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(text)
 
 

@@ -35,6 +35,7 @@ class Stage(lightning.LightningModule):
         frozen: prefixes of state that checkpoints leave out.
         face_points: finds faces in the frames that `test` measures; the command line sets it where the extra `track`
             is installed.
+        loaded: the file whose weights `load_exported` has taken.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class Stage(lightning.LightningModule):
     network: str
     frozen: tuple[str, ...] = ()
     face_points: FacePoints | None = None
+    loaded: str | None = None
 
     def __init__(self, num_steps: int, seed: int) -> None:
         super().__init__()
@@ -128,6 +130,7 @@ class Stage(lightning.LightningModule):
                 f"make them with `{COMMANDS[self.stage]}`, or name a file with --weights"
             )
         load_weights(self.exported(), path, COMMANDS[self.stage])
+        self.loaded = str(path)
         rank_zero_info(f"{self.stage}: weights of {path}")
 
     def export_weights(self, path: Path, metadata: dict[str, Any]) -> None:

@@ -177,7 +177,7 @@ class StageCLI(LightningCLI):
 
     def after_test(self) -> None:
         """The table, and the path of metrics.json as the last line."""
-        self.model.report.write()
+        self.model.report.write(weights=self.model.loaded)
 
 
 def _exported(model: Namespace) -> str:
@@ -220,7 +220,7 @@ def _run(cli: type[StageCLI], arguments: list[str]) -> StageCLI:
         Stage,
         VideoDataModule,
         subclass_mode_model=True,
-        save_config_callback=SaveFitConfig,
+        save_config_callback=SaveRunConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         # The sampler knows rank and world size itself; Lightning's would share its steps out among the ranks.
@@ -244,15 +244,15 @@ class BuildOnly(StageCLI):
         pass
 
 
-class SaveFitConfig(SaveConfigCallback):
-    """`config.yaml` is the record of a fit; validation, test and predict write none.
+class SaveRunConfig(SaveConfigCallback):
+    """`config.yaml` is the record of a fit and of a test; validation and predict write none.
 
     A resumed run keeps the record of its start: its own is `config_2.yaml`, the next one's `config_3.yaml`.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config in fit only."""
-        if stage == "fit":
+        """Write the config of what leaves something to look at."""
+        if stage in ("fit", "test"):
             written = len(list(Path(trainer.log_dir or ".").glob("config*.yaml")))
             if written and self.config.get("ckpt_path") is not None:
                 self.config_filename = f"config_{written + 1}.yaml"

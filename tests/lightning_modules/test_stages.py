@@ -156,7 +156,8 @@ def test_test_writes_table_pictures_and_metrics(clip_path: Path, capsys: pytest.
             assert value is not None or f"{column}_reason" in row
     assert (path.parent / "person.mp4").is_file()
     assert (path.parent / "person.png").is_file()
-    assert not (path.parent / "config.yaml").exists()
+    assert "weights: shipped" in (path.parent / "config.yaml").read_text()
+    assert metrics["weights"].endswith("student.safetensors")
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,16 +20,18 @@ def enlarge(frames: Tensor) -> Tensor:
     return F.interpolate(frames, scale_factor=scale, mode="bicubic").clamp(0, 1)
 
 
+@cache
+def _detector() -> Detector:
+    """One a process: it keeps nothing from picture to picture, and its graphs take a second to build."""
+    return Detector(is_still=True)
+
+
 def face_points(frames: Tensor) -> Floats:
     """`[T,478,3]` px of frames `[T,3,H,W]` in [0,1], each looked at by itself; NaN where there is no face.
 
     Raises:
         ValueError: the extra `track` is not installed.
     """
-    detector = Detector(is_still=True)
-    try:
-        found = [detector(to_uint8(enlarge(frame[None].float().cpu()))[0])["face"] for frame in frames]
-    finally:
-        detector.close()
+    found = [_detector()(to_uint8(enlarge(frame[None].float().cpu()))[0])["face"] for frame in frames]
     scale = max(DETECTION_SIDE // frames.shape[-1], 1)
     return np.stack(found) / scale
