@@ -21,8 +21,8 @@ PARTS = {
 MARGIN = 0.3  # of a box's larger side, added all around
 
 
-def face_points(body: BodyModel, view: View) -> Tensor:
-    """Points of the face mesh in the picture, `[...,478,2]` px, of the bodies of a `[...]` view.
+def face_places(body: BodyModel) -> tuple[Tensor, Tensor]:
+    """Where the points of the face mesh lie on the body: corners `[478,3]` of their triangles, and their weights.
 
     Raises:
         ValueError: the body model is not the one that the points are known on.
@@ -31,7 +31,16 @@ def face_points(body: BodyModel, view: View) -> Tensor:
         index, weights = torch.from_numpy(archive["face_index"]), torch.from_numpy(archive["face_barycentric"])
     if len(body.faces) != NUM_FACES:
         raise ValueError(f"{LANDMARKS} knows places on the shipped body model alone")
-    corners = body.faces[index]
+    return body.faces[index], weights.float()
+
+
+def face_points(body: BodyModel, view: View) -> Tensor:
+    """Points of the face mesh in the picture, `[...,478,2]` px, of the bodies of a `[...]` view.
+
+    Raises:
+        ValueError: as `face_places`.
+    """
+    corners, weights = face_places(body)
     vertices, _ = body(view.body, corners.flatten())
     points = (vertices.unflatten(-2, corners.shape) * weights[..., None].to(vertices)).sum(dim=-2)
     seen = points @ view.world_to_camera[..., :3, :3].mT + view.world_to_camera[..., None, :3, 3]

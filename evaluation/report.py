@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ from visa.datamodules.video import VideoDataModule
 from visa.evaluation.evaluation import Prediction, evaluate_rows
 from visa.evaluation.faces import FacePoints
 from visa.evaluation.intervals import bootstrap_interval
+from visa.evaluation.photo_warp import ControlPoints, control_points, warped_photo
 from visa.evaluation.regions import PARTS, face_points, face_regions
 from visa.evaluation.table import AVATAR, COLUMNS, DETAILS, format_people, report_metrics
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.template import HEAD_JOINT
 
 TURNED = math.radians(20)
+BASELINES = ("freeze", "nearest", "warp")
 
 
 def head_turn(body: BodyModel, batch: VideoBatch) -> Tensor:
@@ -84,10 +87,26 @@ class TestReport:
         self.figures: dict[str, dict[str, Any]] = {}
         self.further: dict[str, dict[str, Any]] = {}
         self.elsewhere: dict[str, dict[str, dict[str, Any]]] = {}
+        self._begin, self._num_closed = time.perf_counter(), 0
+
+    def say(self, text: str) -> None:
+        """A line of progress on standard error, after the time since the test began.
+
+        A bar cannot tell which row of a block takes its time, and shows nothing where there is no terminal.
+        """
+        print(f"[{time.perf_counter() - self._begin:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+    @cached_property
+    def _num_blocks(self) -> int:
+        return sum(len(clip.splits.test) for clip in [*self.data.clips, *self.data.extra_clips])
 
     @cached_property
     def _body(self) -> BodyModel:
         return BodyModel.from_file(self.data.body_model)
+
+    @cached_property
+    def _control_points(self) -> ControlPoints:
+        return control_points(self._body)
 
     @contextmanager
     def timed(self, name: str, batch: VideoBatch, num_steps: int | None = None) -> Iterator[Prediction]:
@@ -110,6 +129,8 @@ class TestReport:
         if row.own_pose is not None:
             row.own_pose = row.own_pose.detach().cpu()
         self.rows.setdefault(batch.names[0], {}).setdefault(name, []).append(row)
+        where = f"block {self._num_closed + 1} of {self._num_blocks}, {batch.names[0]}"
+        self.say(f"{where}: {name}, {len(row.frames)} frames in {seconds:.1f} s")
 
     def add_sample(self, row: Prediction, batch: VideoBatch, frames: Tensor) -> None:
         """The first frames of a row's block, `[S,3,H,W]`, painted again from other noise."""
@@ -129,7 +150,7 @@ class TestReport:
         self.further[name] = with_reasons(figures, reason)
 
     def close_block(self, batch: VideoBatch) -> None:
-        """Add truth and the rows freeze and nearest of the block that was just predicted.
+        """Add truth and the rows freeze, nearest and warp of the block that was just predicted.
 
         Measures the clip before, where this block begins another.
         """
@@ -149,12 +170,17 @@ class TestReport:
             if has_coverage:
                 row.coverage = self._kept(stored.masks[0], batch)
             self.rows[clip_name].setdefault(name, []).append(row)
+        with self.timed("warp", batch, num_steps=0) as row:
+            row.reasons = {"diversity": "nothing is drawn at random", "latency_ms": "see frames/s"}
+            row.frames, coverage = warped_photo(self._body, self._control_points, batch)
+            row.coverage = coverage if has_coverage else None
         self.truth.setdefault(clip_name, []).append(self._kept(batch.frames[0], batch))
         self.masks.setdefault(clip_name, []).append(batch.masks[0].cpu()[valid].half())
         self.photo.setdefault(clip_name, batch.reference[0].cpu())
         self.fps.setdefault(clip_name, batch.fps[0])
         self.turned.setdefault(clip_name, []).append(head_turn(self._body, batch)[0, valid] > TURNED)
         self.regions.setdefault(clip_name, []).append(self._regions(batch, valid))
+        self._num_closed += 1
 
     def _regions(self, batch: VideoBatch, valid: Tensor) -> dict[str, Tensor]:
         """Masks of eyes and mouth in the valid frames; none for a body model on which they are not known."""
@@ -179,22 +205,23 @@ class TestReport:
     def _measure(self, clip_name: str) -> None:
         """Figures, video and sheet of a clip whose blocks are all predicted; its frames are let go."""
         module, rows = self.data, self.rows.pop(clip_name)
-        order = ["freeze", "nearest"]
-        names = [*order, *(name for name in rows if name not in order)]
+        names = [*BASELINES, *(name for name in rows if name not in BASELINES)]
         lengths = [len(block) for block in self.truth[clip_name]]
         joined = {name: self._joined(rows.pop(name)) for name in names}
         truth, photo = torch.cat(self.truth.pop(clip_name)), self.photo.pop(clip_name)
         masks, turned = torch.cat(self.masks.pop(clip_name)), torch.cat(self.turned.pop(clip_name))
         blocks = self.regions.pop(clip_name)
         regions = {part: torch.cat([block[part] for block in blocks]) for part in PARTS if part in blocks[0]}
+        begin = time.perf_counter()
         measured = evaluate_rows(
             truth, joined, lengths, photo, masks, turned=turned, regions=regions, face_points=self.face_points
         )
+        self.say(f"{clip_name}: {len(joined)} rows measured in {time.perf_counter() - begin:.1f} s")
         is_extra = any(clip.name == clip_name for clip in module.extra_clips)
         suffix = f" ({clip_name})" if self.figures or is_extra else ""
         self.figures.update({f"{name}{suffix}": measured[name] for name in names})
         self.figures.update({f"{name}{suffix}": row for name, row in self.elsewhere.get(clip_name, {}).items()})
-        shown = {name: joined[name].frames for name in names if name not in order}
+        shown = {name: joined[name].frames for name in names if name not in BASELINES[:2]}
         columns = {"photo": photo, **shown, "truth": truth}
         fps = self.fps.pop(clip_name) / max(module.test_stride, 1)
         write_video(self.directory / f"{clip_name}.mp4", self._beside(columns, len(truth)), fps)
@@ -222,6 +249,8 @@ class TestReport:
         figures.update(means)
         figures.update(self.further)
         frames = "every frame" if module.test_stride == 1 else f"every {module.test_stride}th frame"
+        if module.test_frames is not None:
+            frames += f", at most {module.test_frames},"
         report_metrics(
             self.directory / "metrics.json",
             figures,

@@ -79,7 +79,7 @@ HEADINGS = {**COLUMNS, **DETAILS, **AVATAR, **OPTIONAL}
 def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Aligned text table; a figure that is None or absent is `-`, and its reason stands below the table once."""
     lines = [_headings(columns), *(_line(name, figures, columns) for name, figures in rows.items())]
-    return "\n".join([_aligned(lines), *(f"- {note}" for note in _notes(rows, columns))])
+    return "\n".join([aligned(lines), *(f"- {note}" for note in _notes(rows, columns))])
 
 
 def format_grouped(
@@ -152,7 +152,7 @@ def _fitted(lines: list[list[str]], width: int) -> str:
         if parts[-1] and sum(2 + widths[n] for n in [0, *parts[-1], k]) - 2 > width:
             parts.append([])
         parts[-1].append(k)
-    return "\n\n".join(_aligned([[line[k] for k in [0, *part]] for line in lines]) for part in parts)
+    return "\n\n".join(aligned([[line[k] for k in [0, *part]] for line in lines]) for part in parts)
 
 
 def format_people(rows: Mapping[str, Mapping[str, Any]], people: Sequence[str], baseline: str = "freeze") -> str:
@@ -194,7 +194,7 @@ def format_bands(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return _fitted(lines, WIDTH)
 
 
-def _aligned(lines: list[list[str]]) -> str:
+def aligned(lines: list[list[str]]) -> str:
     """Cells under the first line's headings, the first column to the left."""
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     text = [
