@@ -34,6 +34,9 @@ from visa.tools.track.on_demand import tracked
 RUNS = Path(os.environ.get("VISA_RUNS", "runs"))
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 DEFAULT_CONFIG = "configs/shader.yaml"
+TEST_FRAMES = 24  # of each block, that `test` reads by itself: about six minutes on two cores
+# Options that list rows of `test`, and the rows that take longest.
+FULL_ROWS = {"teacher_test_steps": [50], "test_photos": [1, 4, 16]}
 BROKEN = "{} is no whole checkpoint: start the run without --ckpt_path, or from another file"
 
 
@@ -80,7 +83,13 @@ class StageCLI(LightningCLI):
         if "weights_only" in parser.get_defaults():
             parser.set_defaults({"weights_only": True})  # a checkpoint is data: nothing in it may run
         if subcommand == "test":
-            parser.add_argument("--quick", action="store_true", help="take every 4th frame of the test blocks")
+            parser.add_argument("--quick", action="store_true", help="every 4th frame of the whole test blocks")
+            parser.add_argument(
+                "--full",
+                action="store_true",
+                help="every frame of the test blocks, and the rows that take longest; without this and --quick the "
+                f"first {TEST_FRAMES} frames of each block",
+            )
         if subcommand == "predict":
             parser.add_argument(
                 "--image", type=str, nargs="+", required=True, help="photo or photos of the person, or a clip"
@@ -104,8 +113,8 @@ class StageCLI(LightningCLI):
         config = self.config[self.subcommand]
         if "subcommand" in config.model.init_args:
             config.model.init_args.subcommand = self.subcommand
-        if self.subcommand == "test" and config.quick:
-            config.data.test_stride = 4
+        if self.subcommand == "test":
+            self._choose_test_frames(config)
         if self.subcommand == "predict":
             config.data.predict.image, config.data.predict.driving = config.image, config.driving
             config.data.predict.photos, config.data.predict.size = config.photos, config.size
@@ -115,6 +124,20 @@ class StageCLI(LightningCLI):
                     "predict with -c configs/shader.yaml or configs/adversarial.yaml"
                 )
             config.model.init_args.out = config.out
+
+    @staticmethod
+    def _choose_test_frames(config: Namespace) -> None:
+        """What `test` reads and shows by itself, with `--quick` and with `--full`."""
+        if config.quick and config.full:
+            raise ValueError("--quick and --full exclude each other: give one")
+        if config.quick:
+            config.data.test_stride = 4
+        elif not config.full and config.data.test_frames is None and config.data.test_stride == 1:
+            config.data.test_frames = TEST_FRAMES
+        for name, more in FULL_ROWS.items():
+            given = config.model.init_args.get(name)
+            if config.full and given is not None:
+                config.model.init_args[name] = [*given, *(value for value in more if value not in given)]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A run folder: `runs/STAGE/version_N`; a resumed fit goes on in the folder of the run that was cut off."""
