@@ -85,7 +85,7 @@ class VideoDataModule(lightning.LightningDataModule):
         validation_frames: T of each.
         resolution: side of validation, test and predict pictures.
         test_stride: read every n-th frame of a test block (`test --quick` sets 4).
-        test_frames: read at most so many of them, the first; None reads all (`test` by itself sets 24, see its help).
+        test_frames: read at most so many of them, the first; None reads all (`test` by itself sets 16, see its help).
         num_workers: loader processes; 0 reads in the training process, which is fastest while clips fit in memory.
         cache_gb: training clips are decoded into memory, in the order listed, as long as they fit in so many GB; the
             others are read from their files.

@@ -12,11 +12,11 @@ import pytest
 from tests.conftest import ROOT
 from visa.benchmarks.adversarial import ARMS, CONTROL, FULL, run_folder, train_arm
 from visa.benchmarks.adversarial_effects import crop_boxes, effects, row_name
-from visa.benchmarks.arms import check_options, split_options, trained_weights
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.regions import face_points
 from visa.networks.body import BodyModel
+from visa.tools.ablate.training import check_options, split_options, trained_weights
 
 
 def figures(power: list[float], coherence: list[float], **others: float | None) -> dict[str, Any]:
