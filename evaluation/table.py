@@ -273,5 +273,7 @@ def report_metrics(path: str | Path, rows: Mapping[str, Mapping[str, Any]], **me
         ),
         format_bands(rows),
     ]
-    print("\n\n".join(table for table in tables if table))
+    missing = {column: note for column in OPTIONAL if column not in found for note in _notes(rows, [column])}
+    lines = [textwrap.fill(f"not measured: {note}", WIDTH, subsequent_indent="  ") for note in missing.values()]
+    print("\n\n".join(table for table in [*tables, "\n".join(lines)] if table))
     print(write_metrics(path, rows, **metadata))

@@ -609,6 +609,7 @@ def test_what_is_printed_fits_120_columns(tmp_path: Path, capsys: pytest.Capture
     assert "stranger_02:" in [line.strip() for line in lines]
     assert any("-123.25 [-123.25, -123.25]" in line for line in lines)
     assert any("~" in line for line in lines)
+    assert any(line.startswith("not measured: fid: word word") for line in lines)
     assert all(column in "\n".join(lines) for column in ("LPIPS vgg", "AED", "mouth dB"))
 
 
