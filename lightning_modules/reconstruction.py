@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,7 @@ from visa.networks.splat_maps import SplatMaps
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import COMMANDS, build_reconstructor
 
-LARGER_FRAMES = 12  # of a block, that rows of larger pictures are measured in
+LARGER_FRAMES = 12  # of a block, most that rows of larger pictures are measured in
 
 
 def with_photo(batch: VideoBatch) -> VideoBatch:
@@ -280,7 +281,7 @@ class Reconstruction(Stage):
         name, module = batch.names[0], self.data()
         if self.report.has_rows(name):
             return
-        batch = batch.cut(slice(None, None, max(batch.frames.shape[1] // LARGER_FRAMES, 1)))
+        batch = batch.cut(slice(None, None, math.ceil(batch.frames.shape[1] / LARGER_FRAMES)))
         clip, numbers = module.clip_named(name), batch.frame_numbers[0].cpu().numpy()
         large = module.reader.read(clip, numbers, int(batch.reference_numbers[0]), size)
         large = self.transfer_batch_to_device(large, self.device, 0)
