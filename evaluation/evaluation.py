@@ -20,6 +20,7 @@ from visa.evaluation.warping import motion_of, warping_error
 from visa.losses.perceptual import PerceptualDistance
 
 MEASURES = ("image", "temporal", "warping", "sharpness", "perceptual", "lpips", "identity", "faces", "inception")
+DIVERSITY_FRAMES = 6  # of a clip, most that two samples are compared in: of all it would be half of the measuring
 FACE_COLUMNS = dict(zip(FaceErrors._fields, ("aed", "apd", "akd"), strict=True))
 
 
@@ -75,8 +76,8 @@ def evaluate_rows(
             whole frame for colour and measures no silhouette.
         measures: which groups to measure, of `MEASURES`; during training `("image", "temporal")` costs next to nothing.
         backend: of the perceptual distance; its network is always `vgg`.
-        perceptual_every: perceptual, tlp, frechet and diversity read every n-th frame of a block, tlp over steps of n
-            frames (about 45 ms a frame of 128x128 on two CPU cores).
+        perceptual_every: perceptual, tlp and frechet read every n-th frame of a block, tlp over steps of n frames
+            (about 45 ms a frame of 128x128 on two CPU cores).
         identity_every: faces are compared in every n-th frame (about 0.1 s a face on a CPU).
         turned: [T] bool, frames whose head has turned far from the photo's: for `psnr_turned`, `perceptual_turned`.
         regions: masks [T, 1, H, W] of parts of the picture by name, for `psnr_NAME`.
@@ -110,7 +111,7 @@ def evaluate_rows(
         if "perceptual" in measures:
             distances = _add_perceptual_figures(results, videos, truth, blocks, backend, perceptual_every)
             _add_turned(results, videos, truth, distances, _every(blocks, perceptual_every), turned)
-            _add_diversity(results, rows, metric_network(backend, truth.device), perceptual_every)
+            _add_diversity(results, rows, metric_network(backend, truth.device))
             _add_own_pose(results, rows, photo, metric_network(backend, truth.device))
         if "identity" in measures:
             _add_identity_figures(results, videos, truth, photo, identity_every)
@@ -335,11 +336,14 @@ def _add_turned(
 
 
 def _add_diversity(
-    results: dict[str, dict[str, Any]], rows: Mapping[str, Prediction], network: PerceptualDistance, every: int
+    results: dict[str, dict[str, Any]], rows: Mapping[str, Prediction], network: PerceptualDistance
 ) -> None:
     """Perceptual distance between two samples of the same row: 0 for a method that ignores its noise."""
     for name, row in rows.items():
-        value = None if row.samples is None else perceptual_difference(network, *row.samples, every)
+        value = None
+        if row.samples is not None:
+            every = math.ceil(len(row.samples[0]) / DIVERSITY_FRAMES)
+            value = perceptual_difference(network, *row.samples, every)
         _set(results[name], "diversity", value, row.reasons.get("diversity", "painted from one seed only"))
 
 

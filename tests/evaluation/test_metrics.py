@@ -17,7 +17,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from tests.conftest import ROOT, SHARED
 from visa.evaluation import identity, inception
-from visa.evaluation.evaluation import MEASURES, Prediction, evaluate_rows
+from visa.evaluation.evaluation import DIVERSITY_FRAMES, MEASURES, Prediction, evaluate_rows
 from visa.evaluation.frechet import (
     FRECHET_DIMENSIONS,
     FRECHET_STAGE,
@@ -463,6 +463,14 @@ def test_diversity_is_the_distance_between_two_seeds() -> None:
         expected = metric_network("stlpips", torch.device("cpu"))(truth[:2], other[:2]).mean()
     assert results["lively"]["diversity"] == pytest.approx(float(expected), rel=2e-2)
     assert results["deaf"]["diversity"] == 0
+    many = torch.cat([truth, truth, truth, truth])  # 16 frames, of which every third is read
+    changed = many.clone()
+    changed[3:12:3] = other[:3]
+    long = evaluate_rows(many, {"row": Prediction(many, samples=(many, changed))}, measures=["perceptual"])["row"]
+    with torch.no_grad():
+        network = metric_network("stlpips", torch.device("cpu"))
+        apart = network(many[3:12:3], other[:3]).sum() / DIVERSITY_FRAMES
+    assert long["diversity"] == pytest.approx(float(apart), rel=1e-4)
     assert results["once"]["diversity"] is None
     assert results["once"]["diversity_reason"] == "painted from one seed only"
     with pytest.raises(ValueError, match="row 'lively' has two samples of different shapes"):
