@@ -85,7 +85,8 @@ class VideoDataModule(lightning.LightningDataModule):
         validation_frames: T of each.
         resolution: side of validation, test and predict pictures.
         test_stride: read every n-th frame of a test block (`test --quick` sets 4).
-        test_frames: read at most so many of them, the first; None reads all (`test` by itself sets 16, see its help).
+        test_frames: read at most so many of them, from the middle of each block; None reads all (`test` by itself sets
+            16, see its help).
         num_workers: loader processes; 0 reads in the training process, which is fastest while clips fit in memory.
         cache_gb: training clips are decoded into memory, in the order listed, as long as they fit in so many GB; the
             others are read from their files.
@@ -258,7 +259,10 @@ class VideoDataModule(lightning.LightningDataModule):
     def test_blocks(self, clip: Clip) -> list[np.ndarray]:
         """Numbers of the frames that `test` reads of each of a clip's test blocks."""
         blocks = [np.arange(first, last + 1, self.test_stride) for first, last in clip.splits.test]
-        return [block[: self.test_frames] for block in blocks]
+        if self.test_frames is None:
+            return blocks
+        starts = [max(len(block) - self.test_frames, 0) // 2 for block in blocks]
+        return [block[start : start + self.test_frames] for start, block in zip(starts, blocks, strict=True)]
 
     def test_dataloader(self) -> DataLoader:
         """Each test block, B = 1; clips that never train come after the split clips."""

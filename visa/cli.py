@@ -88,7 +88,7 @@ class StageCLI(LightningCLI):
                 "--full",
                 action="store_true",
                 help="every frame of the test blocks, and the rows that take longest; without this and --quick the "
-                f"first {TEST_FRAMES} frames of each block",
+                f"middle {TEST_FRAMES} frames of each block",
             )
         if subcommand == "predict":
             parser.add_argument(
