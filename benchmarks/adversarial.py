@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from visa.benchmarks.arms import check_options, comparison, fit_arm, split_options
+from visa.benchmarks.arms import comparison
 from visa.benchmarks.command import at_least_one, print_json, run, say_figures
+from visa.tools.ablate.training import check_options, fit_arm, split_options
 
 CONTROL, FULL = "matching", "matching + adversarial"
 # Arm -> what it changes of the config. The control's step is the distillation's own, bit for bit.

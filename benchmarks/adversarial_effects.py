@@ -19,6 +19,7 @@ from visa.datamodules.batch import VideoBatch
 from visa.datamodules.video import VideoDataModule
 from visa.datamodules.windows import FixedWindows
 from visa.evaluation.evaluation import Prediction, evaluate_rows
+from visa.evaluation.regions import face_points
 from visa.evaluation.sharpness import with_grain
 from visa.evaluation.table import report_metrics
 from visa.lightning_modules.adversarial import Adversarial
@@ -26,7 +27,6 @@ from visa.networks.body import BodyModel
 from visa.runtime.shipped import COMMANDS
 
 GRAIN = "matching + grain"
-LANDMARKS = "assets/body/landmarks.npz"
 LIPS, EYES, TOP, CHIN = (13, 14), (33, 133, 263, 362), 10, 152  # MediaPipe's face mesh
 
 
@@ -130,19 +130,6 @@ def effects(
     return result
 
 
-def face_points(body: BodyModel, batch: VideoBatch, frame: int) -> np.ndarray:
-    """The 478 points of the face mesh in one frame, `[478,2]` px."""
-    with np.load(LANDMARKS, allow_pickle=False) as archive:
-        corners, weights = body.faces[torch.from_numpy(archive["face_index"])], archive["face_barycentric"]
-    params = batch.body.map(lambda value: value[:1, frame])
-    vertices, _ = body(params)
-    points = (vertices[0][corners] * torch.from_numpy(weights)[..., None]).sum(dim=1)
-    camera = batch.world_to_camera[0, frame]
-    seen = points @ camera[:3, :3].T + camera[:3, 3]
-    pixels = seen @ batch.intrinsics[0, frame].T
-    return (pixels[:, :2] / pixels[:, 2:]).numpy()
-
-
 def crop_boxes(points: np.ndarray, size: int) -> dict[str, tuple[int, int, int]]:
     """Left, top and side in px of the squares around mouth, eyes and hair, inside a picture of this size."""
     up = points[TOP] - points[CHIN]
@@ -169,7 +156,8 @@ def crop_sheet(
     cells: dict[str, list[Tensor]] = {name: [] for name in shown}
     for index in np.linspace(0, len(places) - 1, num_frames + 2).astype(int)[1:-1]:
         block, t = places[index]
-        boxes = crop_boxes(face_points(body, block, t), size)
+        points = face_points(body, block.cut(slice(t, t + 1)).view())[0, 0].numpy()
+        boxes = crop_boxes(points, size)
         number = int(block.frame_numbers[0, t])
         for part, (left, top, side) in boxes.items():
             labels.append(f"{part} {number}")

@@ -28,7 +28,7 @@ from torch import Tensor
 from visa import cli as train
 from visa.artifacts.media import sheet, write_image
 from visa.artifacts.weights import load_weights
-from visa.benchmarks.arms import check_options, comparison, fit_arm, split_options
+from visa.benchmarks.arms import comparison
 from visa.benchmarks.command import at_least_one, print_json, run, say
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
@@ -38,6 +38,7 @@ from visa.evaluation.novel_motion import cross_motion_batches, identity_to_photo
 from visa.evaluation.table import format_table, write_metrics
 from visa.lightning_modules.reconstruction import Reconstruction
 from visa.runtime.shipped import COMMANDS
+from visa.tools.ablate.training import check_options, fit_arm, split_options
 
 OURS, PROJECTED = "ours", "projected"
 SWITCH = "--model.init_args.reconstructor_options."

@@ -10,25 +10,25 @@ FIRST = 26  # frames: a held-out block begins a second after the photo, frame 0
 RESOLUTION = 48  # px at which frames are compared
 
 
-def moving_block(clip: Clip, frames: int = 48) -> tuple[int, int]:
+def moving_block(clip: Clip, frames: int = 48, start: int = FIRST) -> tuple[int, int]:
     """First and last of the `frames` consecutive frames whose person differs most from frame 0, on average.
 
-    The difference is the mean absolute one of matted frames of RESOLUTION px. A clip too short for the block after
-    FIRST holds out all that comes after FIRST.
+    The difference is the mean absolute one of matted frames of RESOLUTION px. A clip too short for the block holds out
+    all that comes from `start` on, before which no block begins.
 
     Raises:
-        ValueError: nothing comes after FIRST, or `frames` is below 1.
+        ValueError: the clip ends before `start`, or `frames` or `start` is below 1.
     """
-    if frames < 1:
-        raise ValueError(f"a block of {frames} frames: give 1 or more")
-    if clip.num_frames <= FIRST:
-        raise ValueError(f"{clip.path} has {clip.num_frames} frames: give one of more than {FIRST}")
+    if min(frames, start) < 1:
+        raise ValueError(f"a block of {frames} frames from frame {start} on: give 1 or more")
+    if clip.num_frames <= start:
+        raise ValueError(f"{clip.path} has {clip.num_frames} frames: give one of more than {start}")
     pictures, masks, _ = clip.window(np.arange(clip.num_frames), RESOLUTION)
     person = pictures * masks
     difference = (person - person[:1]).abs().mean(dim=(1, 2, 3)).double().numpy()
-    length = min(frames, clip.num_frames - FIRST)
+    length = min(frames, clip.num_frames - start)
     sums = np.convolve(difference, np.ones(length), "valid")
-    first = FIRST + int(sums[FIRST:].argmax())
+    first = start + int(sums[start:].argmax())
     return first, first + length - 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import lightning
@@ -84,6 +85,8 @@ class VideoDataModule(lightning.LightningDataModule):
         validation_frames: T of each.
         resolution: side of validation, test and predict pictures.
         test_stride: read every n-th frame of a test block (`test --quick` sets 4).
+        test_frames: read at most so many of them, from the middle of each block; None reads all (`test` by itself sets
+            16, see its help).
         num_workers: loader processes; 0 reads in the training process, which is fastest while clips fit in memory.
         cache_gb: training clips are decoded into memory, in the order listed, as long as they fit in so many GB; the
             others are read from their files.
@@ -106,6 +109,7 @@ class VideoDataModule(lightning.LightningDataModule):
         validation_frames: int = 9,
         resolution: int = 128,
         test_stride: int = 1,
+        test_frames: int | None = None,
         num_workers: int = 0,
         cache_gb: float = 2.0,
         seed: int = 0,
@@ -117,6 +121,8 @@ class VideoDataModule(lightning.LightningDataModule):
             raise ValueError("data.clips is empty: name at least one clip")
         if not 0 <= cross_clip <= 1:
             raise ValueError(f"data.cross_clip is {cross_clip}: give a share between 0 and 1")
+        if test_stride < 1 or (test_frames is not None and test_frames < 1):
+            raise ValueError(f"data.test_stride is {test_stride}, data.test_frames {test_frames}: give 1 or more")
         if references is not None and references < 1:
             raise ValueError(f"data.references is {references}: give 1 or more photos a clip, or null for any frame")
         self.sources = list(SAMPLE_CLIPS) if clips is None else clips
@@ -125,6 +131,7 @@ class VideoDataModule(lightning.LightningDataModule):
         self.test_sources = test_clips
         self.num_steps, self.phases = num_steps, check_phases(schedule)
         self.augment, self.resolution, self.test_stride = augment, resolution, test_stride
+        self.test_frames = test_frames
         self.validation_windows, self.validation_frames = validation_windows, validation_frames
         self.num_workers, self.seed, self.predict_input = num_workers, seed, predict
         self.cache_gb, self.cross_clip, self.references = cache_gb, cross_clip, references
@@ -133,6 +140,7 @@ class VideoDataModule(lightning.LightningDataModule):
         self.reader = WindowReader(background, mirror)
         self.opened: list[Opened] = []
         self.extra_clips: list[Clip] = []
+        self.missing_tests: list[Path] = []
         self.num_skipped = 0
         self._sizes: tuple[int, ...] = ()
 
@@ -159,6 +167,7 @@ class VideoDataModule(lightning.LightningDataModule):
                         self.extra_clips.append(Clip(file, source.sidecars))
                         self.extra_clips[-1].check()
                     else:
+                        self.missing_tests.append(file)
                         rank_zero_info(f"test clip {file} is not on this machine: its rows are left out")
             name_apart([*self.clips, *self.extra_clips])
 
@@ -247,13 +256,22 @@ class VideoDataModule(lightning.LightningDataModule):
                 ]
         return DataLoader(FixedWindows(windows, self.reader, self.resolution), batch_size=None)
 
+    def test_blocks(self, clip: Clip) -> list[np.ndarray]:
+        """Numbers of the frames that `test` reads of each of a clip's test blocks."""
+        blocks = [np.arange(first, last + 1, self.test_stride) for first, last in clip.splits.test]
+        if self.test_frames is None:
+            return blocks
+        starts = [max(len(block) - self.test_frames, 0) // 2 for block in blocks]
+        return [block[start : start + self.test_frames] for start, block in zip(starts, blocks, strict=True)]
+
     def test_dataloader(self) -> DataLoader:
-        """Each test block whole, B = 1; clips that never train come after the split clips."""
-        windows = [
-            (clip, np.arange(first, last + 1, self.test_stride))
-            for clip in [*self.clips, *self.extra_clips]
-            for first, last in clip.splits.test
-        ]
+        """Each test block, B = 1; clips that never train come after the split clips."""
+        windows = [(clip, block) for clip in [*self.clips, *self.extra_clips] for block in self.test_blocks(clip)]
+        if not windows and self.missing_tests:
+            raise ValueError(
+                f"not measured: there is no {self.missing_tests[0]}: put tracked clips there, or name others in "
+                "data.test_clips"
+            )
         if not windows:
             raise ValueError("no test block: give the clip a splits.yaml with `test`, or set data.test_clips")
         return DataLoader(FixedWindows(windows, self.reader, self.resolution), batch_size=None)

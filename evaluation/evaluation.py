@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 from visa.evaluation import identity, image, temporal
-from visa.evaluation.frechet import frechet_of_samples, kernel_distance
+from visa.evaluation.faces import NEEDS_DETECTOR, FaceErrors, FacePoints, face_errors
+from visa.evaluation.frechet import frechet_of_samples, frechet_of_videos, kernel_distance, video_features
 from visa.evaluation.inception import inception_distances
 from visa.evaluation.perceptual import PerceptualMeasures, metric_network, perceptual_difference, perceptual_measures
+from visa.evaluation.plain_lpips import lpips_distances
 from visa.evaluation.sharpness import sharpness
 from visa.evaluation.silhouette import silhouette_iou
 from visa.evaluation.warping import motion_of, warping_error
 from visa.losses.perceptual import PerceptualDistance
 
-MEASURES = ("image", "temporal", "warping", "sharpness", "perceptual", "identity", "inception")
+MEASURES = ("image", "temporal", "warping", "sharpness", "perceptual", "lpips", "identity", "faces", "inception")
+DIVERSITY_FRAMES = 6  # of a clip, most that two samples are compared in: of all it would be half of the measuring
+FACE_COLUMNS = dict(zip(FaceErrors._fields, ("aed", "apd", "akd"), strict=True))
 
 
 @dataclass
@@ -55,6 +59,8 @@ def evaluate_rows(
     perceptual_every: int = 1,
     identity_every: int = 8,
     turned: Tensor | None = None,
+    regions: Mapping[str, Tensor] | None = None,
+    face_points: FacePoints | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measures every row against the truth with the same code and on the same frames.
 
@@ -70,19 +76,59 @@ def evaluate_rows(
             whole frame for colour and measures no silhouette.
         measures: which groups to measure, of `MEASURES`; during training `("image", "temporal")` costs next to nothing.
         backend: of the perceptual distance; its network is always `vgg`.
-        perceptual_every: perceptual, tlp, frechet and diversity read every n-th frame of a block, tlp over steps of n
-            frames (about 45 ms a frame of 128x128 on two CPU cores).
+        perceptual_every: perceptual, tlp and frechet read every n-th frame of a block, tlp over steps of n frames
+            (about 45 ms a frame of 128x128 on two CPU cores).
         identity_every: faces are compared in every n-th frame (about 0.1 s a face on a CPU).
         turned: [T] bool, frames whose head has turned far from the photo's: for `psnr_turned`, `perceptual_turned`.
+        regions: masks [T, 1, H, W] of parts of the picture by name, for `psnr_NAME`.
+        face_points: finds the points of a face, for `aed`, `apd` and `akd`; in every n-th frame as `identity_every`.
 
-    Returns {row: figures}: psnr (dB), ssim, psnr_person (dB, under the masks), psnr_turned
+    Returns {row: figures}: psnr (dB), ssim, psnr_person (dB, under the masks), psnr_NAME of each region, psnr_turned
     and perceptual_turned (over the turned frames), own_psnr and own_perceptual (of rows
     that give their own pose), colour_mean (mean absolute), colour_contrast (mean), colour_saturation and
-    their channels (lists); silhouette (of rows that give their coverage); temporal, flicker; warping, warping_truth;
-    sharpness (mean absolute dB over bands), power_db and coherence (lists, one value a band), bands; perceptual, tlp,
-    frechet, kernel_distance, diversity; identity (to the truth's frame), identity_photo, detection_rate; fid, fvd;
-    num_steps, fps, latency_ms. A figure that could not be measured is None, with the reason under `NAME_reason`.
+    their channels (lists); silhouette (of rows that give their coverage); temporal, flicker, motion, drift; warping,
+    warping_truth; sharpness (mean absolute dB over bands), power_db and coherence (lists, one value a band), bands;
+    perceptual, tlp, frechet, frechet_video, kernel_distance, diversity; lpips_vgg, lpips_alex; identity (to the truth's
+    frame), identity_photo, detection_rate; aed, apd, akd; fid, fvd; num_steps, fps, latency_ms. A figure that could not
+    be measured is None, with the reason under `NAME_reason`.
     """
+    _check(truth, rows, block_lengths, measures)
+    blocks = list(block_lengths) if block_lengths is not None else [len(truth)]
+    truth = _widened(truth)
+    results: dict[str, dict[str, Any]] = {}
+    with torch.no_grad():
+        for name, row in rows.items():
+            video = _widened(row.frames).to(truth.device)
+            results[name] = _frame_figures(video, truth, masks, blocks, measures)
+            if "image" in measures:
+                results[name].update(_region_figures(video, truth, regions or {}))
+            if "image" in measures and masks is not None and row.coverage is not None:
+                overlap = silhouette_iou(row.coverage.detach().to(masks), masks)
+                results[name]["silhouette"] = float(overlap.mean())
+        videos = {name: row.frames.detach().to(truth.device) for name, row in rows.items()}
+        if "warping" in measures:
+            _add_warping_figures(results, videos, truth, blocks)
+        if "perceptual" in measures:
+            distances = _add_perceptual_figures(results, videos, truth, blocks, backend, perceptual_every)
+            _add_turned(results, videos, truth, distances, _every(blocks, perceptual_every), turned)
+            _add_diversity(results, rows, metric_network(backend, truth.device))
+            _add_own_pose(results, rows, photo, metric_network(backend, truth.device))
+        if "identity" in measures:
+            _add_identity_figures(results, videos, truth, photo, identity_every)
+        if "faces" in measures:
+            _add_face_figures(results, videos, truth, face_points, identity_every)
+        if "lpips" in measures:
+            _add_found(results, lpips_distances(truth, videos, perceptual_every))
+        if "inception" in measures:
+            _add_found(results, inception_distances(truth, videos, blocks))
+    _add_given(results, rows)
+    return results
+
+
+def _check(
+    truth: Tensor, rows: Mapping[str, Prediction], block_lengths: Sequence[int] | None, measures: Collection[str]
+) -> None:
+    """ValueError where the arguments of `evaluate_rows` do not belong together."""
     if unknown := set(measures) - set(MEASURES):
         raise ValueError(f"unknown measures {sorted(unknown)}: choose of {list(MEASURES)}")
     blocks = list(block_lengths) if block_lengths is not None else [len(truth)]
@@ -95,30 +141,13 @@ def evaluate_rows(
             raise ValueError(f"row {name!r} has frames {tuple(row.frames.shape)}, the truth {tuple(truth.shape)}")
         if row.samples is not None and row.samples[0].shape != row.samples[1].shape:
             raise ValueError(f"row {name!r} has two samples of different shapes")
-    truth = _widened(truth)
-    results: dict[str, dict[str, Any]] = {}
-    with torch.no_grad():
-        for name, row in rows.items():
-            results[name] = _frame_figures(_widened(row.frames).to(truth.device), truth, masks, blocks, measures)
-            if "image" in measures and masks is not None and row.coverage is not None:
-                overlap = silhouette_iou(row.coverage.detach().to(masks), masks)
-                results[name]["silhouette"] = float(overlap.mean())
-        videos = {name: row.frames.detach().to(truth.device) for name, row in rows.items()}
-        if "warping" in measures:
-            _add_warping_figures(results, videos, truth, blocks)
-        if "perceptual" in measures:
-            distances = _add_perceptual_figures(results, videos, truth, blocks, backend, perceptual_every)
-            _add_turned(results, videos, truth, distances, _every(blocks, perceptual_every), turned)
-            _add_diversity(results, rows, metric_network(backend, truth.device), perceptual_every)
-            _add_own_pose(results, rows, photo, metric_network(backend, truth.device))
-        if "identity" in measures:
-            _add_identity_figures(results, videos, truth, photo, identity_every)
-        if "inception" in measures:
-            for measure, (found, reason) in inception_distances(truth, videos, blocks).items():
-                for name, figures in results.items():
-                    _set(figures, measure, found.get(name), reason)
-    _add_given(results, rows)
-    return results
+
+
+def _add_found(results: dict[str, dict[str, Any]], measured: Mapping[str, tuple[Mapping[str, float], str]]) -> None:
+    """Columns that come with one reason for all rows where they could not be measured."""
+    for column, (found, reason) in measured.items():
+        for name, figures in results.items():
+            _set(figures, column, found.get(name), reason)
 
 
 def _add_given(results: dict[str, dict[str, Any]], rows: Mapping[str, Prediction]) -> None:
@@ -173,6 +202,17 @@ def _image_figures(video: Tensor, truth: Tensor, masks: Tensor | None) -> dict[s
     return figures
 
 
+def _region_figures(video: Tensor, truth: Tensor, regions: Mapping[str, Tensor]) -> dict[str, Any]:
+    """PSNR within each region, over the frames in which it lies in the picture."""
+    figures: dict[str, Any] = {}
+    for name, mask in regions.items():
+        shown = mask.flatten(1).any(dim=1)
+        values = image.masked_psnr(video[shown], truth[shown], mask[shown].to(video))
+        reason = "a frame is equal to the truth there" if shown.any() else "it lies in no frame"
+        _set(figures, f"psnr_{name}", float(values.mean()), reason)
+    return figures
+
+
 def _temporal_figures(video: Tensor, truth: Tensor, blocks: list[int]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     pieces = list(zip(video.split(blocks), truth.split(blocks), strict=True))
@@ -188,6 +228,12 @@ def _temporal_figures(video: Tensor, truth: Tensor, blocks: list[int]) -> dict[s
         float(unrest.mean() / truth_unrest.mean()),
         "needs three consecutive frames of a truth that moves",
     )
+    energy, true_energy = (torch.cat([temporal.motion_energy(pair[side]) for pair in pieces]) for side in (0, 1))
+    ratio = float(energy.mean() / true_energy.mean())
+    _set(figures, "motion", ratio, "needs two consecutive frames of a truth that moves")
+    drifts = [temporal.drift(image.psnr(p, q)) for p, q in pieces if len(p) > 2]
+    change = sum(drifts) / len(drifts) if drifts else None
+    _set(figures, "drift", change, "needs three consecutive frames that differ from the truth")
     return figures
 
 
@@ -247,9 +293,16 @@ def _add_perceptual_figures(
             float(temporal.tlp(joined[name].step, joined["truth"].step).mean()),
             "needs two consecutive frames",
         )
-        for column, distance in (("frechet", frechet_of_samples), ("kernel_distance", kernel_distance)):
+        windows, true_windows = (
+            torch.cat([video_features(part.features, part.changes) for part in pieces[key]]) for key in (name, "truth")
+        )
+        for column, distance, ours, true in (
+            ("frechet", frechet_of_samples, joined[name].features, joined["truth"].features),
+            ("frechet_video", frechet_of_videos, windows, true_windows),
+            ("kernel_distance", kernel_distance, joined[name].features, joined["truth"].features),
+        ):
             try:
-                figures[column] = distance(joined[name].features, joined["truth"].features)
+                figures[column] = distance(ours, true)
             except ValueError as error:
                 _set(figures, column, None, str(error))
     return {name: joined[name].distance for name in videos}
@@ -283,11 +336,14 @@ def _add_turned(
 
 
 def _add_diversity(
-    results: dict[str, dict[str, Any]], rows: Mapping[str, Prediction], network: PerceptualDistance, every: int
+    results: dict[str, dict[str, Any]], rows: Mapping[str, Prediction], network: PerceptualDistance
 ) -> None:
     """Perceptual distance between two samples of the same row: 0 for a method that ignores its noise."""
     for name, row in rows.items():
-        value = None if row.samples is None else perceptual_difference(network, *row.samples, every)
+        value = None
+        if row.samples is not None:
+            every = math.ceil(len(row.samples[0]) / DIVERSITY_FRAMES)
+            value = perceptual_difference(network, *row.samples, every)
         _set(results[name], "diversity", value, row.reasons.get("diversity", "painted from one seed only"))
 
 
@@ -335,3 +391,25 @@ def _add_identity_figures(
             "no photo given" if photo is None else "no face found in the photo or the frames",
         )
         figures["detection_rate"] = identity.detection_rate(embeddings)
+
+
+def _add_face_figures(
+    results: dict[str, dict[str, Any]],
+    videos: dict[str, Tensor],
+    truth: Tensor,
+    face_points: FacePoints | None,
+    every: int,
+) -> None:
+    """Expression, pose and keypoint distance of faces that are found anew in truth and rows alike."""
+    if face_points is None:
+        for figures in results.values():
+            for column in FACE_COLUMNS.values():
+                _set(figures, column, None, NEEDS_DETECTOR)
+        return
+    true_points = face_points(truth[::every])
+    for name, video in videos.items():
+        errors = face_errors(face_points(_widened(video[::every])), true_points, truth.shape[-1])
+        for measured, column in FACE_COLUMNS.items():
+            values = getattr(errors, measured)
+            missing = f"no face found in both of {len(true_points)} frame pairs"
+            _set(results[name], column, float(values.mean()) if len(values) else None, missing)

@@ -12,6 +12,7 @@ from torch import Tensor
 # The third stage of the VGG trunk (relu3_3, 256 channels, a quarter of the resolution) sees texture and small parts.
 FRECHET_STAGE = 2
 FRECHET_DIMENSIONS = 16
+VIDEO_WINDOW = 4  # frames of a window whose motion is compared
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
@@ -30,6 +31,13 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     return max(float(distance), 0.0)
 
 
+def _projected(pooled: Tensor) -> Tensor:
+    """[N, C] -> [N, 16] by a fixed random orthonormal basis."""
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(pooled.shape[1], FRECHET_DIMENSIONS, generator=generator, dtype=torch.float64)
+    return pooled.double() @ torch.linalg.qr(random).Q.to(pooled.device)
+
+
 def frechet_features(activations: list[Tensor]) -> Tensor:
     """Raw VGG activations of `PerceptualDistance.activations` -> [N, 16] features of whole frames.
 
@@ -37,11 +45,38 @@ def frechet_features(activations: list[Tensor]) -> Tensor:
     same for every video and run, belongs to neither side, and leaves far fewer dimensions than a test has frames,
     without which the covariances would be noise. Only `vgg` counts: `alex` is in the losses.
     """
-    pooled = activations[FRECHET_STAGE].mean(dim=(2, 3)).double()
-    generator = torch.Generator().manual_seed(0)
-    random = torch.randn(pooled.shape[1], FRECHET_DIMENSIONS, generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(random).Q
-    return pooled @ basis.to(pooled.device)
+    return _projected(activations[FRECHET_STAGE].mean(dim=(2, 3)).double())
+
+
+def change_features(stage: Tensor) -> Tensor:
+    """Activations [T, C, H, W] of consecutive frames -> [T-1, 16]: how much each channel changes, wherever it does.
+
+    Mean over space of the absolute change, projected as `frechet_features`.
+    """
+    return _projected(stage.diff(dim=0).abs().mean(dim=(2, 3)).double())
+
+
+def video_features(features: Tensor, changes: Tensor) -> Tensor:
+    """Features of windows of consecutive frames: what they show and how it moves, [T, D], [T-1, D] -> [N, D].
+
+    The first half of D is the mean over the window of `frechet_features`, the second that of `change_features`. Windows
+    begin at every frame; none where T is less than VIDEO_WINDOW.
+    """
+    half = features.shape[1] // 2
+    if len(features) < VIDEO_WINDOW:
+        return features[:0]
+    shown = features[:, :half].unfold(0, VIDEO_WINDOW, 1).mean(dim=-1)
+    moved = changes[:, :half].unfold(0, VIDEO_WINDOW - 1, 1).mean(dim=-1)
+    return torch.cat([shown, moved], dim=1)
+
+
+def frechet_of_videos(features: Tensor, truth: Tensor) -> float:
+    """Fréchet distance of `video_features` [N, D] in units of the truth's own spread: motion is small in numbers.
+
+    Raises ValueError as `frechet_of_samples`.
+    """
+    spread = truth.std(dim=0, keepdim=True).clamp_min(1e-12) if len(truth) > 1 else 1.0
+    return frechet_of_samples(features / spread, truth / spread)
 
 
 def frechet_of_samples(features_a: Tensor, features_b: Tensor) -> float:

@@ -23,10 +23,10 @@ FVD_FRAMES = 16
 FVD_STRIDE = 8
 
 
-def missing_reason(measure: str, module: str, wheel: str, weights: str) -> str | None:
+def missing_reason(measure: str, module: str, wheel: str, weights: str, extra: str = "fid") -> str | None:
     """Why a measure cannot be taken, with what mends it; None where it can."""
     if importlib.util.find_spec(module) is None:
-        return f"{measure} needs {wheel}: pip install '.[fid]'"
+        return f"{measure} needs {wheel}: pip install '.[{extra}]'"
     path = weights_path(weights)
     return None if path.is_file() else f"{measure} needs the weights {weights} in {path.parent}"
 
@@ -38,14 +38,14 @@ def weights_path(name: str) -> Path:
 
 def fid_network(weights: Path) -> Any:
     """torchmetrics' FID over the original Inception; ValueError where the file is not plain weights."""
-    _check_weights(weights)
+    check_weights(weights)
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     return FrechetInceptionDistance(feature=2048, normalize=True, feature_extractor_weights_path=str(weights))
 
 
-def _check_weights(path: Path) -> None:
-    """The libraries unpickle the file without limits: it must hold tensors alone."""
+def check_weights(path: Path) -> None:
+    """The libraries unpickle the file without limits: ValueError where it holds more than tensors."""
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -80,7 +80,7 @@ def fvd_distances(
     weights: Path, truth: Tensor, rows: Mapping[str, Tensor], blocks: Sequence[int], device: torch.device
 ) -> dict[str, float]:
     """FVD of each row against the truth by cd-fvd over I3D; ValueError where there are too few frames."""
-    _check_weights(weights)
+    check_weights(weights)
     real = windows(truth, blocks)
     from cdfvd import fvd
 

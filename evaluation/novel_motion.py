@@ -22,7 +22,6 @@ from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.template import HEAD_JOINT
 from visa.runtime.conditioner import photo_of
 
-CROSS_PEOPLE, CROSS_DRIVERS = 4, 3  # people who are driven, and by how many others each
 IDENTITY_EVERY = 8  # frames, as in the rows that have a truth
 NO_TRUTH = "another person's motion: there is no true frame"
 TURN, HEAD_TURN, JAW = 0.6, 0.5, 0.35  # radians
@@ -43,8 +42,7 @@ def cross_motion_batches(
     batches = []
     for k, person in enumerate(clips[:most_people]):
         for driver in (clips[(k + step) % len(clips)] for step in range(1, min(num_drivers, len(clips) - 1) + 1)):
-            blocks = [np.arange(first, last + 1, module.test_stride) for first, last in driver.splits.test]
-            numbers = np.concatenate(blocks)
+            numbers = np.concatenate(module.test_blocks(driver))
             numbers = numbers[driver.track["frame_valid"][numbers]]
             name = f"{person.name} moved by {driver.name}"
             reference = person.reference_frame()
@@ -70,16 +68,29 @@ def identity_to_photo(frames: Tensor, photo: Tensor) -> dict[str, float | str | 
 
 
 @torch.no_grad()
-def add_cross_motion(reconstructor: GaussianReconstructor, fit: FitOptions, report: TestReport) -> None:
-    """A row for each pair of person and driver, and `cross_motion.png`: the photo, then frames of the driven avatar."""
+def add_cross_motion(
+    reconstructor: GaussianReconstructor, fit: FitOptions, report: TestReport, most_people: int | None, num_drivers: int
+) -> None:
+    """A row for each pair of person and driver, and `cross_motion.png`: the photo, then frames of the driven avatar.
+
+    Args:
+        reconstructor: photo -> avatar.
+        fit: how avatars are fitted to their photos.
+        report: to which the rows are added.
+        most_people, num_drivers: as in `cross_motion_batches`.
+    """
     rows, columns = {}, 7
-    body = reconstructor.body
-    for batch in cross_motion_batches(report.data, body, CROSS_PEOPLE, CROSS_DRIVERS):
+    body, fitted = reconstructor.body, {}
+    for batch in cross_motion_batches(report.data, body, most_people, num_drivers):
         batch = move_data_to_device(batch, report.device)
-        avatar = fitted_avatar(reconstructor, photo_of(batch), fit)
+        person = batch.names[0].partition(" moved by ")[0]
+        if person not in fitted:  # drivers of one person come one after the other
+            fitted = {person: fitted_avatar(reconstructor, photo_of(batch), fit)}
+        avatar = fitted[person]
         maps = avatar.render(body, batch.view())
         frames = maps.textured[0].clamp(0, 1).cpu()
         figures = identity_to_photo(frames, batch.reference[0].cpu())
+        report.say(f"{batch.names[0]}: {len(frames)} frames")
         report.add_measured(f"textured ({batch.names[0]})", figures, NO_TRUTH)
         chosen = torch.linspace(0, len(frames) - 1, columns).round().long()
         rows[batch.names[0]] = torch.cat([batch.reference.cpu(), frames[chosen]])

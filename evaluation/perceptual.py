@@ -7,16 +7,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from visa.evaluation.frechet import frechet_features
+from visa.evaluation.frechet import FRECHET_STAGE, change_features, frechet_features
 from visa.losses.perceptual import PerceptualDistance
 
 
 class PerceptualMeasures(NamedTuple):
-    """distance [T] to the truth; step [T-1] to the own frame before; features [T, D] for the Fréchet distance."""
+    """distance [T] to the truth; step [T-1] to the own frame before; features [T, D] for the Fréchet distance, and
+    changes [T-1, D] for that of videos.
+    """
 
     distance: Tensor
     step: Tensor
     features: Tensor
+    changes: Tensor
 
 
 @lru_cache(maxsize=2)
@@ -38,19 +41,23 @@ def perceptual_measures(
     videos = {"truth": truth, **rows}
     parts: dict[str, list[PerceptualMeasures]] = {name: [] for name in videos}
     last: dict[str, list[Tensor]] = {}
+    last_stage: dict[str, Tensor] = {}
     for start in range(0, len(truth), batch_size):
         truth_features: list[Tensor] = []
         for name, video in videos.items():
             activations = network.activations(video[start : start + batch_size].float().clamp(0, 1))
             frechet = frechet_features(activations)
             features = network.normalized(activations)
-            del activations
+            stage = torch.cat([last_stage[name], activations[FRECHET_STAGE]]) if start else activations[FRECHET_STAGE]
+            changes, last_stage[name] = change_features(stage), stage[-1:].clone()
+            del activations, stage
             if name == "truth":
                 truth_features = features
             steps = [network.between([x[1:] for x in features], [x[:-1] for x in features])]
             if start:
                 steps.insert(0, network.between([x[:1] for x in features], last[name]))
-            parts[name].append(PerceptualMeasures(network.between(features, truth_features), torch.cat(steps), frechet))
+            distance = network.between(features, truth_features)
+            parts[name].append(PerceptualMeasures(distance, torch.cat(steps), frechet, changes))
             last[name] = [x[-1:].clone() for x in features]
     return {
         name: PerceptualMeasures(*(torch.cat(column) for column in zip(*measures, strict=True)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,16 @@ from visa.datamodules.baselines import frozen_frame, nearest_frames
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.video import VideoDataModule
 from visa.evaluation.evaluation import Prediction, evaluate_rows
+from visa.evaluation.faces import FacePoints
+from visa.evaluation.intervals import bootstrap_interval
+from visa.evaluation.photo_warp import ControlPoints, control_points, warped_photo
+from visa.evaluation.regions import PARTS, face_points, face_regions
 from visa.evaluation.table import AVATAR, COLUMNS, DETAILS, format_people, report_metrics
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.template import HEAD_JOINT
 
 TURNED = math.radians(20)
+BASELINES = ("freeze", "nearest", "warp")
 
 
 def head_turn(body: BodyModel, batch: VideoBatch) -> Tensor:
@@ -54,11 +61,20 @@ class TestReport:
         stage: name of the stage under test.
         seed: of its noise.
         device: that it runs on.
+        face_points: finds the points of faces in frames; None leaves `aed`, `apd` and `akd` unmeasured.
     """
 
     def __init__(
-        self, data: VideoDataModule, directory: Path, protocol: str, stage: str, seed: int, device: torch.device
+        self,
+        data: VideoDataModule,
+        directory: Path,
+        protocol: str,
+        stage: str,
+        seed: int,
+        device: torch.device,
+        face_points: FacePoints | None = None,
     ) -> None:
+        self.face_points = face_points
         self.data, self.directory, self.protocol = data, directory, protocol
         self.stage, self.seed, self.device = stage, seed, device
         self.rows: dict[str, dict[str, list[Prediction]]] = {}
@@ -66,14 +82,31 @@ class TestReport:
         self.masks: dict[str, list[Tensor]] = {}
         self.photo: dict[str, Tensor] = {}
         self.turned: dict[str, list[Tensor]] = {}
+        self.regions: dict[str, list[dict[str, Tensor]]] = {}
         self.fps: dict[str, float] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         self.further: dict[str, dict[str, Any]] = {}
         self.elsewhere: dict[str, dict[str, dict[str, Any]]] = {}
+        self._begin, self._num_closed = time.perf_counter(), 0
+
+    def say(self, text: str) -> None:
+        """A line of progress on standard error, after the time since the test began.
+
+        A bar cannot tell which row of a block takes its time, and shows nothing where there is no terminal.
+        """
+        print(f"[{time.perf_counter() - self._begin:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+    @cached_property
+    def _num_blocks(self) -> int:
+        return sum(len(clip.splits.test) for clip in [*self.data.clips, *self.data.extra_clips])
 
     @cached_property
     def _body(self) -> BodyModel:
         return BodyModel.from_file(self.data.body_model)
+
+    @cached_property
+    def _control_points(self) -> ControlPoints:
+        return control_points(self._body)
 
     @contextmanager
     def timed(self, name: str, batch: VideoBatch, num_steps: int | None = None) -> Iterator[Prediction]:
@@ -96,6 +129,8 @@ class TestReport:
         if row.own_pose is not None:
             row.own_pose = row.own_pose.detach().cpu()
         self.rows.setdefault(batch.names[0], {}).setdefault(name, []).append(row)
+        where = f"block {self._num_closed + 1} of {self._num_blocks}, {batch.names[0]}"
+        self.say(f"{where}: {name}, {len(row.frames)} frames in {seconds:.1f} s")
 
     def add_sample(self, row: Prediction, batch: VideoBatch, frames: Tensor) -> None:
         """The first frames of a row's block, `[S,3,H,W]`, painted again from other noise."""
@@ -115,7 +150,7 @@ class TestReport:
         self.further[name] = with_reasons(figures, reason)
 
     def close_block(self, batch: VideoBatch) -> None:
-        """Add truth and the rows freeze and nearest of the block that was just predicted.
+        """Add truth and the rows freeze, nearest and warp of the block that was just predicted.
 
         Measures the clip before, where this block begins another.
         """
@@ -135,11 +170,32 @@ class TestReport:
             if has_coverage:
                 row.coverage = self._kept(stored.masks[0], batch)
             self.rows[clip_name].setdefault(name, []).append(row)
+        with self.timed("warp", batch, num_steps=0) as row:
+            row.reasons = {"diversity": "nothing is drawn at random", "latency_ms": "see frames/s"}
+            row.frames, coverage = warped_photo(self._body, self._control_points, batch)
+            row.coverage = coverage if has_coverage else None
         self.truth.setdefault(clip_name, []).append(self._kept(batch.frames[0], batch))
         self.masks.setdefault(clip_name, []).append(batch.masks[0].cpu()[valid].half())
         self.photo.setdefault(clip_name, batch.reference[0].cpu())
         self.fps.setdefault(clip_name, batch.fps[0])
         self.turned.setdefault(clip_name, []).append(head_turn(self._body, batch)[0, valid] > TURNED)
+        self.regions.setdefault(clip_name, []).append(self._regions(batch, valid))
+        self._num_closed += 1
+
+    def _regions(self, batch: VideoBatch, valid: Tensor) -> dict[str, Tensor]:
+        """Masks of eyes and mouth in the valid frames; none for a body model on which they are not known."""
+        view = batch.view()
+        motion = replace(
+            view,
+            body=view.body.map(lambda value: value[0].cpu()),
+            intrinsics=view.intrinsics[0].cpu(),
+            world_to_camera=view.world_to_camera[0].cpu(),
+        )
+        try:
+            points = face_points(self._body, motion)
+        except ValueError:
+            return {}
+        return {part: mask[valid] for part, mask in face_regions(points, view.size).items()}
 
     @staticmethod
     def _kept(frames: Tensor, batch: VideoBatch) -> Tensor:
@@ -149,18 +205,23 @@ class TestReport:
     def _measure(self, clip_name: str) -> None:
         """Figures, video and sheet of a clip whose blocks are all predicted; its frames are let go."""
         module, rows = self.data, self.rows.pop(clip_name)
-        order = ["freeze", "nearest"]
-        names = [*order, *(name for name in rows if name not in order)]
+        names = [*BASELINES, *(name for name in rows if name not in BASELINES)]
         lengths = [len(block) for block in self.truth[clip_name]]
         joined = {name: self._joined(rows.pop(name)) for name in names}
         truth, photo = torch.cat(self.truth.pop(clip_name)), self.photo.pop(clip_name)
         masks, turned = torch.cat(self.masks.pop(clip_name)), torch.cat(self.turned.pop(clip_name))
-        measured = evaluate_rows(truth, joined, lengths, photo, masks, turned=turned)
+        blocks = self.regions.pop(clip_name)
+        regions = {part: torch.cat([block[part] for block in blocks]) for part in PARTS if part in blocks[0]}
+        begin = time.perf_counter()
+        measured = evaluate_rows(
+            truth, joined, lengths, photo, masks, turned=turned, regions=regions, face_points=self.face_points
+        )
+        self.say(f"{clip_name}: {len(joined)} rows measured in {time.perf_counter() - begin:.1f} s")
         is_extra = any(clip.name == clip_name for clip in module.extra_clips)
         suffix = f" ({clip_name})" if self.figures or is_extra else ""
         self.figures.update({f"{name}{suffix}": measured[name] for name in names})
         self.figures.update({f"{name}{suffix}": row for name, row in self.elsewhere.get(clip_name, {}).items()})
-        shown = {name: joined[name].frames for name in names if name not in order}
+        shown = {name: joined[name].frames for name in names if name not in BASELINES[:2]}
         columns = {"photo": photo, **shown, "truth": truth}
         fps = self.fps.pop(clip_name) / max(module.test_stride, 1)
         write_video(self.directory / f"{clip_name}.mp4", self._beside(columns, len(truth)), fps)
@@ -170,9 +231,12 @@ class TestReport:
             sheet({name: value[times] for name, value in {"truth": truth, **shown}.items()}),
         )
 
-    def write(self) -> None:
+    def write(self, **extra: Any) -> None:
         """Measure what is left, print the table, write every file; the last line printed is the path of
         metrics.json.
+
+        Args:
+            extra: further facts for metrics.json.
         """
         module, figures = self.data, self.figures
         for clip_name in list(self.truth):
@@ -185,6 +249,8 @@ class TestReport:
         figures.update(means)
         figures.update(self.further)
         frames = "every frame" if module.test_stride == 1 else f"every {module.test_stride}th frame"
+        if module.test_frames is not None:
+            frames += f", at most {module.test_frames},"
         report_metrics(
             self.directory / "metrics.json",
             figures,
@@ -193,6 +259,7 @@ class TestReport:
             protocol=f"{self.protocol}; {module.resolution} px, {frames} of the test blocks",
             device=self.device,
             peak_memory_mb=round(peak_memory_mb()),
+            **extra,
         )
 
     @staticmethod
@@ -239,7 +306,8 @@ def folder_means(
 ) -> dict[str, dict[str, Any]]:
     """Mean rows `NAME (mean of N in FOLDER)` over the clips of each folder of two clips and more, clips alike.
 
-    A column that one of them lacks is missing with that one's reason; lists are left out.
+    A column that one of them lacks is missing with that one's reason; lists are left out. `NAME_interval` is the 95 %
+    bootstrap interval of the mean over the clips.
 
     Args:
         figures: rows `NAME (CLIP)`.
@@ -259,6 +327,8 @@ def folder_means(
                 numbers = [value for value in values if isinstance(value, int | float)]
                 if len(numbers) == len(values):
                     mean[column] = type(numbers[0])(sum(numbers) / len(numbers))
+                    if isinstance(numbers[0], float):
+                        mean[f"{column}_interval"] = [round(end, 6) for end in bootstrap_interval(numbers)]
                 elif any(f"{column}_reason" in each for each in found):
                     reasons = [each[f"{column}_reason"] for each in found if f"{column}_reason" in each]
                     mean[column], mean[f"{column}_reason"] = None, reasons[0]

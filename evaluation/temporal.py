@@ -25,3 +25,18 @@ def tlp(prediction_steps: Tensor, truth_steps: Tensor) -> Tensor:
         truth_steps: the same of the truth.
     """
     return (prediction_steps - truth_steps).abs()
+
+
+def motion_energy(frames: Tensor) -> Tensor:
+    """[T-1]: mean absolute change from frame to frame, in [0, 1] units: how much moves at all."""
+    return frames.diff(dim=0).abs().mean(dim=(1, 2, 3))
+
+
+def drift(figures: Tensor) -> float:
+    """Mean of a figure over the last third of consecutive frames minus that over the first third; `figures` [T].
+
+    NaN with fewer than three frames. A video that grows worse the longer it runs has a negative drift in dB; so has
+    one whose motion grows: compare with the row that remembers nothing.
+    """
+    third = len(figures) // 3
+    return float(figures[-third:].mean() - figures[:third].mean()) if third else float("nan")

@@ -16,6 +16,7 @@ from torch import nn
 from visa.artifacts.provenance import git_commit
 from visa.artifacts.weights import load_weights, save_weights
 from visa.datamodules.video import VideoDataModule
+from visa.evaluation.faces import FacePoints
 from visa.evaluation.report import TestReport
 from visa.losses.finite import check_finite
 from visa.runtime.shipped import COMMANDS
@@ -32,12 +33,17 @@ class Stage(lightning.LightningModule):
         shipped: file of the shipped weights; None where none are shipped.
         network: attribute of the network whose weights the next stage starts from.
         frozen: prefixes of state that checkpoints leave out.
+        face_points: finds faces in the frames that `test` measures; the command line sets it where the extra `track`
+            is installed.
+        loaded: the file whose weights `load_exported` has taken.
     """
 
     stage: str
     shipped: str | None = None
     network: str
     frozen: tuple[str, ...] = ()
+    face_points: FacePoints | None = None
+    loaded: str | None = None
 
     def __init__(self, num_steps: int, seed: int) -> None:
         super().__init__()
@@ -94,7 +100,7 @@ class Stage(lightning.LightningModule):
     def open_report(self, protocol: str) -> TestReport:
         """An empty report of a test of this stage; `protocol` as in `TestReport`."""
         directory = Path(self.trainer.log_dir or ".")
-        return TestReport(self.data(), directory, protocol, self.stage, self.seed, self.device)
+        return TestReport(self.data(), directory, protocol, self.stage, self.seed, self.device, self.face_points)
 
     def exported(self) -> nn.Module:
         """The network whose weights the next stage starts from."""
@@ -124,6 +130,7 @@ class Stage(lightning.LightningModule):
                 f"make them with `{COMMANDS[self.stage]}`, or name a file with --weights"
             )
         load_weights(self.exported(), path, COMMANDS[self.stage])
+        self.loaded = str(path)
         rank_zero_info(f"{self.stage}: weights of {path}")
 
     def export_weights(self, path: Path, metadata: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ class StudentStage(ShadingStage):
         shift: timestep shift of the teacher.
         clip_norm: largest gradient norm of each network.
         teacher_test_steps: Euler steps of the teacher's rows in `test`; the first, chosen on validation, is the row
-            `teacher`.
+            `teacher`. `test --full` adds 50.
         student_test_steps: further rows of `test`, the student at fewer steps: 2 of 4 uses every other noise level.
         test_window: frames that one teacher window paints in `test`.
         out: where `predict` writes.

@@ -101,3 +101,43 @@ def test_no_default_reads_outside_of_the_repository() -> None:
     options = ["-c", "configs/reconstruction.yaml", "-c", "configs/data/studio_woman.yaml"]
     cli = train.main(["test", *options], cli=train.BuildOnly)
     assert cli.datamodule.test_sources[-1].sidecars == "assets/clips"
+
+
+PROTOCOLS = sorted((ROOT / "configs/protocols").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PROTOCOLS, ids=lambda path: path.stem)
+def test_a_protocol_builds_by_the_command_of_its_first_line(path: Path) -> None:
+    command = path.read_text().splitlines()[0].partition("python train.py ")[2].split()
+    assert f"configs/protocols/{path.name}" in command
+    cli = train.main(command, cli=train.BuildOnly)
+    data = cli.datamodule
+    assert [source.path for source in data.test_sources] in (["people/test"], ["data/long"], ["data/vfhq_test"])
+    given = read_config(path)["data"]
+    assert data.test_frames == given.get("test_frames")  # what `test` takes by itself does not come between
+    assert (data.test_stride == 1) == ("test_stride" not in given and "--quick" not in command)
+    assert f"[{path.stem}](../configs/protocols/{path.name})" in (ROOT / "docs/protocols.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "frames", "stride", "steps"),
+    [
+        ([], train.TEST_FRAMES, 1, [1, 2, 4]),
+        (["--quick"], None, 4, [1, 2, 4]),
+        (["--full"], None, 1, [1, 2, 4, 50]),
+        (["--data.test_frames=5"], 5, 1, [1, 2, 4]),
+        (["--data.test_stride=3"], None, 3, [1, 2, 4]),
+        (["--full", "--model.init_args.teacher_test_steps=[50]"], None, 1, [50]),
+    ],
+)
+def test_what_test_reads_by_itself_quick_and_full(
+    options: list[str], frames: int | None, stride: int, steps: list[int]
+) -> None:
+    cli = train.main(["test", "-c", "configs/shader.yaml", *options], cli=train.BuildOnly)
+    assert (cli.datamodule.test_frames, cli.datamodule.test_stride) == (frames, stride)
+    assert cli.model.teacher_test_steps == steps
+
+
+def test_quick_and_full_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="--quick and --full exclude each other"):
+        train.main(["test", "-c", "configs/shader.yaml", "--quick", "--full"], cli=train.BuildOnly)

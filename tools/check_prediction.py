@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from visa.artifacts.media import read_video, write_video
@@ -25,11 +24,11 @@ from visa.evaluation.identity import FaceIdentity, mean_distance
 from visa.networks.body import BodyModel, BodyParams
 from visa.tools.track.correspond import DEFAULT_BODY, DEFAULT_LANDMARKS, Landmarks
 from visa.tools.track.detect import detect
+from visa.tools.track.face_points import enlarge
 from visa.tools.track.report import MOUTH, opening
 
 # Left cheek, right cheek and nose tip of MediaPipe's face mesh.
 CHEEK_RIGHT, CHEEK_LEFT, NOSE_TIP = 234, 454, 1
-DETECTION_SIDE = 512  # px; the detector misses faces of a few dozen pixels
 
 
 def yaw_of(face: np.ndarray) -> np.ndarray:
@@ -57,12 +56,6 @@ def driving_points(track_path: str, num_frames: int) -> np.ndarray:
     inside = torch.einsum("tij,tnj->tni", camera[:, :3, :3], points) + camera[:, None, :3, 3]
     pixels = torch.einsum("tij,tnj->tni", torch.from_numpy(track["intrinsics"][numbers]), inside)
     return (pixels[..., :2] / pixels[..., 2:]).numpy()
-
-
-def enlarge(frames: Tensor) -> Tensor:
-    """Frames `[T,3,H,W]` at a size in which detectors find faces."""
-    scale = max(DETECTION_SIDE // frames.shape[-1], 1)
-    return F.interpolate(frames, scale_factor=scale, mode="bicubic").clamp(0, 1)
 
 
 def detected_points(frames: Tensor, fps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import pkgutil
@@ -27,11 +28,15 @@ from visa.callbacks.resume import ResumeCheckpoint
 from visa.callbacks.weights import SaveWeights
 from visa.datamodules.video import VideoDataModule
 from visa.lightning_modules.stage import Stage
+from visa.tools.track.face_points import face_points
 from visa.tools.track.on_demand import tracked
 
 RUNS = Path(os.environ.get("VISA_RUNS", "runs"))
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 DEFAULT_CONFIG = "configs/shader.yaml"
+TEST_FRAMES = 16  # of each block, that `test` reads by itself: a third of the shipped ones
+# Options that list rows of `test`, and the rows that take longest.
+FULL_ROWS = {"teacher_test_steps": [50], "test_photos": [1, 4, 16]}
 BROKEN = "{} is no whole checkpoint: start the run without --ckpt_path, or from another file"
 
 
@@ -78,7 +83,13 @@ class StageCLI(LightningCLI):
         if "weights_only" in parser.get_defaults():
             parser.set_defaults({"weights_only": True})  # a checkpoint is data: nothing in it may run
         if subcommand == "test":
-            parser.add_argument("--quick", action="store_true", help="take every 4th frame of the test blocks")
+            parser.add_argument("--quick", action="store_true", help="every 4th frame of the whole test blocks")
+            parser.add_argument(
+                "--full",
+                action="store_true",
+                help="every frame of the test blocks, and the rows that take longest; without this and --quick the "
+                f"middle {TEST_FRAMES} frames of each block",
+            )
         if subcommand == "predict":
             parser.add_argument(
                 "--image", type=str, nargs="+", required=True, help="photo or photos of the person, or a clip"
@@ -102,8 +113,8 @@ class StageCLI(LightningCLI):
         config = self.config[self.subcommand]
         if "subcommand" in config.model.init_args:
             config.model.init_args.subcommand = self.subcommand
-        if self.subcommand == "test" and config.quick:
-            config.data.test_stride = 4
+        if self.subcommand == "test":
+            self._choose_test_frames(config)
         if self.subcommand == "predict":
             config.data.predict.image, config.data.predict.driving = config.image, config.driving
             config.data.predict.photos, config.data.predict.size = config.photos, config.size
@@ -113,6 +124,20 @@ class StageCLI(LightningCLI):
                     "predict with -c configs/shader.yaml or configs/adversarial.yaml"
                 )
             config.model.init_args.out = config.out
+
+    @staticmethod
+    def _choose_test_frames(config: Namespace) -> None:
+        """What `test` reads and shows by itself, with `--quick` and with `--full`."""
+        if config.quick and config.full:
+            raise ValueError("--quick and --full exclude each other: give one")
+        if config.quick:
+            config.data.test_stride = 4
+        elif not config.full and config.data.test_frames is None and config.data.test_stride == 1:
+            config.data.test_frames = TEST_FRAMES
+        for name, more in FULL_ROWS.items():
+            given = config.model.init_args.get(name)
+            if config.full and given is not None:
+                config.model.init_args[name] = [*given, *(value for value in more if value not in given)]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A run folder: `runs/STAGE/version_N`; a resumed fit goes on in the folder of the run that was cut off."""
@@ -156,7 +181,13 @@ class StageCLI(LightningCLI):
         assert isinstance(stage, Stage)
         stage.load_exported(config.weights, RUNS)
 
-    before_validate = before_test = _load
+    before_validate = _load
+
+    def before_test(self) -> None:
+        """Load, and hand over the tracker's detector where its extra is installed."""
+        self._load()
+        if importlib.util.find_spec("mediapipe") is not None:
+            self.model.face_points = face_points
 
     def before_predict(self) -> None:
         """Load, and track what has no track."""
@@ -169,7 +200,7 @@ class StageCLI(LightningCLI):
 
     def after_test(self) -> None:
         """The table, and the path of metrics.json as the last line."""
-        self.model.report.write()
+        self.model.report.write(weights=self.model.loaded)
 
 
 def _exported(model: Namespace) -> str:
@@ -212,7 +243,7 @@ def _run(cli: type[StageCLI], arguments: list[str]) -> StageCLI:
         Stage,
         VideoDataModule,
         subclass_mode_model=True,
-        save_config_callback=SaveFitConfig,
+        save_config_callback=SaveRunConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         # The sampler knows rank and world size itself; Lightning's would share its steps out among the ranks.
@@ -236,15 +267,15 @@ class BuildOnly(StageCLI):
         pass
 
 
-class SaveFitConfig(SaveConfigCallback):
-    """`config.yaml` is the record of a fit; validation, test and predict write none.
+class SaveRunConfig(SaveConfigCallback):
+    """`config.yaml` is the record of a fit and of a test; validation and predict write none.
 
     A resumed run keeps the record of its start: its own is `config_2.yaml`, the next one's `config_3.yaml`.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config in fit only."""
-        if stage == "fit":
+        """Write the config of what leaves something to look at."""
+        if stage in ("fit", "test"):
             written = len(list(Path(trainer.log_dir or ".").glob("config*.yaml")))
             if written and self.config.get("ckpt_path") is not None:
                 self.config_filename = f"config_{written + 1}.yaml"

@@ -11,11 +11,12 @@ import pytest
 
 from tests.conftest import ROOT
 from visa.benchmarks.adversarial import ARMS, CONTROL, FULL, run_folder, train_arm
-from visa.benchmarks.adversarial_effects import crop_boxes, effects, face_points, row_name
-from visa.benchmarks.arms import check_options, split_options, trained_weights
+from visa.benchmarks.adversarial_effects import crop_boxes, effects, row_name
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
+from visa.evaluation.regions import face_points
 from visa.networks.body import BodyModel
+from visa.tools.ablate.training import check_options, split_options, trained_weights
 
 
 def figures(power: list[float], coherence: list[float], **others: float | None) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def test_crops_lie_on_mouth_eyes_and_hair(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(ROOT)
     batch = WindowReader((0.5, 0.5, 0.5)).read(Clip("assets/clips/webcam_man.mp4"), np.arange(1203, 1206), 0, 128)
     body = BodyModel.from_file("assets/body/smplx_anny.npz")
-    boxes = crop_boxes(face_points(body, batch, 1), 128)
+    boxes = crop_boxes(face_points(body, batch.cut(slice(1, 2)).view())[0, 0].numpy(), 128)
     tops = {name: top for name, (_, top, _) in boxes.items()}
     assert tops["hair"] < tops["eyes"] < tops["mouth"]
     for left, top, side in boxes.values():

@@ -11,7 +11,6 @@ import pytest
 from tests.conftest import ROOT, write_clip
 from visa import cli as train
 from visa.benchmarks import reconstruction
-from visa.benchmarks.arms import trained_weights
 from visa.benchmarks.reconstruction import (
     ARMS,
     CROSS,
@@ -23,6 +22,7 @@ from visa.benchmarks.reconstruction import (
     flatten,
     schedule,
 )
+from visa.tools.ablate.training import trained_weights
 
 
 def test_means_spread_and_gain_over_seeds() -> None:

@@ -327,3 +327,20 @@ def test_augmented_pictures_show_a_point_where_their_camera_puts_it(tmp_path: Pa
             grid = torch.arange(80) + 0.5
             found = torch.stack([(weight.sum(0) * grid).sum(), (weight.sum(1) * grid).sum()]) / weight.sum()
             assert (found - place[:2] / place[2]).abs().max() < 0.35, (seed, number)
+
+
+def test_test_reads_the_middle_of_each_block(clip_path: Path) -> None:
+    data = module(clip_path, stage="test", test_frames=3)
+    assert [batch.frame_numbers.tolist() for batch in data.test_dataloader()] == [[[21, 22, 23]]]
+    data = module(clip_path, stage="test", test_frames=2, test_stride=2)
+    assert [batch.frame_numbers.tolist() for batch in data.test_dataloader()] == [[[20, 22]]]
+    with pytest.raises(ValueError, match=r"data.test_frames 0: give 1 or more"):
+        module(clip_path, stage="test", test_frames=0)
+
+
+def test_a_test_whose_clips_are_elsewhere_says_what_is_not_measured(tmp_path: Path) -> None:
+    path = write_clip(tmp_path, "seen", num_frames=20)
+    path.with_name("seen.splits.yaml").write_text("validation: [[4, 8]]\n")
+    data = module(path, stage="test", test_clips=[video.TestClip("data/nowhere")])
+    with pytest.raises(ValueError, match=r"not measured: there is no data/nowhere: put tracked clips there"):
+        data.test_dataloader()

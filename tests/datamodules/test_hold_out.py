@@ -37,6 +37,8 @@ def test_the_block_is_where_the_person_differs_most_from_the_photo(tmp_path: Pat
     early = Clip(clip_that_moves(tmp_path, "bert", 50, slice(5, 25)))
     assert moving_block(early, 8)[0] >= 26  # a second after the photo
     assert moving_block(early, 48) == (26, 49)  # all that there is
+    assert moving_block(early, 49, start=1) == (1, 49)
+    assert moving_block(early, 8, start=1)[0] in range(5, 18)
     with pytest.raises(ValueError, match="has 20 frames: give one of more than 26"):
         moving_block(Clip(write_clip(tmp_path, "carl", num_frames=20)))
 

@@ -17,21 +17,37 @@ from torchmetrics.image.kid import poly_mmd
 
 from tests.conftest import ROOT, SHARED
 from visa.evaluation import identity, inception
-from visa.evaluation.evaluation import MEASURES, Prediction, evaluate_rows
+from visa.evaluation.evaluation import DIVERSITY_FRAMES, MEASURES, Prediction, evaluate_rows
 from visa.evaluation.frechet import (
     FRECHET_DIMENSIONS,
+    FRECHET_STAGE,
+    change_features,
     frechet_distance,
     frechet_features,
     frechet_of_samples,
+    frechet_of_videos,
     kernel_distance,
+    video_features,
 )
 from visa.evaluation.image import colour_error, masked_psnr, psnr, ssim
 from visa.evaluation.inception import fid_distances, inception_distances
 from visa.evaluation.perceptual import metric_network, perceptual_measures
+from visa.evaluation.plain_lpips import TRUNKS, lpips_distances
+from visa.evaluation.report import folder_means
 from visa.evaluation.sharpness import bands_of, sharpness, spectrum, with_grain
 from visa.evaluation.silhouette import largest_fragment
-from visa.evaluation.table import format_bands, format_people, format_table, report_metrics, write_metrics
-from visa.evaluation.temporal import temporal_error, tlp, unrest
+from visa.evaluation.table import (
+    AVATAR,
+    COLUMNS,
+    DETAILS,
+    OPTIONAL,
+    format_bands,
+    format_people,
+    format_table,
+    report_metrics,
+    write_metrics,
+)
+from visa.evaluation.temporal import drift, motion_energy, temporal_error, tlp, unrest
 from visa.evaluation.warping import motion_of, optical_flow, warp, warping_error
 from visa.losses.perceptual import PerceptualDistance
 
@@ -126,6 +142,24 @@ def test_temporal_measures() -> None:
     alternating = clip + 0.05 * torch.tensor([1.0, -1.0]).repeat(3).view(6, 1, 1, 1)
     assert unrest(alternating).mean() > 1.5 * unrest(clip).mean()
     assert tlp(torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.3])).tolist() == pytest.approx([0.1, 0.0])
+
+
+def test_motion_energy_and_drift_of_known_videos() -> None:
+    clip = _clip()
+    half = clip[:1] + 0.5 * (clip - clip[:1])
+    torch.testing.assert_close(motion_energy(half), 0.5 * motion_energy(clip))
+    assert drift(torch.tensor([30.0, 32.0, 0.0, 99.0, 7.0, 28.0, 27.0])) == pytest.approx(27.5 - 31.0)
+    assert math.isnan(drift(torch.tensor([30.0, 20.0])))
+    rows = {"still": Prediction(clip[:1].expand_as(clip)), "stiff": Prediction(half), "worse": Prediction(clip.clone())}
+    rows["worse"].frames += 0.01 * torch.tensor([1.0, 1, 2, 2, 10, 10]).view(6, 1, 1, 1)
+    rows["worse"].frames.clamp_(0, 1)
+    figures = evaluate_rows(clip, rows, measures=["temporal"])
+    assert figures["still"]["motion"] == 0
+    assert figures["stiff"]["motion"] == pytest.approx(0.5, rel=1e-4)
+    assert figures["worse"]["drift"] == pytest.approx(-20, abs=0.5)  # ten times the error
+    apart = evaluate_rows(clip, rows, [3, 3], measures=["temporal"])
+    expected = [drift(psnr(rows["worse"].frames[k : k + 3], clip[k : k + 3])) for k in (0, 3)]
+    assert apart["worse"]["drift"] == pytest.approx(sum(expected) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (65, 63)])
@@ -294,6 +328,58 @@ def test_frechet_distance_closed_forms() -> None:
     assert frechet_distance(mean_a, ca, mean_b, cb) == pytest.approx(float(expected), rel=1e-7)
 
 
+def test_windows_of_features_hold_what_is_shown_and_how_it_moves() -> None:
+    features, changes = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    windows = video_features(features, changes[:8])
+    assert windows.shape == (6, 16)
+    torch.testing.assert_close(windows[2, :8], features[2:6, :8].mean(0))
+    torch.testing.assert_close(windows[2, 8:], changes[2:5, :8].mean(0))
+    assert video_features(features[:3], changes[:2]).shape == (0, 16)
+
+
+def test_the_distance_of_videos_sees_motion_that_frames_hide() -> None:
+    """The same frames in another order: the distance of frames is 0, that of videos is not."""
+    generator = torch.Generator().manual_seed(0)
+    stages = torch.randn(80, 256, 2, 2, generator=generator, dtype=torch.float64).cumsum(dim=0)
+    mixed = stages[torch.randperm(80, generator=generator)]
+
+    def features(stage: torch.Tensor) -> torch.Tensor:
+        return frechet_features([stage] * (FRECHET_STAGE + 1))
+
+    assert frechet_of_samples(features(mixed), features(stages)) == pytest.approx(0, abs=1e-6)
+    windows = [video_features(features(x), change_features(x)) for x in (stages, mixed)]
+    assert frechet_of_videos(windows[0], windows[0]) == pytest.approx(0, abs=1e-9)
+    assert frechet_of_videos(windows[1], windows[0]) > 10
+    spread = windows[0].std(dim=0)  # in units of the truth's spread, so that the scale of a feature does not matter
+    assert frechet_of_videos(windows[1] * 3, windows[0] * 3) == pytest.approx(frechet_of_videos(*windows[::-1]))
+    expected = frechet_of_samples(windows[1] / spread, windows[0] / spread)
+    assert frechet_of_videos(windows[1], windows[0]) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_plain_lpips_is_that_of_its_package_where_the_weights_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lpips = pytest.importorskip("lpips")
+    torchvision = pytest.importorskip("torchvision")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    truth = _clip(3)
+    rows = {"blurred": _blur(truth, 4)}
+    for column, (found, reason) in lpips_distances(truth, rows).items():
+        assert found == {}
+        assert reason.startswith(f"{column} needs the weights ")
+    path = inception.weights_path(TRUNKS["lpips_alex"][1])
+    path.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), path)  # any weights: the sum is what is checked
+    found, _ = lpips_distances(truth, rows, every=2)["lpips_alex"]
+    with torch.no_grad():
+        expected = lpips.LPIPS(net="alex", verbose=False)(rows["blurred"][::2], truth[::2], normalize=True).mean()
+    assert found["blurred"] == pytest.approx(float(expected), rel=1e-3)
+    path.write_bytes(b"not weights")
+    assert "not a file of plain weights" in lpips_distances(truth, rows)["lpips_alex"][1]
+
+
 def test_frechet_distance_of_singular_covariances() -> None:
     zero, one = torch.zeros(4, 4), torch.ones(4, 4)
     assert frechet_distance(torch.zeros(4), one, torch.zeros(4), one) == pytest.approx(0, abs=1e-9)
@@ -314,8 +400,10 @@ def test_perceptual_measures_equal_the_plain_distance() -> None:
         torch.testing.assert_close(measured["blurred"].step, network(blurred[1:], blurred[:-1]), rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(measured["truth"].step, network(clip[1:], clip[:-1]), rtol=1e-4, atol=1e-7)
         features = frechet_features(network.activations(clip))
+        changes = change_features(network.activations(clip)[FRECHET_STAGE])
     assert measured["truth"].distance.abs().max() == 0
     assert features.shape == (7, FRECHET_DIMENSIONS)
+    torch.testing.assert_close(measured["truth"].changes, changes, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(measured["truth"].features, features, rtol=1e-4, atol=1e-5)
 
 
@@ -375,6 +463,14 @@ def test_diversity_is_the_distance_between_two_seeds() -> None:
         expected = metric_network("stlpips", torch.device("cpu"))(truth[:2], other[:2]).mean()
     assert results["lively"]["diversity"] == pytest.approx(float(expected), rel=2e-2)
     assert results["deaf"]["diversity"] == 0
+    many = torch.cat([truth, truth, truth, truth])  # 16 frames, of which every third is read
+    changed = many.clone()
+    changed[3:12:3] = other[:3]
+    long = evaluate_rows(many, {"row": Prediction(many, samples=(many, changed))}, measures=["perceptual"])["row"]
+    with torch.no_grad():
+        network = metric_network("stlpips", torch.device("cpu"))
+        apart = network(many[3:12:3], other[:3]).sum() / DIVERSITY_FRAMES
+    assert long["diversity"] == pytest.approx(float(apart), rel=1e-4)
     assert results["once"]["diversity"] is None
     assert results["once"]["diversity_reason"] == "painted from one seed only"
     with pytest.raises(ValueError, match="row 'lively' has two samples of different shapes"):
@@ -420,8 +516,8 @@ def test_evaluate_rows_names_bad_input() -> None:
         evaluate_rows(truth, {"truth": Prediction(truth)})
     with pytest.raises(ValueError, match="do not add up to 3 frames"):
         evaluate_rows(truth, {}, [2, 2])
-    with pytest.raises(ValueError, match=r"unknown measures \['lpips'\]"):
-        evaluate_rows(truth, {}, measures=["lpips"])
+    with pytest.raises(ValueError, match=r"unknown measures \['vmaf'\]"):
+        evaluate_rows(truth, {}, measures=["vmaf"])
 
 
 def test_identity_pairs_and_rates() -> None:
@@ -497,8 +593,32 @@ def test_bands_are_a_small_table_of_their_own(tmp_path: Path, capsys: pytest.Cap
     report_metrics(tmp_path / "metrics.json", rows, config="", seed=0, protocol="")
     printed = capsys.readouterr().out
     assert printed.index("PSNR") < printed.index("colour v") < printed.index("4-8")
-    assert max(len(line) for line in printed.splitlines()[:-1]) <= 140
+    assert max(len(line) for line in printed.splitlines()[:-1]) <= 120
     assert format_bands({"a": {"psnr": 1.0}}) == ""
+
+
+def test_what_is_printed_fits_120_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Long names, every column, many people, and a long reason."""
+    people = [f"stranger_{k:02d}" for k in range(4)]
+    columns = [*COLUMNS, *DETAILS, *AVATAR, *OPTIONAL]
+    figures: dict[str, dict[str, object]] = {}
+    for name in ("freeze", "feed-forward textured", "textured, bicubic to 384 px", "textured, 16 photos"):
+        for k, person in enumerate(people):
+            values = {c: 4 if c == "num_steps" else 0.25 + k for c in columns}
+            figures[f"{name} ({person})"] = {**values, "psnr": -123.25, "fid": None, "fid_reason": "word " * 60}
+    figures |= folder_means(figures, [("people/test", person) for person in people])
+    figures["textured (stranger_13 moved by stranger_14 and by nobody else)"] = {"psnr": 1.0}
+    report_metrics(tmp_path / "metrics.json", figures, config="", seed=0, protocol="")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 120
+    heading = lines[0].split()
+    assert heading[:3] == ["PSNR", "dB", "^"]
+    assert "fps" in heading  # the main table is one
+    assert "stranger_02:" in [line.strip() for line in lines]
+    assert any("-123.25 [-123.25, -123.25]" in line for line in lines)
+    assert any("~" in line for line in lines)
+    assert any(line.startswith("not measured: fid: word word") for line in lines)
+    assert all(column in "\n".join(lines) for column in ("LPIPS vgg", "AED", "mouth dB"))
 
 
 def test_metrics_file_is_whole_and_its_path_is_printed_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -377,7 +377,9 @@ def test_means_over_the_clips_of_a_folder() -> None:
         "splat (carl)": {"psnr": 10.0},
     }
     means = folder_means(rows, [("x/test", "anna"), ("x/test", "bert"), ("real", "carl")])
-    expected = {"psnr": 21.0, "num_steps": 0, "identity": None, "identity_reason": "no face"}
+    expected = {
+        "psnr": 21.0, "psnr_interval": [20.0, 22.0], "num_steps": 0, "identity": None, "identity_reason": "no face",
+    }  # fmt: skip
     assert means == {"splat (mean of 2 in x/test)": expected}
 
 

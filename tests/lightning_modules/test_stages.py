@@ -147,7 +147,10 @@ def test_test_writes_table_pictures_and_metrics(clip_path: Path, capsys: pytest.
         "--trainer.enable_progress_bar=false",
     ]
     train.main(["test", *small(clip_path)[:1], *options])
-    lines = capsys.readouterr().out.strip().splitlines()
+    captured = capsys.readouterr()
+    lines = captured.out.strip().splitlines()
+    assert "block 1 of 1, person: textured, 5 frames in " in captured.err
+    assert "person: 11 rows measured in " in captured.err
     path = Path(lines[-1])
     metrics = json.loads(path.read_text())
     assert {"freeze", "nearest", "splat", "teacher", "student"} <= set(metrics["rows"])
@@ -156,7 +159,8 @@ def test_test_writes_table_pictures_and_metrics(clip_path: Path, capsys: pytest.
             assert value is not None or f"{column}_reason" in row
     assert (path.parent / "person.mp4").is_file()
     assert (path.parent / "person.png").is_file()
-    assert not (path.parent / "config.yaml").exists()
+    assert "weights: shipped" in (path.parent / "config.yaml").read_text()
+    assert metrics["weights"].endswith("student.safetensors")
 
 
 @pytest.mark.slow

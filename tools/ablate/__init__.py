@@ -1,0 +1,1 @@
+"""Comparisons of parts: named arms, equal budgets, one table."""
