@@ -7,14 +7,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch.nn.utils import get_total_norm
 
 from visa.artifacts.files import replace_path
 
 
 class ResumeCheckpoint(Checkpoint):
     """Writes `checkpoints/last.ckpt` into the run's folder, whole or not at all; `--ckpt_path last` goes on from it.
+    Weights that are not finite are an error, and the checkpoint before them stays.
 
     Being a `Checkpoint`, it runs after every other callback, so that moving averages are up to date when it writes.
     `ModelCheckpoint` counts `global_step`, which is every optimizer's steps; this counts training batches.
@@ -32,15 +35,21 @@ class ResumeCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % self.every == 0:
-            self._write(trainer)
+            self._write(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
+        self._write(trainer, pl_module)
 
     @staticmethod
-    def _write(trainer: Trainer) -> None:
+    def _write(trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # Lightning sets it from outside of the class
             return
+        # Gradients may be finite, and a step of the optimizer may still not be: what was good before stays.
+        trained = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
+        largest = get_total_norm(trained.values(), norm_type=float("inf"))
+        if not torch.isfinite(largest):
+            bad = next(name for name, one in trained.items() if not torch.isfinite(one).all())
+            raise ValueError(f"{bad} is no longer finite: no checkpoint is written; resume from the last one")
         path = Path(trainer.log_dir or ".") / "checkpoints" / "last.ckpt"
         # One name on all ranks, who write together, or wait for the first one; a run has its folder for itself.
         scratch = path.with_name(".last.partial.ckpt")

@@ -6,6 +6,7 @@ but `betas [10]`. Splits come from `NAME.splits.yaml` beside the clip where ther
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ LAYOUTS = {  # of a frame; the number of expressions is the body model's
     "intrinsics": (3, 3),
     "world_to_camera": (4, 4),
 }
+REAL = "biuf"  # kinds of arrays that hold real numbers
 DEFAULT_FPS, LARGEST_FPS = 25.0, 1000.0
 # A longer clip is centred by the key frames of its mask, so that opening it does not decode it.
 MOST_FRAMES_TO_CENTRE = 1500
@@ -47,7 +49,9 @@ MOST_FRAMES_TO_CENTRE = 1500
 
 def frame_rate(track: Mapping[str, np.ndarray]) -> float:
     """Frames a second of a track; 25 for one that does not say, or says what no camera does."""
-    rate = float(np.asarray(track.get("fps", DEFAULT_FPS)))
+    given = np.asarray(track.get("fps", DEFAULT_FPS))
+    is_number = given.size == 1 and given.dtype.kind in REAL
+    rate = float(given.reshape(())) if is_number else DEFAULT_FPS
     return rate if 0 < rate < LARGEST_FPS else DEFAULT_FPS
 
 
@@ -55,11 +59,11 @@ def load_track(path: str | Path) -> dict[str, np.ndarray]:
     """Read and check a track file.
 
     Returns every array of the file, fields in the clip contract's layout where another one is unambiguous; a frame
-    whose parameters hold NaN or infinity is marked invalid and zeroed.
+    whose parameters hold NaN or infinity is marked invalid and zeroed, and a warning names file, field and frames.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a track (names the file and the missing or misshapen field).
+        ValueError: not a track (names the file and the missing or misshapen field, or `betas` that are not finite).
     """
     path = Path(path)
     if not path.is_file():
@@ -79,20 +83,34 @@ def load_track(path: str | Path) -> dict[str, np.ndarray]:
             f"{path} is not a track: it lacks {', '.join(missing)}; make it with `python -m visa.tools.track`"
         )
     num_frames = track["frame_valid"].size
-    track["frame_valid"] = track["frame_valid"].reshape(-1).astype(bool)
-    track["betas"] = _shape_of(track["betas"], path)
-    finite = np.ones(num_frames, dtype=bool)
+    track["frame_valid"] = _numbers(track["frame_valid"], "frame_valid", path).reshape(-1).astype(bool)
+    track["betas"] = _shape_of(_numbers(track["betas"], "betas", path), path)
+    valid = track["frame_valid"].copy()
     for name in TRACK_FIELDS[:-1]:
-        values = _in_layout(track[name], name, num_frames, path)
-        finite &= np.isfinite(values.reshape(num_frames, -1)).all(axis=1)
-        track[name] = np.where(np.isfinite(values), values, 0).astype(np.float32)
-    track["frame_valid"] &= finite
+        values = _in_layout(_numbers(track[name], name, path), name, num_frames, path)
+        finite = np.isfinite(values.reshape(num_frames, -1)).all(axis=1)
+        if len(bad := np.flatnonzero(~finite & valid)):
+            shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+            warnings.warn(
+                f"{path}: {name} holds NaN or infinity in {len(bad)} frames ({shown}), which count as invalid",
+                stacklevel=2,
+            )
+        track["frame_valid"] &= finite
+        track[name] = np.where(np.isfinite(values), values, 0)
     return track
+
+
+def _numbers(values: np.ndarray, name: str, path: Path) -> np.ndarray:
+    """A field as float32; what float32 cannot hold becomes infinity. ValueError where it holds no real numbers."""
+    if values.dtype.kind not in REAL:
+        raise ValueError(f"{path}: {name} holds {values.dtype}, not numbers: track the clip again")
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _shape_of(betas: np.ndarray, path: Path) -> np.ndarray:
     """The first ten shape coefficients `[10]`: of one person's `[10]`, `[1,10]`, `[300]`, or of frames all alike."""
-    rows = np.asarray(betas, dtype=np.float32).reshape(-1, betas.shape[-1]) if betas.ndim else np.empty((0, 0))
+    rows = betas.reshape(-1, betas.shape[-1]) if betas.ndim and betas.size else np.empty((0, 0))
     if rows.shape[-1] < NUM_BETAS or not len(rows):
         raise ValueError(f"{path}: betas is {list(betas.shape)}: give {NUM_BETAS} shape coefficients or more")
     if not np.isfinite(rows).all():
@@ -107,8 +125,6 @@ def _in_layout(values: np.ndarray, name: str, num_frames: int, path: Path) -> np
         ValueError: numbers that do not make the field's layout for each frame; names file, field and layout.
     """
     layout = LAYOUTS.get(name)
-    if not np.issubdtype(values.dtype, np.number):
-        raise ValueError(f"{path}: {name} holds {values.dtype}, not numbers: track the clip again")
     if len(values) != num_frames if values.ndim else True:
         count = len(values) if values.ndim else "no"
         raise ValueError(f"{path}: {name} has {count} frames, frame_valid {num_frames}; track the clip again")
