@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.nn.utils import get_total_norm
 
+from visa.artifacts.checkpoints import CheckpointFile
 from visa.artifacts.files import replace_path
 
 
 class ResumeCheckpoint(Checkpoint):
     """Writes `checkpoints/last.ckpt` into the run's folder, whole or not at all; `--ckpt_path last` goes on from it.
-    Weights that are not finite are an error, and the checkpoint before them stays.
+    Weights that are not finite are an error, and the checkpoint before them stays. A run that is told to end (SIGTERM)
+    writes one after the batch that it is at.
 
     Being a `Checkpoint`, it runs after every other callback, so that moving averages are up to date when it writes.
     `ModelCheckpoint` counts `global_step`, which is every optimizer's steps; this counts training batches.
@@ -30,6 +35,20 @@ class ResumeCheckpoint(Checkpoint):
         if every < 1:
             raise ValueError(f"resume checkpoint: every must be at least 1 batch, got {every}")
         self.every = every
+        self._has_started = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody has chosen another
+            trainer.strategy.checkpoint_io = CheckpointFile()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_started = True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Before the start of training the checkpoint that it goes on from may not be loaded yet.
+        if isinstance(exception, SIGTERMException) and self._has_started:
+            self._write(trainer, pl_module)
+            rank_zero_info("told to end (SIGTERM): the checkpoint is written; go on with --ckpt_path last")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

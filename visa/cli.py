@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
 import pkgutil
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from visa.artifacts.checkpoints import check_checkpoint
 from visa.artifacts.configs import read_config
 from visa.artifacts.files import shipped
 from visa.artifacts.provenance import peak_memory_mb
@@ -32,7 +32,7 @@ from visa.tools.track.on_demand import tracked
 RUNS = Path(os.environ.get("VISA_RUNS", "runs"))
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 DEFAULT_CONFIG = "configs/shader.yaml"
-BROKEN = "{} is no whole checkpoint: start the run without --ckpt_path, or from another file"
+TOLD_TO_END = 128 + 15  # the exit code of a process that ended by SIGTERM
 
 
 class ComposedConfigFile(ActionConfigFile):
@@ -92,10 +92,7 @@ class StageCLI(LightningCLI):
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        try:
-            super()._parse_ckpt_path()
-        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(BROKEN.format(self.config[self.config.subcommand].ckpt_path)) from error
+        """No options are taken from a checkpoint: a run's config says all."""
 
     def before_instantiate_classes(self) -> None:
         """Hand the flags on to data and model."""
@@ -118,10 +115,11 @@ class StageCLI(LightningCLI):
         """A run folder: `runs/STAGE/version_N`; a resumed fit goes on in the folder of the run that was cut off."""
         config = self.config[self.subcommand]
         name, version = self.model.stage, None
-        if self.subcommand == "fit" and config.get("ckpt_path") is not None:
-            path = self._checkpoint(config.ckpt_path)
+        if config.get("ckpt_path") is not None:
+            path, is_fit = self._checkpoint(config.ckpt_path), self.subcommand == "fit"
+            check_checkpoint(path, self.model.state_dict(), self.model.frozen, is_whole=is_fit)
             self.config_init[self.subcommand]["ckpt_path"] = str(path)
-            if path.resolve().is_relative_to((RUNS / name).resolve()):
+            if is_fit and path.resolve().is_relative_to((RUNS / name).resolve()):
                 version = path.parent.parent.name
         if self.subcommand != "fit":
             name = f"{self.subcommand}/{name}"
@@ -136,8 +134,6 @@ class StageCLI(LightningCLI):
             path = found[-1] if found else RUNS / self.model.stage / "version_0/checkpoints/last.ckpt"
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}: start the run without --ckpt_path")
-        if not zipfile.is_zipfile(path):
-            raise ValueError(BROKEN.format(path))
         return path
 
     def before_fit(self) -> None:
@@ -243,12 +239,21 @@ class SaveFitConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config in fit only."""
-        if stage == "fit":
-            written = len(list(Path(trainer.log_dir or ".").glob("config*.yaml")))
-            if written and self.config.get("ckpt_path") is not None:
-                self.config_filename = f"config_{written + 1}.yaml"
+        """Write the config in fit only, whole or not at all."""
+        if stage != "fit":
+            return
+        folder = Path(trainer.log_dir or ".")
+        written, name = len(list(folder.glob("config*.yaml"))), "config.yaml"
+        if written and self.config.get("ckpt_path") is not None:
+            name = f"config_{written + 1}.yaml"
+        self.config_filename = f".{name}"
+        try:
             super().setup(trainer, pl_module, stage)
+            if trainer.is_global_zero and (folder / self.config_filename).is_file():
+                (folder / self.config_filename).replace(folder / name)
+        finally:
+            if trainer.is_global_zero:
+                (folder / self.config_filename).unlink(missing_ok=True)
 
 
 def leave_process_group() -> None:
@@ -262,12 +267,14 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def run(arguments: list[str] | None = None) -> None:
-    """The process: errors of the user's input end in one line, VISA_TRACEBACK=1 shows where they come from."""
+def run(arguments: list[str] | None = None, cli: type[StageCLI] = StageCLI) -> None:
+    """The process: errors of input and disk end in one line, VISA_TRACEBACK=1 shows where they come from."""
     try:
-        main(arguments)
+        main(arguments, cli)
         leave_process_group()
-    except (FileNotFoundError, ValueError) as error:
+    except SIGTERMException:
+        sys.exit(TOLD_TO_END)
+    except (OSError, ValueError) as error:
         if os.environ.get("VISA_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
