@@ -7,7 +7,6 @@ but `betas [10]`. Splits come from `NAME.splits.yaml` beside the clip where ther
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from visa.artifacts.arrays import read_arrays
+from visa.artifacts.configs import read_yaml
 from visa.artifacts.photos import is_image, read_grey, read_photo
 from visa.datamodules.decode import read_all, read_frames, stream_frames, video_info
 from visa.networks.body import FIELD_SHAPES, NUM_BETAS
@@ -71,12 +71,9 @@ def load_track(path: str | Path) -> dict[str, np.ndarray]:
             f"no track at {path}: make one with `python -m visa.tools.track VIDEO --out {path.parent}`"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            track = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a readable track file ({error}): make it again with `python -m visa.tools.track`"
-        ) from error
+        track = read_arrays(path, "track file")
+    except ValueError as error:
+        raise ValueError(f"{error}: make the track again with `python -m visa.tools.track`") from error
     missing = [name for name in ("betas", *TRACK_FIELDS) if name not in track]
     if missing:
         raise ValueError(
@@ -165,20 +162,24 @@ class Splits:
             first = num_frames - max(num_frames // 10, 1)
             return cls(validation=[(first, num_frames - 1)])
         known = {"test", "validation", "gap", "reference", "train", "person"}
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise ValueError(f"{path} is no mapping: give it keys of {', '.join(sorted(known))}")
         unknown = {str(key) for key in content} - known
         if unknown:
-            raise ValueError(f"{path}: unknown key {sorted(unknown)[0]}; known are {', '.join(sorted(known))}")
-        return cls(
-            test=[(int(a), int(b)) for a, b in content.get("test", [])],
-            validation=[(int(a), int(b)) for a, b in content.get("validation", [])],
-            gap=int(content.get("gap", 0)),
-            reference=content.get("reference"),
-            train=bool(content.get("train", True)),
-            person=None if content.get("person") is None else str(content["person"]),
-        )
+            first = " ".join(sorted(unknown)[0].split())
+            raise ValueError(f"{path}: unknown key {first}; known are {', '.join(sorted(known))}")
+        try:
+            return cls(
+                test=_ranges(content.get("test") or []),
+                validation=_ranges(content.get("validation") or []),
+                gap=_frame_number(content.get("gap", 0)),
+                reference=None if content.get("reference") is None else _frame_number(content["reference"]),
+                train=_switch(content.get("train", True)),
+                person=None if content.get("person") is None else str(content["person"]),
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def free_mask(self, num_frames: int) -> np.ndarray:
         """`[T]` bool: frames outside of test blocks, their gaps and validation."""
@@ -188,6 +189,29 @@ class Splits:
         for first, last in self.validation:
             mask[first : last + 1] = False
         return mask
+
+
+def _frame_number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError(f"{str(value)[:40]!r} is no frame number: give a whole number from 0 on")
+    return value
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"train is {str(value)[:40]!r}: give true or false")
+    return value
+
+
+def _ranges(value: object) -> list[tuple[int, int]]:
+    """Pairs of first and last frame."""
+    pairs = value if isinstance(value, list) else [value]
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{str(value)[:40]!r} is no list of ranges: write [[first, last], ...]")
+    ranges = [(_frame_number(first), _frame_number(last)) for first, last in pairs]
+    if wrong := [pair for pair in ranges if pair[0] > pair[1]]:
+        raise ValueError(f"the range {list(wrong[0])} ends before it begins")
+    return ranges
 
 
 class Clip:
