@@ -52,9 +52,9 @@ def check_checkpoint(path: Path, own: Mapping[str, Tensor], frozen: tuple[str, .
     Raises:
         ValueError: one line: not a whole checkpoint, or one of another module; names the first tensor that differs.
     """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(BROKEN.format(path))
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no zip archive")
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError:
         raise

@@ -164,9 +164,9 @@ def cases_in_fork(kind: Kind, name: str, numbers: range, seed: int, folder: Path
     for number in numbers:
         rng = random.Random(f"{seed} {name} {number}")
         path = folder / f"case{rng.choice(kind.suffixes)}"
+        os.write(tell, f"{number}\t\n".encode())
         path.write_bytes(kind.make(rng))
         ran.clear()
-        os.write(tell, f"{number}\t\n".encode())
         watched[0] = True
         fault = fault_of(kind, path)
         watched[0] = False

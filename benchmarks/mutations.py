@@ -96,13 +96,13 @@ def change_arrays(arrays: dict[str, np.ndarray], rng: random.Random) -> dict[str
             del arrays[name]
         elif kind == 1 and value.ndim:
             arrays[name] = np.repeat(value, rng.choice((0, 2, 3)), axis=rng.randrange(value.ndim))
-        elif kind == 2:
+        elif kind == 2 and value.dtype.kind != "O":
             arrays[name] = value.astype(rng.choice(("f2", "f8", "i1", "u8", "c8", "?", "U3", "S2")), casting="unsafe")
         elif kind == 3 and value.size and value.dtype.kind == "f":
             arrays[name] = value.astype(np.float64)
             arrays[name].flat[rng.randrange(value.size)] = float(rng.choice(STRANGE))
         elif kind == 4:
-            arrays[name] = np.asarray(rng.choice((*STRANGE, "word", None, [[1], [2, 3]])), dtype=object)
+            arrays[name] = np.asarray(rng.choice((*STRANGE, "word", None, [1, "b"])), dtype=object)
         elif kind == 5:
             arrays[name] = value.reshape(-1)[: rng.randrange(value.size + 1)]
         elif kind == 6:
@@ -147,10 +147,11 @@ def change_header(data: bytes, rng: random.Random) -> bytes:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     for _ in range(rng.choice((1, 1, 3))):
-        name = rng.choice(sorted(header))
+        name = rng.choice(sorted(header) or ["x"])
+        header.setdefault(name, {})
         kind = rng.randrange(7)
-        entry = header[name]
-        if kind == 0 and len(header) > 1:
+        entry = header[name] if isinstance(header[name], dict) else {}
+        if kind == 0:
             del header[name]
         elif kind == 1 and "dtype" in entry:
             entry["dtype"] = rng.choice(("F16", "F64", "I64", "BOOL", "U8", "F8_E4M3", "NONE"))

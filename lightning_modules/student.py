@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from visa.artifacts.media import write_video
+from visa.artifacts.provenance import SYNTHETIC
 from visa.artifacts.sound import Sound, has_sound
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
@@ -200,7 +201,7 @@ class StudentStage(ShadingStage):
         chunks = self.stream(self.student, self.noise_levels).chunks(batch)
         # Written as they come: a minute of large pictures would take gigabytes.
         frames = (frame.clamp(0, 1) for painted, _ in chunks for frame in painted)
-        path = write_video(self.out, frames, fps=batch.fps[0], sound=self.sound(batch))
+        path = write_video(self.out, frames, fps=batch.fps[0], sound=self.sound(batch), comment=SYNTHETIC)
         speed = total / (time.perf_counter() - begin)
         self.print(f"{total} frames at {speed:.1f} frames/s (photo, splat, denoising, decoding, writing)\n{path}")
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from visa.artifacts.files import atomic_path
+from visa.artifacts.provenance import SYNTHETIC
 from visa.networks.gaussians import Gaussians
 
 SH_DC = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_DC * f_dc
@@ -108,7 +109,7 @@ def _to_ply(arrays: dict[str, np.ndarray]) -> bytes:
         ],
         axis=1,
     )
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(columns)}"]
+    lines = ["ply", "format binary_little_endian 1.0", f"comment {SYNTHETIC}", f"element vertex {len(columns)}"]
     lines += [*(f"property float {name}" for name in PLY_FIELDS), "end_header\n"]
     return "\n".join(lines).encode() + columns.astype("<f4").tobytes()
 

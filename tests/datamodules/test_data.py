@@ -181,6 +181,27 @@ def test_an_unknown_key_of_splits_is_an_error(tmp_path: Path) -> None:
         Clip(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("test: [0, 1]\n", r"'\[0, 1\]' is no list of ranges: write \[\[first, last\], ...\]"),
+        ("validation: 3\n", "is no list of ranges"),
+        ("test: [[3, 1]]\n", r"the range \[3, 1\] ends before it begins"),
+        ("test: [[-1, 1]]\n", "'-1' is no frame number"),
+        ("gap: wide\n", "'wide' is no frame number: give a whole number from 0 on"),
+        ("reference: 1.5\n", "'1.5' is no frame number"),
+        ("train: nobody\n", "train is 'nobody': give true or false"),
+        ("- 3\n", "is no mapping: give it keys of gap"),
+    ],
+)
+def test_wrong_splits_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.splits.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"a\.splits\.yaml:? .*{message}") as caught:
+        Splits.read(path, 50)
+    assert "\n" not in str(caught.value)
+
+
 def test_without_splits_the_last_tenth_validates(tmp_path: Path) -> None:
     splits = Splits.read(tmp_path / "none.splits.yaml", 50)
     assert splits.validation == [(45, 49)]
