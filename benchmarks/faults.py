@@ -47,6 +47,7 @@ STAGES = {
     "shader": "configs/shader.yaml",
     "adversarial": "configs/adversarial.yaml",
 }
+PARTS = ("signals", "disk", "files")
 NUM_STEPS = 4
 NOBODY = 65534  # the user that root becomes where a folder may not be written
 CODE_RUN = "code_was_run"  # a file that a checkpoint would make, could it run code
@@ -394,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kills", type=at_least_one, default=2, help="SIGKILLs of each stage (default: %(default)s)")
     parser.add_argument("--terms", type=at_least_one, default=1, help="SIGTERMs of each stage (default: %(default)s)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="by default all")
-    parser.add_argument("--only", choices=("signals", "files"), default=None, help="leave the other half out")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="by default all parts")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a fork has no other threads than the one that forked
@@ -404,17 +405,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         folder.chmod(0o755)
         clip = write_tiny_clip(folder / "clip")
-        if given.only != "files":
+        if "signals" in given.only:
             for how, count in ((signal.SIGKILL, given.kills), (signal.SIGTERM, given.terms)):
                 for stage in given.stages:
                     say(f"{how.name}, {stage}: {count} runs")
                     moments = [float(moment) for moment in np.array([rng.random() for _ in range(count)])]
                     break_off(stage, clip, folder / how.name / stage, how, moments, tally)
-        if given.only != "signals":
-            stage, other = given.stages[0], given.stages[-1] if len(given.stages) > 1 else "teacher"
+        stage, other = given.stages[0], "teacher" if given.stages[0] != "teacher" else "reconstruction"
+        if "disk" in given.only:
             fill_disk(stage, clip, folder / "disk", tally)
             fill_disk_of_predict(clip, folder / "predict", tally)
             forbid_folder(stage, clip, folder / "forbidden", tally)
+        if "files" in given.only:
             hand_wrong_files(stage, other, clip, folder / "wrong", rng, tally)
     say(tally.table())
     print_json(tally.figures(), given.json)

@@ -395,9 +395,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"body model {path} does not exist: {mend}")
     try:
-        arrays = read_arrays(path, "npz archive", wanted)
+        arrays = read_arrays(path, "body model", wanted)
     except ValueError as error:
-        raise ValueError(f"body model {error}: {mend}") from error
+        raise ValueError(f"body model {path} is no plain npz archive ({error.__cause__ or error}): {mend}") from error
     missing = [name for name in needed if name not in arrays]
     if missing:
         raise ValueError(f"body model {path} has no {', '.join(missing)}: {mend}")
