@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -112,21 +113,23 @@ class Child:
 
     Args:
         arguments: of the command line.
-        folder: of its runs, and of its log.
+        folder: of its runs.
         prepare: entered in the fork alone, before the command line.
     """
 
     def __init__(self, arguments: Sequence[str], folder: Path, prepare: Prepare = contextlib.nullcontext) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.log = folder / "log.txt"
         self.told, tell = os.pipe()
+        self.printed, out = os.pipe()  # no file: a full disk would take the last line as well
         self.begin = time.perf_counter()
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.told)
-            _run_in_fork(list(arguments), folder, self.log, tell, prepare)
+            os.close(self.printed)
+            _run_in_fork(list(arguments), folder, out, tell, prepare)
         os.close(tell)
+        os.close(out)
 
     def wait_for_fit(self) -> None:
         """Until its fit starts, or it has ended."""
@@ -135,13 +138,17 @@ class Child:
 
     def wait(self) -> Ended:
         """Until it has ended."""
+        text = b""
+        while block := os.read(self.printed, 1 << 16):
+            text += block
         _, status = os.waitpid(self.pid, 0)
         seconds = time.perf_counter() - self.begin
         os.close(self.told)
-        return Ended(os.waitstatus_to_exitcode(status), self.log.read_text(errors="replace"), seconds)
+        os.close(self.printed)
+        return Ended(os.waitstatus_to_exitcode(status), text.decode(errors="replace"), seconds)
 
 
-def _run_in_fork(arguments: list[str], folder: Path, log: Path, tell: int, prepare: Prepare) -> None:
+def _run_in_fork(arguments: list[str], folder: Path, out: int, tell: int, prepare: Prepare) -> None:
     """Never returns."""
 
     class Telling(train.StageCLI):
@@ -151,22 +158,22 @@ def _run_in_fork(arguments: list[str], folder: Path, log: Path, tell: int, prepa
 
     code = 1
     try:
-        with log.open("w") as out:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
-            train.RUNS = folder
-            with prepare():
-                train.run(arguments, Telling)
-            code = 0
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        train.RUNS = folder
+        with prepare():
+            train.run(arguments, Telling)
+        code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
         if isinstance(ended.code, str):
             os.write(2, f"{ended.code}\n".encode())
     except BaseException:
-        import traceback
-
         os.write(2, traceback.format_exc().encode())
     finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 
@@ -337,12 +344,11 @@ def forbid_folder(stage: str, clip: Path, folder: Path, tally: Tally) -> None:
     """A folder of runs that may be read and not written."""
     place = folder / "runs"
     place.mkdir(parents=True)
-    (place / "log.txt").touch()
     place.chmod(0o555)
     ended = Child(arguments_of(stage, clip), place, as_nobody).wait()
     place.chmod(0o755)
     wrong = [] if ended.is_one_line() else [f"exit code {ended.code}: {ended.text[-700:]}"]
-    wrong += [f"{path.name} is there" for path in place.iterdir() if path.name != "log.txt"]
+    wrong += [f"{path.name} is there" for path in place.iterdir()]
     tally.add("read-only folder", wrong)
 
 

@@ -3,7 +3,7 @@
 Each case is a file of `benchmarks.mutations`, opened as the programs open it. It must be read, or end in one ValueError
 or OSError of one line that names the file. What counts as a fault: any other exception, a line that does not name it, a
 process that dies, more than `--seconds` of work, more than 2 GB of memory, code that is run (a pickle's class looked
-up, a program started). Cases run in forks of this process; a case is told by its number and the seed. Linux and macOS.
+up, a program started). Cases run in forks of this process; a case is told by its number and the seed. Linux.
 """
 
 from __future__ import annotations

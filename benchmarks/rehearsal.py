@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from visa.artifacts.configs import read_config
 from visa.benchmarks.command import Figure, at_least_one, command_line, print_json, run, say
@@ -38,17 +37,15 @@ def rehearse_reconstruction(paths: Sequence[str]) -> dict[str, float]:
     options = config["model"]["init_args"]["reconstructor_options"]
     semantic, visual = options["semantic"]["init_args"], options["visual"]["init_args"]
     with torch.device("meta"):
-        encoders: dict[str, nn.Module] = {
-            "semantic": DinoEncoder(config={"image_size": semantic["image_size"]}, image_size=semantic["image_size"]),
-            "visual": WanVisualEncoder(width=visual["width"]),
-        }
-    sizes = {name: value for name, value in options.items() if name not in encoders}
-    network = build_reconstructor(BODY, True, 16, ReconstructorOptions(**sizes, **encoders))
+        tokens = DinoEncoder(config={"image_size": semantic["image_size"]}, image_size=semantic["image_size"])
+        pixels = WanVisualEncoder(width=visual["width"])
+    sizes = {name: value for name, value in options.items() if name not in ("semantic", "visual")}
+    network = build_reconstructor(BODY, True, 16, ReconstructorOptions(**sizes, semantic=tokens, visual=pixels))
     trained = sum(one.numel() for one in network.parameters() if one.requires_grad)
     frozen = parameters(network) - trained
     side = config["data"]["resolution"]
     photo = torch.empty(1, 3, side, side, device="meta"), torch.empty(1, 1, side, side, device="meta")
-    flops = sum(counted(encoder, *photo).flops for encoder in encoders.values())
+    flops = sum(counted(encoder, *photo).flops for encoder in (tokens, pixels))
     memory = FLOAT * (trained + frozen) + 4 * FLOAT * trained  # weights; gradients, two moments, the average
     return {"trained": trained, "frozen": frozen, "gib": memory / GIB, "tflop": flops / 1e12}
 
