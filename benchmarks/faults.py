@@ -37,7 +37,7 @@ from safetensors import safe_open
 from visa import cli as train
 from visa.artifacts.checkpoints import CheckpointFile
 from visa.artifacts.configs import read_config
-from visa.benchmarks.command import at_least_one, command_line, print_json, run, say
+from visa.benchmarks.command import Figure, at_least_one, command_line, print_json, run, say
 from visa.benchmarks.tiny_clip import write_tiny_clip
 from visa.lightning_modules.stage import Stage
 
@@ -100,12 +100,11 @@ class Tally:
         rows += [f"{name:{width}}  {count:8d}  {self.survived[name]:8d}" for name, count in self.injected.items()]
         return "\n".join(rows)
 
-    def figures(self) -> dict[str, float | int | str | None]:
+    def figures(self) -> dict[str, Figure]:
         """The flat object."""
         pairs = [(name.replace(" ", "_").replace(",", ""), name) for name in self.injected]
-        return {f"{key}_injected": self.injected[name] for key, name in pairs} | {
-            f"{key}_survived": self.survived[name] for key, name in pairs
-        }
+        figures: dict[str, Figure] = {f"{key}_injected": self.injected[name] for key, name in pairs}
+        return figures | {f"{key}_survived": self.survived[name] for key, name in pairs}
 
 
 class Child:

@@ -13,6 +13,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -179,7 +180,7 @@ def change_header(data: bytes, rng: random.Random) -> bytes:
 def track_arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """A track of three frames."""
     arrays = {name: rng.normal(size=(NUM_FRAMES, *shape)).astype(np.float32) for name, shape in LAYOUTS.items()}
-    arrays |= {"expression": rng.random((NUM_FRAMES, 40), np.float32), "betas": rng.random(NUM_BETAS, np.float32)}
+    arrays |= {"expression": rng.random((NUM_FRAMES, 40), np.float32), "betas": rng.random((NUM_BETAS,), np.float32)}
     arrays |= {"frame_valid": np.ones(NUM_FRAMES, bool), "fps": np.float32(25), "image_size": np.array([24, 32])}
     return {name: np.asarray(value) for name, value in arrays.items()}
 
@@ -191,7 +192,12 @@ def pictures() -> list[bytes]:
     rgb, rgba = Image.fromarray(colours[..., :3]), Image.fromarray(colours)
     exif = Image.Exif()
     exif[0x0112] = 6
-    kinds = [(rgb, "PNG", {}), (rgba, "PNG", {}), (rgb.quantize(8), "PNG", {"transparency": 1}), (rgba, "WEBP", {})]
+    kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
+        (rgb, "PNG", {}),
+        (rgba, "PNG", {}),
+        (rgb.quantize(8), "PNG", {"transparency": 1}),
+        (rgba, "WEBP", {}),
+    ]
     kinds += [(Image.fromarray(rng.integers(0, 65536, (9, 9)).astype(np.uint16)), "PNG", {}), (rgb, "BMP", {})]
     kinds += [(rgb, "JPEG", {"exif": exif}), (rgb.convert("CMYK"), "JPEG", {}), (rgb, "GIF", {}), (rgb, "TIFF", {})]
     kinds += [(rgb, "TIFF", {"compression": "tiff_lzw"}), (rgb.convert("L"), "PNG", {}), (rgb, "AVIF", {})]

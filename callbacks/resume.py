@@ -57,7 +57,8 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        is_validated = trainer.enable_validation and (batch_idx + 1) % trainer.val_check_batch == 0
+        interval = trainer.val_check_batch or 0  # batches; 0 before any validation is set up
+        is_validated = trainer.enable_validation and interval > 0 and (batch_idx + 1) % interval == 0
         self._is_due = self._is_due or (batch_idx + 1) % self.every == 0
         if self._is_due and not is_validated:
             self._write_due(trainer, pl_module)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,8 +168,8 @@ class Splits:
             raise ValueError(f"{path} is no mapping: give it keys of {', '.join(sorted(known))}")
         unknown = {str(key) for key in content} - known
         if unknown:
-            first = " ".join(sorted(unknown)[0].split())
-            raise ValueError(f"{path}: unknown key {first}; known are {', '.join(sorted(known))}")
+            odd = " ".join(sorted(unknown)[0].split())
+            raise ValueError(f"{path}: unknown key {odd}; known are {', '.join(sorted(known))}")
         try:
             return cls(
                 test=_ranges(content.get("test") or []),
@@ -205,7 +206,7 @@ def _switch(value: object) -> bool:
 
 def _ranges(value: object) -> list[tuple[int, int]]:
     """Pairs of first and last frame."""
-    pairs = value if isinstance(value, list) else [value]
+    pairs: list[Any] = value if isinstance(value, list) else [value]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"{str(value)[:40]!r} is no list of ranges: write [[first, last], ...]")
     ranges = [(_frame_number(first), _frame_number(last)) for first, last in pairs]

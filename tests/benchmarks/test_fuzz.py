@@ -52,6 +52,7 @@ def test_faults_are_told_from_errors(tmp_path: Path) -> None:
     assert "KeyError" in (fault_of(raising(KeyError("x")), path) or "")
 
 
+@pytest.mark.slow
 def test_hangs_deaths_and_code_cost_their_own_case(tmp_path: Path) -> None:
     def opened(path: Path) -> None:
         number = int(path.read_bytes())

@@ -110,5 +110,5 @@ class People:
 def _boxes(found: Any, width: int, height: int) -> Boxes:
     """Boxes `[n,4]` in px of MediaPipe's detections."""
     rows = [one.location_data.relative_bounding_box for one in found.detections or ()]
-    scale = (width, height, width, height)
-    return np.array([(r.xmin, r.ymin, r.width, r.height) for r in rows], np.float32).reshape(-1, 4) * np.float32(scale)
+    shares = np.array([(r.xmin, r.ymin, r.width, r.height) for r in rows], np.float32).reshape(-1, 4)
+    return shares * np.array([width, height, width, height], np.float32)
