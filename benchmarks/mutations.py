@@ -97,7 +97,7 @@ def change_arrays(arrays: dict[str, np.ndarray], rng: random.Random) -> dict[str
             del arrays[name]
         elif kind == 1 and value.ndim:
             arrays[name] = np.repeat(value, rng.choice((0, 2, 3)), axis=rng.randrange(value.ndim))
-        elif kind == 2 and value.dtype.kind != "O":
+        elif kind == 2 and value.dtype.kind in "biufc":
             arrays[name] = value.astype(rng.choice(("f2", "f8", "i1", "u8", "c8", "?", "U3", "S2")), casting="unsafe")
         elif kind == 3 and value.size and value.dtype.kind == "f":
             arrays[name] = value.astype(np.float64)
@@ -179,10 +179,11 @@ def change_header(data: bytes, rng: random.Random) -> bytes:
 
 def track_arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """A track of three frames."""
-    arrays = {name: rng.normal(size=(NUM_FRAMES, *shape)).astype(np.float32) for name, shape in LAYOUTS.items()}
-    arrays |= {"expression": rng.random((NUM_FRAMES, 40), np.float32), "betas": rng.random((NUM_BETAS,), np.float32)}
-    arrays |= {"frame_valid": np.ones(NUM_FRAMES, bool), "fps": np.float32(25), "image_size": np.array([24, 32])}
-    return {name: np.asarray(value) for name, value in arrays.items()}
+    shapes = {name: (NUM_FRAMES, *shape) for name, shape in LAYOUTS.items()}
+    shapes |= {"expression": (NUM_FRAMES, 40), "betas": (NUM_BETAS,)}
+    arrays = {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
+    others = {"frame_valid": np.ones(NUM_FRAMES, bool), "fps": np.array(25.0), "image_size": np.array([24, 32])}
+    return {**arrays, **others}
 
 
 def pictures() -> list[bytes]:
@@ -192,12 +193,8 @@ def pictures() -> list[bytes]:
     rgb, rgba = Image.fromarray(colours[..., :3]), Image.fromarray(colours)
     exif = Image.Exif()
     exif[0x0112] = 6
-    kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
-        (rgb, "PNG", {}),
-        (rgba, "PNG", {}),
-        (rgb.quantize(8), "PNG", {"transparency": 1}),
-        (rgba, "WEBP", {}),
-    ]
+    kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [(rgb, "PNG", {}), (rgba, "PNG", {})]
+    kinds += [(rgb.quantize(8), "PNG", {"transparency": 1}), (rgba, "WEBP", {})]
     kinds += [(Image.fromarray(rng.integers(0, 65536, (9, 9)).astype(np.uint16)), "PNG", {}), (rgb, "BMP", {})]
     kinds += [(rgb, "JPEG", {"exif": exif}), (rgb.convert("CMYK"), "JPEG", {}), (rgb, "GIF", {}), (rgb, "TIFF", {})]
     kinds += [(rgb, "TIFF", {"compression": "tiff_lzw"}), (rgb.convert("L"), "PNG", {}), (rgb, "AVIF", {})]
