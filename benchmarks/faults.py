@@ -209,15 +209,20 @@ def half_files(folder: Path) -> list[str]:
     return broken
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two nested states are equal, tensors bit for bit."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
+def first_difference(one: Any, other: Any) -> str | None:
+    """Where two nested states are not equal, tensors bit for bit: keys with slashes between them; None if they are."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+        if odd := one.keys() ^ other.keys():
+            return str(sorted(map(str, odd))[0])
+        pairs = [(str(name), value, other[name]) for name, value in one.items()]
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        pairs = [(str(number), value, other[number]) for number, value in enumerate(one)]
+    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return None if one.dtype == other.dtype and torch.equal(one, other) else "tensor"
+    else:
+        return None if bool(one == other) else f"{one} and {other}"
+    found = ((name, first_difference(*values)) for name, *values in pairs)
+    return next((f"{name}/{place}" for name, place in found if place is not None), None)
 
 
 def differences(folder: Path, reference: Path) -> list[str]:
@@ -232,7 +237,8 @@ def differences(folder: Path, reference: Path) -> list[str]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         kept = ("step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks")
         pair.append({**{key: held[key] for key in kept}, "weights": weights})
-    return [f"{key} is not that of the unbroken run" for key in pair[0] if not same(pair[0][key], pair[1][key])]
+    found = {key: first_difference(pair[0][key], pair[1][key]) for key in pair[0]}
+    return [f"{key}/{place} is not that of the unbroken run"[:300] for key, place in found.items() if place is not None]
 
 
 def go_on(arguments: list[str], folder: Path) -> Ended:

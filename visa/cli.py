@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -267,8 +268,16 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def _leave_to_main_thread(ended: threading.ExceptHookArgs) -> None:
+    """What a thread says of its end: nothing of a disk that took no more curves, which their writer hands on."""
+    if ended.exc_type is None or not issubclass(ended.exc_type, OSError):
+        threading.__excepthook__(ended)
+
+
 def run(arguments: list[str] | None = None, cli: type[StageCLI] = StageCLI) -> None:
     """The process: errors of input and disk end in one line, VISA_TRACEBACK=1 shows where they come from."""
+    if not os.environ.get("VISA_TRACEBACK"):
+        threading.excepthook = _leave_to_main_thread
     try:
         main(arguments, cli)
         leave_process_group()

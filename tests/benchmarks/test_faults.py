@@ -8,15 +8,20 @@ import pytest
 import torch
 
 from visa.benchmarks import faults
-from visa.benchmarks.faults import Ended, Tally, half_files, same
+from visa.benchmarks.faults import Ended, Tally, first_difference, half_files
 
 
 def test_states_are_equal_bit_for_bit_or_not() -> None:
     state = {"a": [torch.tensor([1.0, 2.0]), {"b": 3}], "c": (None, "x")}
-    assert same(state, {"a": [torch.tensor([1.0, 2.0]), {"b": 3}], "c": (None, "x")})
-    assert not same(state, {"a": [torch.tensor([1.0, 2.0 + 1e-6]), {"b": 3}], "c": (None, "x")})
-    assert not same(state, {"a": [torch.tensor([1.0, 2.0], dtype=torch.float64), {"b": 3}], "c": (None, "x")})
-    assert not same(state, {"a": [torch.tensor([1.0, 2.0])], "c": (None, "x")})
+    assert first_difference(state, {"a": [torch.tensor([1.0, 2.0]), {"b": 3}], "c": (None, "x")}) is None
+    for other, place in (
+        ({"a": [torch.tensor([1.0, 2.0 + 1e-6]), {"b": 3}], "c": (None, "x")}, "a/0/tensor"),
+        ({"a": [torch.tensor([1.0, 2.0], dtype=torch.float64), {"b": 3}], "c": (None, "x")}, "a/0/tensor"),
+        ({"a": [torch.tensor([1.0, 2.0]), {"b": 4}], "c": (None, "x")}, "a/1/b/3 and 4"),
+        ({"a": [torch.tensor([1.0, 2.0]), {}], "c": (None, "x")}, "a/1/b"),
+        ({"a": [torch.tensor([1.0, 2.0]), {"b": 3}], "c": (None, "y")}, "c/1/x and y"),
+    ):
+        assert first_difference(state, other) == place
 
 
 def test_half_files_are_seen_and_hidden_ones_are_not(tmp_path: Path) -> None:
