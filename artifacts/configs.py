@@ -39,7 +39,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     layers = [_read(path.parent / one, (*above, path)) for one in bases]
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(*layers, content))
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be merged over its bases ({str(error).splitlines()[0]})") from error
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}

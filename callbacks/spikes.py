@@ -32,7 +32,7 @@ class SpikeWarning(Callback):
 
     A value that is `factor` times the median or more is written to the loggers as `spike/NAME`, value over median; the
     first one of each name is also a warning that names step, value, median and clips. Values are read one batch later,
-    so that no device is waited for. The windows are part of the checkpoint: a resumed run judges as the unbroken one.
+    so that no device is waited for. The windows are part of the checkpoint.
 
     Args:
         factor: of the median.

@@ -40,3 +40,12 @@ def test_a_base_that_is_no_list_of_files(tmp_path: Path) -> None:
         path.write_text(f"base: {base}\n")
         with pytest.raises(ValueError, match=r"a\.yaml: base is .*: give a list of files"):
             read_config(path)
+
+
+def test_layers_that_cannot_be_merged(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("data: {num_steps: 4}\n")
+    path = tmp_path / "a.yaml"
+    path.write_text("base: [base.yaml]\ndata: [1, 2]\n")
+    with pytest.raises(ValueError, match=r"a\.yaml cannot be merged over its bases \(") as caught:
+        read_config(path)
+    assert "\n" not in str(caught.value)
