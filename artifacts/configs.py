@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+MOST_BYTES, MOST_DEPTH = 1 << 20, 50  # of a file that a hand has written
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -26,11 +30,45 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ValueError(f"{path} stands on itself by way of {above[-1]}: take it out of `base`")
     if not path.is_file():
         raise FileNotFoundError(f"no config at {path}{asked}")
-    content = OmegaConf.to_container(OmegaConf.load(path))
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}{asked} is no mapping of YAML keys")
-    bases = content.pop("base", [])
+    bases = content.pop("base", None) or []
+    if not isinstance(bases, list) or not all(isinstance(one, str) for one in bases):
+        raise ValueError(f"{path}: base is {str(bases)[:40]!r}: give a list of files, such as [base/run.yaml]")
     layers = [_read(path.parent / one, (*above, path)) for one in bases]
-    merged = OmegaConf.to_container(OmegaConf.merge(*layers, content))
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(*layers, content))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be merged over its bases ({str(error).splitlines()[0]})") from error
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file says, as plain lists, mappings and values.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: one line: no YAML, longer than MOST_BYTES, nested deeper than MOST_DEPTH, or with aliases, which let
+            a small file stand for one of any size.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES >> 20} MB")
+        text, depth = path.read_text(encoding="utf-8"), 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_DEPTH:
+                raise ValueError(f"it is nested deeper than {MOST_DEPTH}")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has an alias: write the value out")
+        return OmegaConf.to_container(OmegaConf.create(text))
+    except OSError:
+        raise
+    except Exception as error:  # whatever a parser stumbles over
+        where = getattr(error, "problem_mark", None)
+        place = f"line {where.line + 1}: " if where is not None else ""
+        reason = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is no readable YAML ({place}{reason})") from error

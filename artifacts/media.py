@@ -21,7 +21,12 @@ def to_uint8(frames: Tensor) -> np.ndarray:
 
 
 def write_video(
-    path: str | Path, frames: Tensor | Iterable[Tensor], fps: float, crf: int = 12, sound: Sound | None = None
+    path: str | Path,
+    frames: Tensor | Iterable[Tensor],
+    fps: float,
+    crf: int = 12,
+    sound: Sound | None = None,
+    comment: str | None = None,
 ) -> Path:
     """Writes an H.264 yuv420p mp4, whole or not at all.
 
@@ -31,6 +36,7 @@ def write_video(
         fps: frames a second.
         crf: x264's quality, lower is better; at 12 its loss is well below what the methods differ by.
         sound: heard with the frames, as long as they last.
+        comment: the file's metadata of that name, which players show; `provenance.SYNTHETIC` where the frames are made.
 
     An odd height or width gets its last row or column twice: 4:2:0 chroma needs even sizes.
     Raises ValueError when there is no frame or when the frames change size.
@@ -43,6 +49,8 @@ def write_video(
     with atomic_path(path) as scratch, av.open(str(scratch), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
+        if comment is not None:
+            container.metadata["comment"] = comment
         track, count = None if sound is None else SoundTrack(container, sound), 0
         for frame in frames:
             picture = to_uint8(frame)

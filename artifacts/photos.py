@@ -62,8 +62,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 yield image
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} has more than {MOST_PIXELS // 1_000_000} megapixels: scale it down") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): save it as PNG or JPEG") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a decoder stumbles over in a broken file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read as an image ({reason}): save it as PNG or JPEG") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 

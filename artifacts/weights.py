@@ -21,6 +21,10 @@ def save_weights(path: str | Path, state: dict[str, Tensor], metadata: dict[str,
         path: of the file.
         state: names to tensors.
         metadata: JSON-able provenance (stage, config, commit, metrics), kept in the header.
+
+    Raises:
+        ValueError: a tensor is not finite, or float16 cannot hold it (names the first); nothing is written.
+        OSError: the disk does not take it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +32,13 @@ def save_weights(path: str | Path, state: dict[str, Tensor], metadata: dict[str,
         name: (value.to(torch.float16) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in state.items()
     }
+    if bad := [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise ValueError(f"{path} is not written: {bad[0]} is not finite, or beyond float16's 65504")
     with atomic_path(path) as scratch:
-        save_file(tensors, str(scratch), metadata={"provenance": json.dumps(metadata)})
+        try:
+            save_file(tensors, str(scratch), metadata={"provenance": json.dumps(metadata)})
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written ({error}): is the disk full?") from error
         scratch.chmod(0o644)  # the library writes files that only their owner may read
     return path
 

@@ -64,6 +64,14 @@ class VideoBatch:
         """Motion and camera of the frames, `[B,T,...]`."""
         return View(self.intrinsics, self.world_to_camera, self.frames.shape[-1], self.body)
 
+    def origin(self) -> str:
+        """Where the windows come from, for messages: `anna frames 3 to 11, photo 40` of each, in one line."""
+        numbers, photos = self.frame_numbers.tolist(), self.reference_numbers.tolist()
+        return "; ".join(
+            f"{name} frames {frames[0]} to {frames[-1]}, photo {photo}"
+            for name, frames, photo in zip(self.names, numbers, photos, strict=True)
+        )
+
     def cut(self, frames: slice | Tensor) -> VideoBatch:
         """The same windows with some of their frames: a slice, or frame indices `[N]` in any order."""
         return replace(

@@ -6,17 +6,19 @@ but `betas [10]`. Splits come from `NAME.splits.yaml` beside the clip where ther
 
 from __future__ import annotations
 
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from visa.artifacts.arrays import read_arrays
+from visa.artifacts.configs import read_yaml
 from visa.artifacts.photos import is_image, read_grey, read_photo
 from visa.datamodules.decode import read_all, read_frames, stream_frames, video_info
 from visa.networks.body import FIELD_SHAPES, NUM_BETAS
@@ -40,6 +42,7 @@ LAYOUTS = {  # of a frame; the number of expressions is the body model's
     "intrinsics": (3, 3),
     "world_to_camera": (4, 4),
 }
+REAL = "biuf"  # kinds of arrays that hold real numbers
 DEFAULT_FPS, LARGEST_FPS = 25.0, 1000.0
 # A longer clip is centred by the key frames of its mask, so that opening it does not decode it.
 MOST_FRAMES_TO_CENTRE = 1500
@@ -47,7 +50,9 @@ MOST_FRAMES_TO_CENTRE = 1500
 
 def frame_rate(track: Mapping[str, np.ndarray]) -> float:
     """Frames a second of a track; 25 for one that does not say, or says what no camera does."""
-    rate = float(np.asarray(track.get("fps", DEFAULT_FPS)))
+    given = np.asarray(track.get("fps", DEFAULT_FPS))
+    is_number = given.size == 1 and given.dtype.kind in REAL
+    rate = float(given.reshape(())) if is_number else DEFAULT_FPS
     return rate if 0 < rate < LARGEST_FPS else DEFAULT_FPS
 
 
@@ -55,11 +60,11 @@ def load_track(path: str | Path) -> dict[str, np.ndarray]:
     """Read and check a track file.
 
     Returns every array of the file, fields in the clip contract's layout where another one is unambiguous; a frame
-    whose parameters hold NaN or infinity is marked invalid and zeroed.
+    whose parameters hold NaN or infinity is marked invalid and zeroed, and a warning names file, field and frames.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a track (names the file and the missing or misshapen field).
+        ValueError: not a track (names the file and the missing or misshapen field, or `betas` that are not finite).
     """
     path = Path(path)
     if not path.is_file():
@@ -67,32 +72,43 @@ def load_track(path: str | Path) -> dict[str, np.ndarray]:
             f"no track at {path}: make one with `python -m visa.tools.track VIDEO --out {path.parent}`"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            track = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a readable track file ({error}): make it again with `python -m visa.tools.track`"
-        ) from error
+        track = read_arrays(path, "track file")
+    except ValueError as error:
+        raise ValueError(f"{error}: make the track again with `python -m visa.tools.track`") from error
     missing = [name for name in ("betas", *TRACK_FIELDS) if name not in track]
     if missing:
         raise ValueError(
             f"{path} is not a track: it lacks {', '.join(missing)}; make it with `python -m visa.tools.track`"
         )
     num_frames = track["frame_valid"].size
-    track["frame_valid"] = track["frame_valid"].reshape(-1).astype(bool)
-    track["betas"] = _shape_of(track["betas"], path)
-    finite = np.ones(num_frames, dtype=bool)
+    track["frame_valid"] = _numbers(track["frame_valid"], "frame_valid", path).reshape(-1).astype(bool)
+    track["betas"] = _shape_of(_numbers(track["betas"], "betas", path), path)
+    valid = track["frame_valid"].copy()
     for name in TRACK_FIELDS[:-1]:
-        values = _in_layout(track[name], name, num_frames, path)
-        finite &= np.isfinite(values.reshape(num_frames, -1)).all(axis=1)
-        track[name] = np.where(np.isfinite(values), values, 0).astype(np.float32)
-    track["frame_valid"] &= finite
+        values = _in_layout(_numbers(track[name], name, path), name, num_frames, path)
+        finite = np.isfinite(values.reshape(num_frames, -1)).all(axis=1)
+        if len(bad := np.flatnonzero(~finite & valid)):
+            shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+            warnings.warn(
+                f"{path}: {name} holds NaN or infinity in {len(bad)} frames ({shown}), which count as invalid",
+                stacklevel=2,
+            )
+        track["frame_valid"] &= finite
+        track[name] = np.where(np.isfinite(values), values, 0)
     return track
+
+
+def _numbers(values: np.ndarray, name: str, path: Path) -> np.ndarray:
+    """A field as float32; what float32 cannot hold becomes infinity. ValueError where it holds no real numbers."""
+    if values.dtype.kind not in REAL:
+        raise ValueError(f"{path}: {name} holds {values.dtype}, not numbers: track the clip again")
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _shape_of(betas: np.ndarray, path: Path) -> np.ndarray:
     """The first ten shape coefficients `[10]`: of one person's `[10]`, `[1,10]`, `[300]`, or of frames all alike."""
-    rows = np.asarray(betas, dtype=np.float32).reshape(-1, betas.shape[-1]) if betas.ndim else np.empty((0, 0))
+    rows = betas.reshape(-1, betas.shape[-1]) if betas.ndim and betas.size else np.empty((0, 0))
     if rows.shape[-1] < NUM_BETAS or not len(rows):
         raise ValueError(f"{path}: betas is {list(betas.shape)}: give {NUM_BETAS} shape coefficients or more")
     if not np.isfinite(rows).all():
@@ -107,8 +123,6 @@ def _in_layout(values: np.ndarray, name: str, num_frames: int, path: Path) -> np
         ValueError: numbers that do not make the field's layout for each frame; names file, field and layout.
     """
     layout = LAYOUTS.get(name)
-    if not np.issubdtype(values.dtype, np.number):
-        raise ValueError(f"{path}: {name} holds {values.dtype}, not numbers: track the clip again")
     if len(values) != num_frames if values.ndim else True:
         count = len(values) if values.ndim else "no"
         raise ValueError(f"{path}: {name} has {count} frames, frame_valid {num_frames}; track the clip again")
@@ -149,20 +163,24 @@ class Splits:
             first = num_frames - max(num_frames // 10, 1)
             return cls(validation=[(first, num_frames - 1)])
         known = {"test", "validation", "gap", "reference", "train", "person"}
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise ValueError(f"{path} is no mapping: give it keys of {', '.join(sorted(known))}")
         unknown = {str(key) for key in content} - known
         if unknown:
-            raise ValueError(f"{path}: unknown key {sorted(unknown)[0]}; known are {', '.join(sorted(known))}")
-        return cls(
-            test=[(int(a), int(b)) for a, b in content.get("test", [])],
-            validation=[(int(a), int(b)) for a, b in content.get("validation", [])],
-            gap=int(content.get("gap", 0)),
-            reference=content.get("reference"),
-            train=bool(content.get("train", True)),
-            person=None if content.get("person") is None else str(content["person"]),
-        )
+            odd = " ".join(sorted(unknown)[0].split())
+            raise ValueError(f"{path}: unknown key {odd}; known are {', '.join(sorted(known))}")
+        try:
+            return cls(
+                test=_ranges(content.get("test") or []),
+                validation=_ranges(content.get("validation") or []),
+                gap=_frame_number(content.get("gap", 0)),
+                reference=None if content.get("reference") is None else _frame_number(content["reference"]),
+                train=_switch(content.get("train", True)),
+                person=None if content.get("person") is None else str(content["person"]),
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def free_mask(self, num_frames: int) -> np.ndarray:
         """`[T]` bool: frames outside of test blocks, their gaps and validation."""
@@ -172,6 +190,29 @@ class Splits:
         for first, last in self.validation:
             mask[first : last + 1] = False
         return mask
+
+
+def _frame_number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError(f"{str(value)[:40]!r} is no frame number: give a whole number from 0 on")
+    return value
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"train is {str(value)[:40]!r}: give true or false")
+    return value
+
+
+def _ranges(value: object) -> list[tuple[int, int]]:
+    """Pairs of first and last frame."""
+    pairs: list[Any] = value if isinstance(value, list) else [value]
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{str(value)[:40]!r} is no list of ranges: write [[first, last], ...]")
+    ranges = [(_frame_number(first), _frame_number(last)) for first, last in pairs]
+    if wrong := [pair for pair in ranges if pair[0] > pair[1]]:
+        raise ValueError(f"the range {list(wrong[0])} ends before it begins")
+    return ranges
 
 
 class Clip:

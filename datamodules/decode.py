@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Frames = NDArray[np.uint8]
 Window = tuple[slice, slice]
+# What PyAV makes of broken files beside its own errors: no stream, none with a codec that it knows, text that is none.
+BREAKS = (AttributeError, IndexError, OSError, ValueError)
 WHOLE: Window = (slice(None), slice(None))
 OPEN_READERS = 16  # a process; a reader holds a decoder with its reference pictures
 
@@ -61,7 +63,9 @@ def video_info(path: Path) -> VideoInfo:
             # Other containers index their key frames only: count packets.
             num_frames = sum(not entry.is_discard for entry in entries) or len(_time_stamps(container)[0])
             return VideoInfo(num_frames, stream.codec_context.height, stream.codec_context.width)
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except BrokenVideo:
+        raise
+    except (av.FFmpegError, *BREAKS) as error:
         raise _undecodable(path, error) from error
 
 
@@ -82,7 +86,9 @@ def stream_frames(path: Path, gray: bool, window: Window = WHOLE, keyframes_only
             for frame in container.decode(stream):
                 yield _pixels(frame, "gray" if gray else "rgb24", window)
                 count += 1
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except BrokenVideo:
+        raise
+    except (av.FFmpegError, *BREAKS) as error:
         raise _undecodable(path, error) from error
     if not count:
         raise BrokenVideo(f"{path} holds no video frames: re-encode it, for example to H.264 mp4")
@@ -181,7 +187,7 @@ class SeekingReader:
         try:
             self.container = av.open(str(path))
             self.times, self.keys = _time_stamps(self.container)
-        except (*self.errors, IndexError) as error:
+        except (*self.errors, *BREAKS) as error:
             raise _undecodable(path, error) from error
         if len(np.unique(self.times)) < len(self.times) or not len(self.keys):
             raise ValueError(f"{path}: frames without time stamps cannot be told apart; re-encode it to H.264 mp4")

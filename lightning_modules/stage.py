@@ -15,10 +15,11 @@ from torch import nn
 
 from visa.artifacts.provenance import git_commit
 from visa.artifacts.weights import load_weights, save_weights
+from visa.datamodules.batch import VideoBatch
 from visa.datamodules.video import VideoDataModule
 from visa.evaluation.faces import FacePoints
 from visa.evaluation.report import TestReport
-from visa.losses.finite import check_finite
+from visa.losses.finite import check_finite, check_finite_gradients
 from visa.runtime.shipped import COMMANDS
 
 
@@ -48,6 +49,28 @@ class Stage(lightning.LightningModule):
     def __init__(self, num_steps: int, seed: int) -> None:
         super().__init__()
         self.num_steps, self.seed, self.step = num_steps, seed, 0
+        self._batch: VideoBatch | None = None
+
+    def on_train_batch_start(self, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Hold the batch, which an error names."""
+        self._batch = batch
+
+    def on_train_batch_end(self, outputs: Any, batch: VideoBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Let the batch go."""
+        self._batch = None
+
+    @property
+    def origin(self) -> str:
+        """Clips and frames of the batch that is being trained on; empty outside of training."""
+        return "" if self._batch is None else self._batch.origin()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop at a gradient that is not finite; a stage that steps its optimizers itself has looked already."""
+        # Under float16 the scaler skips such steps, which are part of how it finds its scale.
+        if self.automatic_optimization and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            stepped = {id(one) for group in optimizer.param_groups for one in group["params"]}
+            named = ((name, one) for name, one in self.named_parameters() if id(one) in stepped)
+            check_finite_gradients(named, self.step - 1, self.origin)  # `training_step` has counted its batch
 
     def generator(self, name: str, index: int = 0, rank: int | None = None) -> torch.Generator:
         """A CPU generator of this step; other names and other indices are other, independent streams.
@@ -74,7 +97,7 @@ class Stage(lightning.LightningModule):
 
     def weighted_sum(self, terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
         """Sum of the terms by weight (1 where none is given); logs each raw term, stops on one not finite."""
-        check_finite(terms, self.step)
+        check_finite(terms, self.step, self.origin)
         for name, value in terms.items():
             self.log(f"loss/{name}", value.detach(), prog_bar=name == next(iter(terms)))
         return torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()

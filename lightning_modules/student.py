@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from visa.artifacts.media import write_video
+from visa.artifacts.provenance import SYNTHETIC
 from visa.artifacts.sound import Sound, has_sound
 from visa.artifacts.weights import load_weights
 from visa.datamodules.batch import VideoBatch
 from visa.lightning_modules.shading import ShadingStage, TeacherSampling
+from visa.losses.finite import check_finite_gradients
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.fit import FitOptions
 from visa.networks.reconstructor_options import ReconstructorOptions
@@ -162,7 +164,10 @@ class StudentStage(ShadingStage):
         optimizer, schedule = self.named_optimizers()[name]
         optimizer.zero_grad()
         self.manual_backward(self.weighted_sum(terms, weights))
-        norm = nn.utils.clip_grad_norm_(self.trained()[name].network.parameters(), self.clip_norm)
+        network = self.trained()[name].network
+        # Before they are clipped: one that is not finite would make all of them so, and none could be named.
+        check_finite_gradients(network.named_parameters(prefix=name), self.step, self.origin)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.clip_norm)
         self.log(f"gradient_norm/{name}_unclipped", norm)
         optimizer.step()
         schedule.step()
@@ -196,7 +201,7 @@ class StudentStage(ShadingStage):
         chunks = self.stream(self.student, self.noise_levels).chunks(batch)
         # Written as they come: a minute of large pictures would take gigabytes.
         frames = (frame.clamp(0, 1) for painted, _ in chunks for frame in painted)
-        path = write_video(self.out, frames, fps=batch.fps[0], sound=self.sound(batch))
+        path = write_video(self.out, frames, fps=batch.fps[0], sound=self.sound(batch), comment=SYNTHETIC)
         speed = total / (time.perf_counter() - begin)
         self.print(f"{total} frames at {speed:.1f} frames/s (photo, splat, denoising, decoding, writing)\n{path}")
 

@@ -8,8 +8,6 @@ SMPL-X: Pavlakos et al., "Expressive Body Capture: 3D Hands, Face, and Body from
 from __future__ import annotations
 
 import dataclasses
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visa.artifacts.arrays import read_arrays
 from visa.artifacts.files import shipped
 
 NUM_JOINTS = 55
@@ -396,10 +395,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"body model {path} does not exist: {mend}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name in wanted}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"body model {path} is no plain npz archive ({error}): {mend}") from error
+        arrays = read_arrays(path, "body model", wanted)
+    except ValueError as error:
+        raise ValueError(f"body model {path} is no plain npz archive ({error.__cause__ or error}): {mend}") from error
     missing = [name for name in needed if name not in arrays]
     if missing:
         raise ValueError(f"body model {path} has no {', '.join(missing)}: {mend}")

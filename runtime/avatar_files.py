@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from visa.artifacts.files import atomic_path
+from visa.artifacts.provenance import SYNTHETIC
 from visa.networks.avatar import Avatar, Loose, Surface
 from visa.networks.body import BodyModel
 from visa.networks.gaussians import Gaussians
@@ -19,6 +20,10 @@ from visa.networks.texture import Pattern, PhotoSet, Texture
 
 FORMAT = "avatar-5"
 GAUSSIANS = [f.name for f in dataclasses.fields(Gaussians)]
+GAUSSIAN_WIDTHS: dict[str, tuple[int | None, ...]] = {
+    "means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "colors": (3,), "features": (None,),
+}  # fmt: skip
+INDICES = ("vertex_ids", "corners")
 PHOTO_SET = ("directions", "positions")  # beside the textures of several photos
 RIDING = ("corners", "corner_weights")  # of surface Gaussians, on the template's
 PATTERN = [f.name for f in dataclasses.fields(Pattern)]
@@ -65,7 +70,7 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
     header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body), "key": key}
     with atomic_path(path) as scratch:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        save_file(plain, str(scratch), metadata={"avatar": json.dumps(header)})
+        save_file(plain, str(scratch), metadata={"avatar": json.dumps(header), "generator": SYNTHETIC})
         scratch.chmod(0o644)  # the library writes files that only their owner may read
     return path
 
@@ -92,13 +97,14 @@ def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Av
             tensors = {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable avatar ({error}): make it again with `{MADE_BY}`") from error
-    if header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file but no avatar of this version: make one with `{MADE_BY}`")
     if key is not None and header.get("key") != key:
         raise ValueError(f"{path} was made of something else than its name says: make it again with `{MADE_BY}`")
-    if key is None and header["body_fingerprint"] != body_fingerprint(body):
+    if key is None and header.get("body_fingerprint") != body_fingerprint(body):
         raise ValueError(
-            f"{path} was made on the body model {header['body_model']}, not on the one given: load it with that file"
+            f"{path} was made on the body model {header.get('body_model')}, not on the one given: "
+            "load it with that file"
         )
     needed = [*GAUSSIANS, "betas", "vertex_ids", "background"]
     texture = {f.name: f"texture.{f.name}" for f in dataclasses.fields(Texture)}
@@ -133,19 +139,47 @@ def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Av
 
 
 def _check(path: Path, tensors: dict[str, torch.Tensor], num_vertices: int) -> None:
-    """Shapes agree and vertices exist; else a ValueError."""
+    """Shapes agree, numbers are finite, vertices exist; else a ValueError that names the first tensor that is off."""
     means, ids = tensors["means"], tensors["vertex_ids"]
-    (batch, count), beside = means.shape[:2], tensors.get("loose.means", means[:, :0]).shape[1]
-    corners, on = tensors.get("surface.corners", ids[:0]), tensors.get("surface.means", means[:, :0]).shape[1]
-    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(GAUSSIANS, (batch, count))
-    sizes |= {f"loose.{name}": (batch, beside) for name in (*GAUSSIANS, "skin_weights")}
-    photos = tensors["texture.directions"].shape[1:2] if "texture.directions" in tensors else ()
-    of_photos = (batch, *photos, count + beside + on)
-    sizes |= {f"surface.{name}": (batch, on) for name in (*GAUSSIANS, *RIDING)}
-    sizes |= {"pattern.picture": (batch, 3), "pattern.places": (batch, count, 2), "pattern.weight": (batch, count)}
-    sizes |= {f"texture.{name}": of_photos for name in ("places", "seen", "trust", "part", *PHOTO_SET)}
-    wrong = [name for name, size in sizes.items() if name in tensors and tensors[name].shape[: len(size)] != size]
-    if bool(((corners < 0) | (corners >= count)).any()):
-        wrong.append("surface.corners")
-    if wrong or ids.shape != (count,) or bool(((ids < 0) | (ids >= num_vertices)).any()):
-        raise ValueError(f"{path}: {wrong[0] if wrong else 'vertex_ids'} does not fit: make it again with `{MADE_BY}`")
+    batch, count = means.shape[:2] if means.ndim == 3 else (-1, -1)
+    of_part = {"": count} | {
+        part: tensors[f"{part}means"].shape[1] if tensors[f"{part}means"].ndim == 3 else -1
+        for part in ("loose.", "surface.")
+        if f"{part}means" in tensors
+    }
+    on = of_part.get("surface.", 0)
+    several = tensors.get("texture.directions")
+    photos = several.shape[1:2] if several is not None else ()
+    shown, pictures = (batch, *photos, count + of_part.get("loose.", 0) + on), (batch, *photos)
+    layout: dict[str, tuple[int | None, ...]] = {
+        f"{part}{name}": (batch, number, *last)
+        for part, number in of_part.items()
+        for name, last in GAUSSIAN_WIDTHS.items()
+    }
+    layout |= {"betas": (batch, None), "background": (batch, 3), "vertex_ids": (count,)}
+    layout |= {"loose.skin_weights": (batch, of_part.get("loose.", 0), None)}
+    layout |= {f"surface.{name}": (batch, on, 3) for name in RIDING}
+    layout |= {"pattern.picture": (batch, 3, None, None), "pattern.places": (batch, count, 2)}
+    layout |= {"pattern.weight": (batch, count), "texture.places": (*shown, 2)}
+    layout |= {f"texture.{name}": shown for name in ("seen", "trust", "part")}
+    layout |= {f"texture.{name}": (*shown, 3) for name in PHOTO_SET}
+    layout |= {f"texture.{name}": (*pictures, 1, None, None) for name in ("mask", "photo_part")}
+    layout |= {"texture.photo": (*pictures, 3, None, None)}
+    for name, wanted in layout.items():
+        if name in tensors and not _fits(
+            tensors[name], wanted, name.endswith(INDICES), not name.startswith("texture.")
+        ):
+            raise ValueError(f"{path}: {name} does not fit: make it again with `{MADE_BY}`")
+    for name, limit in (("vertex_ids", num_vertices), ("surface.corners", count)):
+        held = tensors.get(name, ids[:0])
+        if bool(((held < 0) | (held >= limit)).any()):
+            raise ValueError(f"{path}: {name} does not fit: make it again with `{MADE_BY}`")
+
+
+def _fits(value: torch.Tensor, wanted: tuple[int | None, ...], is_index: bool, is_finite: bool) -> bool:
+    """Whether a tensor has a shape (None: any length), the right kind of numbers, and, where asked, none but finite."""
+    if value.ndim != len(wanted) or any(n is not None and n != m for n, m in zip(wanted, value.shape, strict=True)):
+        return False
+    if is_index:
+        return value.dtype == torch.int64
+    return not is_finite or (value.is_floating_point() and bool(value.isfinite().all()))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from visa.artifacts.files import atomic_path
+from visa.artifacts.provenance import SYNTHETIC
 from visa.networks.gaussians import Gaussians
 
 SH_DC = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi)): colour = 0.5 + SH_DC * f_dc
@@ -81,7 +82,10 @@ def read_splat(path: str | Path) -> Gaussians:
         raise ValueError(f"{path}: no .ply or .spz file: export one with `python -m visa.tools.export_avatar`")
     try:
         arrays = decode(path.read_bytes())
-    except (ValueError, struct.error, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        bad = [name for name, value in arrays.items() if not np.isfinite(value).all()]
+        if bad:
+            raise ValueError(f"{bad[0]} has values that are not finite")
+    except (ValueError, IndexError, OverflowError, MemoryError, struct.error, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a readable splat file ({error}): export it again") from error
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in arrays.items()}
     quats = torch.nn.functional.normalize(tensors.pop("quats"), dim=-1)
@@ -105,7 +109,7 @@ def _to_ply(arrays: dict[str, np.ndarray]) -> bytes:
         ],
         axis=1,
     )
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(columns)}"]
+    lines = ["ply", "format binary_little_endian 1.0", f"comment {SYNTHETIC}", f"element vertex {len(columns)}"]
     lines += [*(f"property float {name}" for name in PLY_FIELDS), "end_header\n"]
     return "\n".join(lines).encode() + columns.astype("<f4").tobytes()
 
@@ -123,7 +127,9 @@ def _from_ply(data: bytes) -> dict[str, np.ndarray]:
     missing = [name for name in PLY_FIELDS if name not in names and not name.startswith("n")]
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
-    table = np.frombuffer(body, "<f4", count=count * len(names)).reshape(count, len(names))
+    if len(body) != 4 * count * len(names):
+        raise ValueError(f"it holds not the {4 * count * len(names)} bytes of {count} Gaussians")
+    table = np.frombuffer(body, "<f4").reshape(count, len(names))
 
     def columns(*wanted: str) -> np.ndarray:
         return np.stack([table[:, names.index(name)] for name in wanted], axis=1)
@@ -154,13 +160,15 @@ def _to_spz(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def _from_spz(data: bytes) -> dict[str, np.ndarray]:
-    raw = gzip.decompress(data)
-    magic, version, count, degree, bits, flags, _ = SPZ_HEADER.unpack_from(raw)
+    stream = zlib.decompressobj(wbits=31)  # a gzip header is expected
+    magic, version, count, degree, bits, flags, _ = SPZ_HEADER.unpack(stream.decompress(data, SPZ_HEADER.size))
     if magic != SPZ_MAGIC or version != SPZ_VERSION or flags & ~1:
         raise ValueError(f"its header is not that of SPZ version {SPZ_VERSION} without extensions")
-    payload = np.frombuffer(raw, np.uint8, offset=SPZ_HEADER.size)
-    if len(payload) != count * (SPZ_BYTES + 3 * ((degree + 1) ** 2 - 1)):
-        raise ValueError(f"it holds {len(payload)} bytes, which is wrong for {count} Gaussians of degree {degree}")
+    size = count * (SPZ_BYTES + 3 * ((degree + 1) ** 2 - 1))
+    # No more than that is unpacked: a small file may hold gigabytes of zeros.
+    payload = np.frombuffer(stream.decompress(stream.unconsumed_tail, size + 1), np.uint8)
+    if len(payload) != size or not stream.eof:
+        raise ValueError(f"it holds not the {size} bytes of {count} Gaussians of degree {degree}")
     ends = np.cumsum([9, 1, 3, 3, 4]) * count
     position, alpha, color, scale, quats = np.split(payload[: ends[-1]], ends[:-1])
     low = position.reshape(-1, 3).astype(np.int32)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pickle
 import pkgutil
 import sys
+import threading
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from visa.artifacts.checkpoints import check_checkpoint
 from visa.artifacts.configs import read_config
 from visa.artifacts.files import shipped
 from visa.artifacts.provenance import peak_memory_mb
@@ -37,7 +38,7 @@ DEFAULT_CONFIG = "configs/shader.yaml"
 TEST_FRAMES = 16  # of each block, that `test` reads by itself: a third of the shipped ones
 # Options that list rows of `test`, and the rows that take longest.
 FULL_ROWS = {"teacher_test_steps": [50], "test_photos": [1, 4, 16]}
-BROKEN = "{} is no whole checkpoint: start the run without --ckpt_path, or from another file"
+TOLD_TO_END = 128 + 15  # the exit code of a process that ended by SIGTERM
 
 
 class ComposedConfigFile(ActionConfigFile):
@@ -103,10 +104,7 @@ class StageCLI(LightningCLI):
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        try:
-            super()._parse_ckpt_path()
-        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(BROKEN.format(self.config[self.config.subcommand].ckpt_path)) from error
+        """No options are taken from a checkpoint: a run's config says all."""
 
     def before_instantiate_classes(self) -> None:
         """Hand the flags on to data and model."""
@@ -143,10 +141,11 @@ class StageCLI(LightningCLI):
         """A run folder: `runs/STAGE/version_N`; a resumed fit goes on in the folder of the run that was cut off."""
         config = self.config[self.subcommand]
         name, version = self.model.stage, None
-        if self.subcommand == "fit" and config.get("ckpt_path") is not None:
-            path = self._checkpoint(config.ckpt_path)
+        if config.get("ckpt_path") is not None:
+            path, is_fit = self._checkpoint(config.ckpt_path), self.subcommand == "fit"
+            check_checkpoint(path, self.model.state_dict(), self.model.frozen, is_whole=is_fit)
             self.config_init[self.subcommand]["ckpt_path"] = str(path)
-            if path.resolve().is_relative_to((RUNS / name).resolve()):
+            if is_fit and path.resolve().is_relative_to((RUNS / name).resolve()):
                 version = path.parent.parent.name
         if self.subcommand != "fit":
             name = f"{self.subcommand}/{name}"
@@ -161,8 +160,6 @@ class StageCLI(LightningCLI):
             path = found[-1] if found else RUNS / self.model.stage / "version_0/checkpoints/last.ckpt"
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}: start the run without --ckpt_path")
-        if not zipfile.is_zipfile(path):
-            raise ValueError(BROKEN.format(path))
         return path
 
     def before_fit(self) -> None:
@@ -274,12 +271,21 @@ class SaveRunConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config of what leaves something to look at."""
-        if stage in ("fit", "test"):
-            written = len(list(Path(trainer.log_dir or ".").glob("config*.yaml")))
-            if written and self.config.get("ckpt_path") is not None:
-                self.config_filename = f"config_{written + 1}.yaml"
+        """Write the config of what leaves something to look at, whole or not at all."""
+        if stage not in ("fit", "test"):
+            return
+        folder = Path(trainer.log_dir or ".")
+        written, name = len(list(folder.glob("config*.yaml"))), "config.yaml"
+        if written and self.config.get("ckpt_path") is not None:
+            name = f"config_{written + 1}.yaml"
+        self.config_filename = f".{name}"
+        try:
             super().setup(trainer, pl_module, stage)
+            if trainer.is_global_zero and (folder / self.config_filename).is_file():
+                (folder / self.config_filename).replace(folder / name)
+        finally:
+            if trainer.is_global_zero:
+                (folder / self.config_filename).unlink(missing_ok=True)
 
 
 def leave_process_group() -> None:
@@ -293,12 +299,22 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def run(arguments: list[str] | None = None) -> None:
-    """The process: errors of the user's input end in one line, VISA_TRACEBACK=1 shows where they come from."""
+def _leave_to_main_thread(ended: threading.ExceptHookArgs) -> None:
+    """What a thread says of its end: nothing of a disk that took no more curves, which their writer hands on."""
+    if ended.exc_type is None or not issubclass(ended.exc_type, OSError):
+        threading.__excepthook__(ended)
+
+
+def run(arguments: list[str] | None = None, cli: type[StageCLI] = StageCLI) -> None:
+    """The process: errors of input and disk end in one line, VISA_TRACEBACK=1 shows where they come from."""
+    if not os.environ.get("VISA_TRACEBACK"):
+        threading.excepthook = _leave_to_main_thread
     try:
-        main(arguments)
+        main(arguments, cli)
         leave_process_group()
-    except (FileNotFoundError, ValueError) as error:
+    except SIGTERMException:
+        sys.exit(TOLD_TO_END)
+    except (OSError, ValueError) as error:
         if os.environ.get("VISA_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")

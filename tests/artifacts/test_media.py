@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from visa.artifacts.files import atomic_path
 from visa.artifacts.media import read_video, sheet, side_by_side, to_uint8, write_image, write_video
+from visa.artifacts.provenance import SYNTHETIC
 
 
 def _clip(num_frames: int, height: int, width: int) -> torch.Tensor:
@@ -109,3 +110,12 @@ def test_sheet_holds_each_picture_in_its_cell(tmp_path: Path) -> None:
 def test_to_uint8_rounds_and_clamps() -> None:
     values = torch.tensor([-1.0, 0.0, 0.499 / 255, 0.501 / 255, 1.0, 2.0]).expand(3, 1, 6)
     assert to_uint8(values)[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def test_a_comment_is_in_the_file(tmp_path: Path) -> None:
+    import av
+
+    for comment in (None, SYNTHETIC):
+        path = write_video(tmp_path / "out.mp4", torch.rand(3, 3, 16, 16), fps=25, comment=comment)
+        with av.open(str(path)) as container:
+            assert container.metadata.get("comment") == comment

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from visa.artifacts.tensorboard import encode_gif, log_image, log_video
 from visa.callbacks.ema import ExponentialMovingAverage
 from visa.callbacks.gradient_norm import GradientNorm
+from visa.callbacks.resume import ResumeCheckpoint
 from visa.callbacks.throughput import Throughput
 from visa.callbacks.weights import SaveWeights
-from visa.losses.finite import check_finite
 
 
 class Clips(Dataset[dict[str, Tensor]]):
@@ -216,12 +216,23 @@ def test_average_is_put_back_after_a_failure(tmp_path: Path) -> None:
     assert torch.equal(module.student.weight, recorder.weights[-1])
 
 
-def test_check_finite_names_every_bad_term() -> None:
-    good, bad = torch.ones(3), torch.tensor([0.0, torch.nan])
-    check_finite({"l1": good}, 0)
-    check_finite({"huge": torch.full((4,), 3e38)}, 0)  # its sum overflows, it does not
-    with pytest.raises(ValueError, match=r"step 7 \(in mask, scale\)"):
-        check_finite({"l1": good, "mask": bad, "scale": torch.tensor(torch.inf)}, 7)
+class Overflows(Toy):
+    """Finite losses and gradients, and a third step that float32 cannot hold."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        if self.trainer.global_step == 2:
+            self.student.weight.data[0, 0] = torch.inf
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"limit_val_batches": 0, "enable_checkpointing": True}
+    trainer = _trainer(tmp_path, [ResumeCheckpoint(every=1)], logger=TensorBoardLogger(tmp_path), **options)
+    with pytest.raises(ValueError, match=r"student\.weight is no longer finite: no checkpoint is written; resume"):
+        trainer.fit(Overflows(), _loader())
+    (path,) = tmp_path.rglob("*.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert checkpoint["state_dict"]["student.weight"].isfinite().all()
 
 
 def test_gradient_norms_of_two_players(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from tests.conftest import ROOT, clip_track, write_clip
 from visa.datamodules.augment import Augment
 from visa.datamodules.baselines import frozen_frame
-from visa.datamodules.clip import Clip, Splits, frame_rate, load_track
+from visa.datamodules.clip import TRACK_FIELDS, Clip, Splits, frame_rate, load_track
 from visa.datamodules.retarget import retarget
 from visa.datamodules.schedule import Phase, check_phases, phase_at
 from visa.datamodules.sources import ClipSource
@@ -88,13 +88,18 @@ def test_phases_change_at_their_boundary() -> None:
         check_phases([Phase(start=3)])
 
 
-def test_nan_in_a_track_makes_the_frame_invalid(tmp_path: Path) -> None:
-    track = clip_track(5)
-    track["body_pose"][2, 3, 1] = np.nan
+@pytest.mark.parametrize("name", TRACK_FIELDS[:-1])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])  # float32 cannot hold the last
+def test_nan_in_a_track_makes_the_frame_invalid_and_names_the_field(tmp_path: Path, name: str, value: float) -> None:
+    track = {**clip_track(5), "frame_valid": np.array([True, True, True, True, False])}
+    track[name] = track[name].astype(np.float64)
+    for frame in (2, 4):  # of the last one nothing was known anyway
+        track[name][frame].flat[1] = value
     np.savez(tmp_path / "a.track.npz", **track)
-    loaded = load_track(tmp_path / "a.track.npz")
-    assert loaded["frame_valid"].tolist() == [True, True, False, True, True]
-    assert all(np.isfinite(loaded[name]).all() for name in ("body_pose", "expression"))
+    with pytest.warns(UserWarning, match=rf"a\.track\.npz: {name} holds NaN or infinity in 1 frames \(2\)"):
+        loaded = load_track(tmp_path / "a.track.npz")
+    assert loaded["frame_valid"].tolist() == [True, True, False, True, False]
+    assert np.isfinite(loaded[name]).all()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +113,8 @@ def test_nan_in_a_track_makes_the_frame_invalid(tmp_path: Path) -> None:
             r"body_pose is \[5, 20, 3\], not \[5, 21, 3\]",
         ),
         (lambda track: track.update(jaw_pose=np.array(["a"] * 5)), "jaw_pose holds <U1, not numbers"),
+        (lambda track: track.update(jaw_pose=np.zeros((5, 3), complex)), "jaw_pose holds complex128, not numbers"),
+        (lambda track: track.update(betas=np.float32(0)), "betas is \\[\\]: give 10"),
         (lambda track: track.update(betas=np.zeros(4)), "betas is \\[4\\]: give 10"),
         (lambda track: track.update(betas=np.full(10, np.nan)), "betas holds NaN"),
     ],
@@ -174,6 +181,27 @@ def test_an_unknown_key_of_splits_is_an_error(tmp_path: Path) -> None:
         Clip(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("test: [0, 1]\n", r"'\[0, 1\]' is no list of ranges: write \[\[first, last\], ...\]"),
+        ("validation: 3\n", "is no list of ranges"),
+        ("test: [[3, 1]]\n", r"the range \[3, 1\] ends before it begins"),
+        ("test: [[-1, 1]]\n", "'-1' is no frame number"),
+        ("gap: wide\n", "'wide' is no frame number: give a whole number from 0 on"),
+        ("reference: 1.5\n", "'1.5' is no frame number"),
+        ("train: nobody\n", "train is 'nobody': give true or false"),
+        ("- 3\n", "is no mapping: give it keys of gap"),
+    ],
+)
+def test_wrong_splits_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.splits.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"a\.splits\.yaml:? .*{message}") as caught:
+        Splits.read(path, 50)
+    assert "\n" not in str(caught.value)
+
+
 def test_without_splits_the_last_tenth_validates(tmp_path: Path) -> None:
     splits = Splits.read(tmp_path / "none.splits.yaml", 50)
     assert splits.validation == [(45, 49)]
@@ -221,4 +249,6 @@ def test_the_driver_s_frame_rate_is_the_result_s(clip_path: Path, tmp_path: Path
     assert collate([own, own]).fps == [25.0, 25.0]
     for wrong in (0, np.nan, -5, 1e9):
         assert frame_rate({"fps": np.float32(wrong)}) == 25.0
+    for wrong in (np.array("fast"), np.ones(3), np.zeros(0)):
+        assert frame_rate({"fps": wrong}) == 25.0
     assert frame_rate({}) == 25.0

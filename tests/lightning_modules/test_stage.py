@@ -1,12 +1,15 @@
 """What every stage does alike: named noise, the step in an error, weights that are not there."""
 
 from pathlib import Path
+from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
+from tests.lightning_modules.test_stages import STAGES, small
 from visa import cli as train
 from visa.lightning_modules.adversarial import Adversarial
 from visa.lightning_modules.ode import OdeRegression
@@ -75,9 +78,54 @@ def test_a_loss_that_is_not_finite_names_its_own_step(name: str, kind: type[Stag
     data.setup("validate")
     stage.step = 5
     stage.perceptual = Broken(stage.perceptual)
-    with pytest.raises(ValueError, match="not finite at step 5 "):
-        stage.training_step(data.training_windows()[5], 0)
+    batch = data.training_windows()[5]
+    stage.on_train_batch_start(batch, 5)
+    numbers = batch.frame_numbers[0].tolist()
+    seen = rf"batch: person frames {numbers[0]} to {numbers[-1]}, photo {int(batch.reference_numbers[0])}\): stopped"
+    with pytest.raises(ValueError, match=f"not finite at step 5 .*{seen}"):
+        stage.training_step(batch, 5)
     assert stage.step == 5
+    stage.on_train_batch_end(None, batch, 5)
+    assert stage.origin == ""
+
+
+class PoisonedGradient(lightning.Callback):
+    """From the third batch on, one gradient is infinite, though every loss is finite."""
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Stage, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        if pl_module.step == 2:
+            network = pl_module.exported()
+            parameter = next(one for one in network.parameters() if one.requires_grad)
+            parameter.register_hook(lambda gradient: gradient * float("inf"))
+            self.before = {name: value.clone() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["reconstruction", "teacher", "ode", "shader", "adversarial"])
+def test_a_gradient_that_is_not_finite_changes_nothing(name: str, clip_path: Path, tmp_path: Path) -> None:
+    """Stopped before the step, batch and parameter named, the last checkpoint good and resumable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "RUNS", tmp_path / "runs")
+        poison = "tests.lightning_modules.test_stage.PoisonedGradient"
+        arguments = ["fit", *STAGES[name], *small(clip_path, num_steps=4, num_frames=3), "--resume.every=1"]
+        built: list[train.StageCLI] = []
+
+        class Kept(train.StageCLI):
+            def before_fit(self) -> None:
+                built.append(self)
+
+        with pytest.raises(ValueError, match=r"gradient is not finite at step 2 \(in .*; batch: person frames .*photo"):
+            train.main([*arguments, f"--trainer.callbacks+={poison}"], cli=Kept)
+        (cli,) = built
+        callback = next(one for one in cli.trainer.callbacks if isinstance(one, PoisonedGradient))
+        for key, value in cli.model.exported().state_dict().items():
+            assert torch.equal(value, callback.before[key]), key
+        (path,) = (tmp_path / "runs").rglob("last.ckpt")
+        checkpoint = torch.load(path, weights_only=True)
+        assert checkpoint["step"] == 2
+        assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+        train.main([*arguments, "--ckpt_path=last"])
+        assert torch.load(path, weights_only=True)["step"] == 4
 
 
 @pytest.mark.parametrize("choice", [None, "shipped"])

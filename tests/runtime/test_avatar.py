@@ -9,9 +9,11 @@ import gsply
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from tests.conftest import ROOT
+from visa.artifacts.provenance import SYNTHETIC
 from visa.networks.avatar import Avatar, Loose
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.compositing import splat
@@ -165,6 +167,14 @@ def read_ply(path: Path) -> np.ndarray:
     fields = np.dtype([(words[-1], "<f4") for words in properties])
     assert len(data) - end == int(element[2]) * fields.itemsize
     return np.frombuffer(data, fields, offset=end)
+
+
+def test_files_say_that_they_are_synthetic(avatar: Avatar, body: BodyModel, tmp_path: Path) -> None:
+    ply = write_splat(tmp_path / "person.ply", first(avatar.gaussians)).read_bytes()
+    assert f"\ncomment {SYNTHETIC}\n".encode() in ply[: ply.index(b"end_header")]
+    path = save_avatar(tmp_path / "person.safetensors", avatar, body, "x")
+    with safe_open(str(path), framework="pt") as archive:
+        assert archive.metadata()["generator"] == SYNTHETIC
 
 
 def test_the_ply_is_the_3dgs_layout(avatar: Avatar, tmp_path: Path) -> None:

@@ -22,11 +22,20 @@ from visa.tools.track.write import write_clip
 
 
 def track_file(
-    source: Path, out: Path, body_path: Path, landmarks_path: Path, weights: Path | None = None
+    source: Path, out: Path, body_path: Path, landmarks_path: Path, weights: Path | None = None, person: int = 1
 ) -> dict[str, Any]:
-    """Track one video or image into `out`; returns the report. With `weights` of the reconstruction, poses are refined
-    by rendering the person's avatar (`tools.track.refine`). ValueError (one line) for bad input; nothing is left
-    half-written.
+    """Track one person of a video or image into `out`; returns the report. Nothing is left half-written.
+
+    Args:
+        source: video or image.
+        out: folder of the clip.
+        body_path, landmarks_path: the body model and its landmarks.
+        weights: of the reconstruction; with them poses are refined by rendering the person's avatar
+            (`tools.track.refine`).
+        person: of several, 1 has the largest face.
+
+    Raises:
+        ValueError: bad input, in one line.
     """
     if not source.is_file():
         raise ValueError(f"{source}: no such file: give the path of a video or an image")
@@ -35,13 +44,13 @@ def track_file(
     # Before minutes are spent on tracking: the weights may be missing.
     is_refined = weights is not None and not is_image(source)
     reconstructor = load_reconstructor(str(body_path), str(weights)) if is_refined else None
-    detections = keep_longest_shot(detect(source))
+    detections = keep_longest_shot(detect(source, person=person))
     try:
         track = fit(detections, body, landmarks, source=None if is_image(source) else source)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     report = {"source": source.name, "source_bytes": source.stat().st_size, "body_model": body_path.name}
-    report |= report_of(detections, track)
+    report |= report_of(detections, track) | {"num_people": detections.num_people}
     report["silhouette_iou"] = silhouette_iou(detections, track, body)
     paths = write_clip(source, out, detections, track, report, body, body_path.name)
     return report if reconstructor is None else report | refine_file(paths[0], reconstructor)
@@ -65,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--refine", action="store_true", help="turn torso and arms until the person's own avatar fits the pictures"
     )
     parser.add_argument("--weights", type=Path, default=Path(WEIGHTS), help="of that avatar (default: %(default)s)")
+    parser.add_argument(
+        "--person", type=int, default=1, help="of several people: 1 has the largest face, 2 the next (default: 1)"
+    )
     parser.add_argument("--workers", type=int, default=1, help="clips at a time (default: %(default)s)")
     parser.add_argument("--shard", default=None, help="I/N: track the I-th of N equal parts only, counted from 0")
     given = parser.parse_args(arguments)
@@ -78,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _track_one(given: argparse.Namespace) -> int:
     weights = given.weights if given.refine else None
-    report = track_file(given.sources[0], given.out, given.body, given.landmarks, weights)
+    report = track_file(given.sources[0], given.out, given.body, given.landmarks, weights, given.person)
     for name, value in report.items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     print(given.out / f"{given.sources[0].stem}.track.npz")
@@ -95,6 +107,7 @@ def _track_many(given: argparse.Namespace) -> int:
         print(f"shard {given.shard} is empty: there are fewer files than shards")
         return 0
     options = ["--body", str(given.body), "--landmarks", str(given.landmarks)]
+    options += ["--person", str(given.person)]
     options += ["--refine", "--weights", str(given.weights)] if given.refine else []
     num_threads = max((os.cpu_count() or 1) // given.workers, 1)
     track_one = partial(track_in_process, out=given.out, options=options, num_threads=num_threads)

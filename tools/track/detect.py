@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from visa.artifacts.photos import is_image
+from visa.tools.track.people import People
 from visa.tools.track.read import read_frames, timing
 
 NUM_FACE_POINTS = 478  # 468 of the face mesh, then 5 of each iris (the subject's right iris first)
@@ -40,6 +41,7 @@ class Detections:
     height: int
     fps: float
     num_shots_dropped: int = 0
+    num_people: int = 1  # most that a frame shows side by side
 
     @property
     def num_frames(self) -> int:
@@ -150,10 +152,14 @@ def points(landmarks: Any, count: int, width: int, height: int, with_visibility:
     return np.asarray(rows, np.float32)
 
 
-def detect(path: Path, progress: Callable[..., Any] = tqdm) -> Detections:
-    """Run the detectors over a video or image file; ValueError if it cannot be read."""
+def detect(path: Path, progress: Callable[..., Any] = tqdm, person: int = 1) -> Detections:
+    """Run the detectors over a video or image file, on one of the people that it shows (`tools.track.people`).
+
+    Raises:
+        ValueError: it cannot be read, or shows fewer people than `person`.
+    """
     shown = timing(path)
-    require_mediapipe()
+    people = People(require_mediapipe(), person, str(path))
     detector: Detector | None = None
     cuts, size = CutFinder(), (0, 0)
     rows: list[dict[str, NDArray[Any]]] = []
@@ -164,16 +170,20 @@ def detect(path: Path, progress: Callable[..., Any] = tqdm) -> Detections:
             detector = detector or Detector(is_still=is_image(path))
             if is_cut:
                 detector.reset()
+                people.forget()
             if rows and frame.shape[:2] != size:
                 raise ValueError(f"{path}: the picture size changes in mid-clip: cut the video into clips of one size")
             size = frame.shape[:2]
             shots.append((shots[-1] if shots else 0) + int(is_cut))
-            rows.append(detector(frame))
+            rows.append(detector(people.only_chosen(frame)))
     finally:
+        people.close()
         if detector is not None:
             detector.close()
     arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return Detections(**arrays, shot=np.asarray(shots), width=size[1], height=size[0], fps=shown.rate)
+    return Detections(
+        **arrays, shot=np.asarray(shots), width=size[1], height=size[0], fps=shown.rate, num_people=max(people.most, 1)
+    )
 
 
 def keep_longest_shot(detections: Detections) -> Detections:
