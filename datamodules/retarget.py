@@ -135,15 +135,9 @@ def put_motion_on(
 ) -> VideoBatch:
     """Frames `numbers` of a track's `motion`, put on the person whom frame `frame` of `photo` shows; see `retarget`."""
     still = reader.read(photo, np.asarray([frame]), frame, resolution, fine=fine, is_cleaned=True)
-    params = BodyParams.from_track(motion, numbers)
     own = BodyParams.from_track(photo.track, np.asarray([frame]))
+    params = retargeted(motion, numbers, own, still.world_to_camera[0, 0], body)
     count = len(numbers)
-    params.betas = own.betas.expand(count, -1).contiguous()
-    _orient_for_camera(params, torch.from_numpy(motion["world_to_camera"][numbers]), still.world_to_camera[0, 0])
-    # The head is what the photo frames: start it where the photo has it.
-    start = body(params[:1])[1][0, HEAD_JOINT]
-    goal = body(own)[1][0, HEAD_JOINT]
-    params.transl = params.transl + (goal - start)
     return VideoBatch(
         frames=torch.zeros(1, count, 3, resolution, resolution),
         masks=torch.zeros(1, count, 1, resolution, resolution),
@@ -167,6 +161,28 @@ def put_motion_on(
         fine_reference=still.fine_reference,
         fine_reference_mask=still.fine_reference_mask,
     )
+
+
+def retargeted(
+    motion: Mapping[str, np.ndarray], numbers: np.ndarray, own: BodyParams, photo_camera: torch.Tensor, body: BodyModel
+) -> BodyParams:
+    """Frames `numbers [T]` of a track's motion as parameters `[T]` of the person whom a photo shows; see `retarget`.
+
+    Args:
+        motion: the driver's track.
+        numbers: frames of it.
+        own: the photo's parameters `[1]`.
+        photo_camera: `[4,4]` world to camera.
+        body: the model that both are fits of.
+    """
+    params = BodyParams.from_track(motion, numbers)
+    params.betas = own.betas.expand(len(numbers), -1).contiguous()
+    _orient_for_camera(params, torch.from_numpy(motion["world_to_camera"][numbers]), photo_camera)
+    # The head is what the photo frames: start it where the photo has it.
+    start = body(params[:1])[1][0, HEAD_JOINT]
+    goal = body(own)[1][0, HEAD_JOINT]
+    params.transl = params.transl + (goal - start)
+    return params
 
 
 def _orient_for_camera(params: BodyParams, driver_camera: torch.Tensor, photo_camera: torch.Tensor) -> None:

@@ -57,6 +57,19 @@ def with_detail(
     return replace(avatar, detail=Detail(pictures, masks, pattern))
 
 
+def detail_of(avatar: Avatar) -> Detail:
+    """The avatar's photos in detail, or as it was made of them; ValueError for an avatar without a texture."""
+    if avatar.detail is not None:
+        return avatar.detail
+    texture = avatar.texture
+    if texture is None:
+        raise ValueError("this avatar has no photo: make it of one")
+    picture = None if avatar.pattern is None else avatar.pattern.picture
+    if isinstance(texture, PhotoSet):
+        return Detail(texture.textures.photo, texture.textures.mask, picture)
+    return Detail(texture.photo[:, None], texture.mask[:, None], picture)
+
+
 @full_precision
 def enlarged(maps: SplatMaps, detail: Detail, size: int) -> SplatMaps:
     """The maps `[B,T,...]` as a picture of `size` px, its photos read at their own resolution; without features."""

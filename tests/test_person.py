@@ -10,6 +10,7 @@ import torch
 from tests.conftest import ROOT
 from visa.networks.fit import FitOptions
 from visa.person import Person
+from visa.runtime.avatar_files import save_avatar
 
 PHOTO = ROOT / "assets/photos/astronaut.png"
 
@@ -33,6 +34,21 @@ def test_a_motion_moves_the_person(size: int, person: Person, clip_path: Path) -
     assert frames[0].shape == (3, size, size)
     assert all(frame.isfinite().all() and frame.min() >= 0 and frame.max() <= 1 for frame in frames)
     assert not torch.equal(frames[0], frames[5])
+
+
+def test_a_saved_person_moves_as_before(person: Person, tmp_path: Path, clip_path: Path) -> None:
+    again = Person.load(person.save(tmp_path / "person.safetensors"))
+    assert (again.size, again.resolution) == (512, 48)
+    for before, after in zip(person.frames(clip_path, 96, 3), again.frames(clip_path, 96, 3), strict=True):
+        assert float((before - after).abs().max()) < 1.5 / 255  # detail is kept in 8 bits
+    motion, rate = again.motion(clip_path, 3)
+    assert (motion.batch_shape, rate) == ((3,), 25)
+
+
+def test_an_avatar_without_photos_is_no_person(person: Person, tmp_path: Path) -> None:
+    path = save_avatar(tmp_path / "avatar.safetensors", person.avatar, person.body, "body.npz")
+    with pytest.raises(ValueError, match="is an avatar without its photos"):
+        Person.load(path)
 
 
 def test_files_are_written_and_wrong_ones_named(person: Person, tmp_path: Path, clip_path: Path) -> None:

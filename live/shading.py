@@ -1,0 +1,72 @@
+"""The shader of a stage's config, made ready to paint any person live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from visa import cli
+from visa.lightning_modules.student import StudentStage
+from visa.networks.codec import BlockCodec, WanCodec
+from visa.networks.rollout import CausalRollout
+from visa.networks.shader import VideoShader, Window
+from visa.networks.splat_maps import MatteOptions
+from visa.person import Person
+from visa.runtime.conditioner import Conditioner
+from visa.runtime.stream import AvatarStream
+
+
+@dataclass(frozen=True)
+class Shading:
+    """A student and how it paints.
+
+    Attributes:
+        shader: the network.
+        codec: frames <-> latents.
+        noise_levels: its denoising steps.
+        window: frames that it sees.
+        matte: what of the painted picture stands.
+    """
+
+    shader: VideoShader
+    codec: BlockCodec | WanCodec
+    noise_levels: tuple[float, ...]
+    window: Window
+    matte: MatteOptions
+
+    def stream(self, person: Person, size: int) -> AvatarStream:
+        """A stream of its own for a person, begun; pictures of `size` px."""
+        conditioner = Conditioner(person.reconstructor, self.codec).eval()
+        stream = AvatarStream(conditioner, CausalRollout(self.shader, self.noise_levels, self.window), matte=self.matte)
+        stream.begin(person.avatar, person.photos[0], size)
+        return stream
+
+
+def load_shading(
+    config: str = cli.DEFAULT_CONFIG,
+    weights: str = "shipped",
+    num_steps: int | None = None,
+    options: Sequence[str] = (),
+) -> Shading:
+    """Build the student of a config.
+
+    Args:
+        config: of a stage with a student.
+        weights: "shipped", or a file of a run.
+        num_steps: denoising steps: so many of the config's, evenly, the first among them; None takes all.
+        options: further ones, as of `train.py predict`.
+
+    Raises:
+        ValueError: the config has no student, or its steps do not divide.
+    """
+    arguments = ["predict", "-c", config, "--image=none", "--driving=none", *options]
+    stage = cli.main(arguments, cli=cli.BuildOnly).model
+    if not isinstance(stage, StudentStage):
+        raise ValueError(f"{config} has no student: give configs/shader.yaml or configs/adversarial.yaml")
+    stage.load_exported(weights, cli.RUNS)
+    levels = stage.noise_levels
+    steps = len(levels) if num_steps is None else num_steps
+    if steps < 1 or len(levels) % steps:
+        raise ValueError(f"--steps is {steps}: give a number that divides the {len(levels)} noise_levels of {config}")
+    chosen = tuple(levels[:: len(levels) // steps])
+    return Shading(stage.student.eval(), stage.codec, chosen, stage.rollout_window, stage.matte)
