@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 
 from visa.artifacts.photos import is_image
@@ -17,7 +16,7 @@ from visa.datamodules.clip import Clip, frame_rate, load_track
 from visa.datamodules.spread import spread_frames
 from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
-from visa.networks.rotation import matrix_to_quaternion
+from visa.networks.rotation import axis_angle
 from visa.networks.template import HEAD_JOINT
 
 NUM_PHOTOS = 8  # taken from a clip unless told otherwise
@@ -194,7 +193,5 @@ def _orient_for_camera(params: BodyParams, driver_camera: torch.Tensor, photo_ca
         photo_camera: `[4,4]` world to camera.
     """
     turn = photo_camera[:3, :3].T @ driver_camera[:, :3, :3]
-    quaternion = matrix_to_quaternion(turn @ rotation_matrices(params.global_orient))
-    angle = 2 * torch.atan2(quaternion[:, 1:].norm(dim=-1), quaternion[:, 0])
-    params.global_orient = F.normalize(quaternion[:, 1:], dim=-1) * angle[:, None]
+    params.global_orient = axis_angle(turn @ rotation_matrices(params.global_orient))
     params.transl = torch.einsum("tij,tj->ti", turn, params.transl)
