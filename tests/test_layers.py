@@ -17,6 +17,7 @@ BESIDE = {
     "callbacks": {"artifacts"},
     "tools": {*ROOMS, "tools", "cli"},
     "live": {*ROOMS, "live", "tools", "cli", "person"},
+    "viewer": {*ROOMS, "viewer", "live", "tools", "cli", "person"},
     "benchmarks": {*ROOMS, "benchmarks", "live", "tools", "cli", "person"},
 }
 ALLOWED = {room: set(ROOMS[: place + 1]) for place, room in enumerate(ROOMS)} | {

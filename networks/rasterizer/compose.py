@@ -6,6 +6,7 @@ The same in tensors (`networks.detail`) makes some thirty pictures on the way, a
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def _read_cubic(picture: np.ndarray, x: float, y: float, found: np.ndarray) -> N
 
 
 @inline
-def _read_linear(picture: np.ndarray, x: float, y: float) -> float:
+def _read_linear(picture: np.ndarray, x: Any, y: Any) -> Any:
     """`picture [H,W]` at pixels x, y, borders repeated."""
     height, width = picture.shape
     x, y = min(max(x, np.float32(0)), np.float32(width - 1)), min(max(y, np.float32(0)), np.float32(height - 1))
@@ -64,7 +65,7 @@ def _read_linear(picture: np.ndarray, x: float, y: float) -> float:
 
 
 @inline
-def _between(place: int, size: int, output: int) -> tuple[int, int, float]:
+def _between(place: int, size: int, output: int) -> tuple[int, int, Any]:
     """The two of `size` pixels around pixel `place` of `output`, and how far it lies towards the second."""
     at = max((place + np.float32(0.5)) * np.float32(size / output) - np.float32(0.5), np.float32(0))
     first = int(at)
