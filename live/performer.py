@@ -74,7 +74,7 @@ class Performer:
             ValueError: a parameter that is not finite or of another shape; the next push goes on as if it had not been.
         """
         if self.stream is not None:
-            return self.stream.push(body).clamp(0, 1)
+            return self.stream.push(body).clamp_(0, 1)
         self._poses.add(body)
         pictures = [torch.empty(0, 3, self.size, self.size)]
         while (pose := self._poses.take(1)) is not None:  # pictures of one frame fit into the processor's cache
@@ -84,7 +84,7 @@ class Performer:
     def _draw(self, pose: BodyParams) -> Tensor:
         maps = self._avatar.render(self.person.body, view_of(self._camera, pose))
         if self.size == self.person.resolution:
-            return maps.textured[0].clamp(0, 1)
+            return maps.textured[0].clamp_(0, 1)
         if self.look == "splat":
-            return F.interpolate(maps.rgb[0], (self.size, self.size), mode="bilinear").clamp(0, 1)
-        return enlarged(maps, detail_of(self.person.avatar), self.size).textured[0].clamp(0, 1)
+            return F.interpolate(maps.rgb[0], (self.size, self.size), mode="bilinear").clamp_(0, 1)
+        return enlarged(maps, detail_of(self.person.avatar), self.size).textured[0].clamp_(0, 1)

@@ -21,7 +21,7 @@ from visa.networks.body import BodyParams
 from visa.person import Person
 from visa.runtime.splat_files import write_splat
 from visa.viewer.controls import Controls
-from visa.viewer.splats import splats_of
+from visa.viewer.splats import UPRIGHT, splats_of
 from visa.viewer.uploads import MOST_BYTES, MOST_PHOTOS, Uploads
 
 SLIDERS = "sliders alone"
@@ -85,13 +85,13 @@ class Session:
         ply.on_click(lambda _: self._told(self._send_splat))
 
     def _look_at_person(self) -> None:
-        """From where the photo was taken, y up."""
+        """From where the photo was taken."""
         camera = self.person.photos[0].world_to_camera[0]
         eye, ahead = -camera[:3, :3].T @ camera[:3, 3], camera[2, :3]
         head = self.person.body.joint_transforms(self.person.photos[0].body)[0, 15]
         near = (head[:3, :3] @ self.person.body.joint_template[15] + head[:3, 3] - eye) @ ahead
-        self.client.scene.set_up_direction("+y")
-        self.client.camera.position, self.client.camera.look_at = eye.numpy(), (eye + near * ahead).numpy()
+        self.client.camera.position = (UPRIGHT @ eye).numpy()
+        self.client.camera.look_at = (UPRIGHT @ (eye + near * ahead)).numpy()  # setting the place has moved it
         focal = float(self.person.photos[0].intrinsics[0, 1, 1])
         self.client.camera.fov = 2 * float(np.arctan(self.person.resolution / 2 / focal))
 

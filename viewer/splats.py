@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from visa.networks.gaussians import Gaussians
 
 
+# The browser's world has z up: x stays, y goes up, what looks at the camera looks along -y.
+UPRIGHT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+
+
 class Splats(NamedTuple):
     """N Gaussians: centers `[N,3]` m, covariances `[N,3,3]` m^2, rgbs `[N,3]` and opacities `[N,1]` in [0,1]."""
 
@@ -21,7 +25,10 @@ class Splats(NamedTuple):
 
 
 def splats_of(gaussians: Gaussians) -> Splats:
-    """Of one pose, `[N,...]`. The covariance is R S S' R' (Kerbl et al., 3D Gaussian Splatting, 2023, equation 6)."""
+    """Of one pose, `[N,...]`, in the browser's world (UPRIGHT).
+
+    The covariance is R S S' R' (Kerbl et al., 3D Gaussian Splatting, 2023, equation 6).
+    """
     w, x, y, z = torch.nn.functional.normalize(gaussians.quats, dim=-1).unbind(-1)
     turn = torch.stack(
         [
@@ -31,6 +38,11 @@ def splats_of(gaussians: Gaussians) -> Splats:
         ],
         dim=-1,
     ).unflatten(-1, (3, 3))  # fmt: skip
-    axes = turn * gaussians.scales[..., None, :]
-    arrays = (gaussians.means, axes @ axes.mT, gaussians.colors.clamp(0, 1), gaussians.opacities[:, None].clamp(0, 1))
+    axes = UPRIGHT @ turn * gaussians.scales[..., None, :]
+    arrays = (
+        gaussians.means @ UPRIGHT.T,
+        axes @ axes.mT,
+        gaussians.colors.clamp(0, 1),
+        gaussians.opacities[:, None].clamp(0, 1),
+    )
     return Splats(*(value.detach().float().cpu().numpy() for value in arrays))

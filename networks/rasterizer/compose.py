@@ -72,6 +72,12 @@ def _between(place: int, size: int, output: int) -> tuple[int, int, Any]:
     return first, min(first + 1, size - 1), np.float32(at - first)
 
 
+@inline
+def _line(lines: np.ndarray, channel: int, left: int, right: int, t: Any) -> Any:
+    """Of a channel between two pixels of a row."""
+    return lines[channel, left] * (1 - t) + lines[channel, right] * t
+
+
 @kernel
 def compose_rows(
     ticket: np.ndarray, maps: np.ndarray, photos: np.ndarray, mattes: np.ndarray, pattern: np.ndarray, reach: float,
@@ -92,8 +98,12 @@ def compose_rows(
     people, count, _, photo_size = photos.shape[:4]
     output = textured.shape[2]
     lines = np.empty((channels, size), np.float32)
-    at, read, color = np.empty(channels, np.float32), np.empty(3, np.float32), np.empty(3, np.float32)
+    read, color = np.empty(3, np.float32), np.empty(3, np.float32)
     half = np.float32(0.5)
+    left, right = np.empty(output, np.int64), np.empty(output, np.int64)
+    towards = np.empty(output, np.float32)
+    for x in range(output):
+        left[x], right[x], towards[x] = _between(x, size, output)
     while True:
         row = take_ticket(ticket)
         if row >= frames * output:
@@ -106,33 +116,33 @@ def compose_rows(
                 lines[c, x] = maps[frame, c, above, x] * (1 - ty) + maps[frame, c, below, x] * ty
         v = np.float32((2 * y + 1) / output - 1)
         for x in range(output):
-            left, right, tx = _between(x, size, output)
-            for c in range(channels):
-                at[c] = lines[c, left] * (1 - tx) + lines[c, right] * tx
+            a, b, t = left[x], right[x], towards[x]
             u = np.float32((2 * x + 1) / output - 1)
-            color[0], color[1], color[2] = at[0], at[1], at[2]
-            share = at[PATTERN + 3]
+            for c in range(3):
+                color[c] = _line(lines, c, a, b, t)
+            alpha, share = _line(lines, 3, a, b, t), _line(lines, PATTERN + 3, a, b, t)
             if share > 0:
-                weight = max(at[PATTERN + 2], np.float32(1e-4))
-                px = ((u + at[PATTERN] / weight) / np.float32(reach) + 1) * (half * pattern.shape[3]) - half
-                py = ((v + at[PATTERN + 1] / weight) / np.float32(reach) + 1) * (half * pattern.shape[2]) - half
+                weight = max(_line(lines, PATTERN + 2, a, b, t), np.float32(1e-4))
+                px, py = _line(lines, PATTERN, a, b, t) / weight, _line(lines, PATTERN + 1, a, b, t) / weight
+                px = ((u + px) / np.float32(reach) + 1) * (half * pattern.shape[3]) - half
+                py = ((v + py) / np.float32(reach) + 1) * (half * pattern.shape[2]) - half
                 _read_cubic(pattern[person], px, py, read)
                 for c in range(3):
                     color[c] += share * (read[c] - color[c])
             base0, base1, base2 = color[0], color[1], color[2]
-            coverage, total = at[3], np.float32(0)
+            coverage, total = alpha, np.float32(0)
             for k in range(count):
                 first = PHOTOS + PER_LAYER * k
-                share = at[first + 3]
+                share = _line(lines, first + 3, a, b, t)
                 if share > 0:
-                    weight = max(at[first + 2], np.float32(1e-4))
-                    px = (u + at[first] / weight + 1) * (half * photo_size) - half
-                    py = (v + at[first + 1] / weight + 1) * (half * photo_size) - half
+                    weight = max(_line(lines, first + 2, a, b, t), np.float32(1e-4))
+                    px = (u + _line(lines, first, a, b, t) / weight + 1) * (half * photo_size) - half
+                    py = (v + _line(lines, first + 1, a, b, t) / weight + 1) * (half * photo_size) - half
                     _read_cubic(photos[person, k], px, py, read)
                     color[0] += share * (read[0] - base0)
                     color[1] += share * (read[1] - base1)
                     color[2] += share * (read[2] - base2)
-                    coverage += share * (_read_linear(mattes[person, k], px, py) - at[3])
+                    coverage += share * (_read_linear(mattes[person, k], px, py) - alpha)
                     total += share
             for c in range(3):
                 textured[frame, c, y, x] = color[c]

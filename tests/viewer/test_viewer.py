@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +19,13 @@ from tests.live.conftest import person as person
 from visa.networks.gaussians import Gaussians
 from visa.person import Person
 from visa.viewer import __main__ as program
-from visa.viewer.splats import splats_of
+from visa.viewer.splats import UPRIGHT, splats_of
 from visa.viewer.uploads import MOST_BYTES, MOST_PHOTOS, Uploads
 
 DRIVING = ROOT / "assets/clips/webcam_man.track.npz"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
+# viser 1.1.1 logs this for any Gaussians, random ones too.
+VISER_S_OWN = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN"
 WAIT = 60  # seconds; the machine may be busy
 
 
@@ -33,7 +34,7 @@ def test_covariances_are_those_of_turned_axes() -> None:
     quats, scales = torch.randn(5, 4, generator=generator), torch.rand(5, 3, generator=generator)
     color = torch.tensor([[1.2, 0.5, -0.1]]).expand(5, -1)
     splats = splats_of(Gaussians(torch.randn(5, 3), quats, scales, torch.full((5,), 0.5), color, torch.zeros(5, 0)))
-    turn = Rotation.from_quat(quats[:, [1, 2, 3, 0]].numpy()).as_matrix()
+    turn = UPRIGHT.numpy() @ Rotation.from_quat(quats[:, [1, 2, 3, 0]].numpy()).as_matrix()
     expected = turn @ (scales.numpy()[:, :, None] ** 2 * np.eye(3)) @ turn.transpose(0, 2, 1)
     np.testing.assert_allclose(splats.covariances, expected, atol=1e-6)
     assert splats.opacities.shape == (5, 1)
@@ -104,6 +105,13 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
+def share_drawn(screenshot: bytes) -> float:
+    """Of the scene's middle, what is not white."""
+    with Image.open(io.BytesIO(screenshot)) as shot:
+        middle = np.asarray(shot.convert("RGB"))[200:700, 330:850]
+    return float((middle < 200).any(-1).mean())
+
+
 @pytest.mark.slow
 def test_a_browser_loads_poses_plays_and_uploads(viewer: program.Viewer, tmp_path: Path) -> None:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -141,10 +149,7 @@ def test_a_browser_loads_poses_plays_and_uploads(viewer: program.Viewer, tmp_pat
         assert np.abs(viewer.sessions[1]._picture.image.astype(int) - session._picture.image).mean() > 1
         session._play.value = "webcam_man"
         until(lambda: session._frame > 2, "the motion")
-        if os.environ.get("VISA_SCREENSHOT"):
-            time.sleep(5)
-            page.get_by_role("tab", name="Pose").click()
-            page.screenshot(path=os.environ["VISA_SCREENSHOT"])
+        until(lambda: share_drawn(page.screenshot()) > 0.05, "the Gaussians")
         browser.close()
-        assert errors == []
+        assert [text for text in errors if VISER_S_OWN not in text] == []
     until(lambda: viewer.sessions == [], "the clients' end")
