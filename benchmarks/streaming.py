@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from visa.runtime import stream as streaming
 from visa.runtime.stream import AvatarStream
 
 PHOTO, DRIVING = "assets/photos/astronaut.png", "assets/clips/webcam_man.track.npz"
+COMPARED = 30  # pictures of fewer steps that are compared with those of all
 WARM_UP = 12  # pushes that are not counted; a shader's window is full by then
 WATCHED: tuple[tuple[Any, str, str], ...] = (
     (Avatar, "pose", "posing"),
@@ -129,6 +131,18 @@ def measure(
     }
 
 
+def likeness(person: Person, size: int, shading: Shading, full: Shading) -> dict[str, float]:
+    """What fewer steps or passes change in the pictures, of 255 grey levels, and the PSNR of one to the other, dB."""
+    poses = motion(person, COMPARED)
+    one, other = (Performer(person, "shaded", size, each).push(poses) for each in (shading, full))
+    change = 255 * (one - other)
+    return {
+        "change_levels": float(change.abs().mean()),
+        "change_levels_p99": float(np.percentile(change.abs().numpy(), 99)),
+        "psnr_to_full_db": float(20 * torch.log10(255 / change.square().mean().sqrt())),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = command_line(__doc__)
@@ -139,19 +153,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunk", type=at_least_one, help="poses given at a time (default: 1)")
     parser.add_argument("--frames", type=at_least_one, default=240, help="pictures timed (default: %(default)s)")
     parser.add_argument("--image", default=PHOTO, help="photo with its track beside it (default: %(default)s)")
+    parser.add_argument("--no_clean_pass", action="store_true", help="a shader without the pass over the clean chunk")
     add_threads(parser)
     given = parser.parse_args(arguments)
-    if given.steps is not None and given.look != "shaded":
-        parser.error("--steps are those of --look shaded")
+    if (given.steps is not None or given.no_clean_pass) and given.look != "shaded":
+        parser.error("--steps and --no_clean_pass are those of --look shaded")
     if given.chunk is not None and given.look == "shaded":
         parser.error("--look shaded takes the chunks of its shader: leave --chunk away")
     if given.threads:
         torch.set_num_threads(given.threads)
     load = os.getloadavg()[0]
-    shading = load_shading(num_steps=given.steps) if given.look == "shaded" else None
+    shading, full = None, None
+    if given.look == "shaded":
+        full = load_shading()
+        shading = replace(full, noise_levels=full.levels(given.steps), has_clean_pass=not given.no_clean_pass)
     chunk = (given.chunk or 1) if shading is None else shading.shader.chunk_frames * shading.codec.temporal_stride
     person = Person.from_photos(given.image, resolution=given.resolution, size=given.size)
     figures = measure(person, given.look, given.size, chunk, given.frames, shading)
+    if shading is not None and full is not None and shading != full:
+        figures |= likeness(person, given.size, shading, full)
     settings: dict[str, Figure] = {
         "device": device_name(torch.device("cpu")),
         "commit": git_commit(),
@@ -161,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "size": given.size,
         "resolution": given.resolution,
         "steps": 0 if shading is None else len(shading.noise_levels),
+        "has_clean_pass": None if shading is None else shading.has_clean_pass,
         "window_frames": 0 if shading is None else shading.window.capacity,
     }
     say_figures({**settings, **figures})

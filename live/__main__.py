@@ -75,10 +75,7 @@ def moments(given: argparse.Namespace, shapes: Blendshapes) -> Iterable[Moment]:
 
 def drive(given: argparse.Namespace, say: Callable[[str], None]) -> Figures:
     """A whole run."""
-    if len(given.image) == 1 and Path(given.image[0]).suffix == ".safetensors":
-        person = Person.load(given.image[0])
-    else:
-        person = Person.from_photos(*given.image, size=given.size)
+    person = Person.open(given.image, given.size)
     shapes = Blendshapes(person.body)
     source = moments(given, shapes)
     capture = FaceCapture(person.body) if given.video is not None or given.camera is not None else None

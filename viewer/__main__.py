@@ -17,13 +17,6 @@ from visa.person import Person
 from visa.viewer.session import Session
 
 
-def open_person(images: Sequence[str], size: int) -> Person:
-    """Of photos or one clip, or of one file of `Person.save`; errors in one line."""
-    if len(images) == 1 and Path(images[0]).suffix == ".safetensors":
-        return Person.load(images[0])
-    return Person.from_photos(*images, size=size)
-
-
 class Viewer:
     """The server: a session for each client.
 
@@ -103,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         viewer = Viewer(
-            open_person(given.image, given.size), given.driving, given.size, given.look, given.host, given.port
+            Person.open(given.image, given.size), given.driving, given.size, given.look, given.host, given.port
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

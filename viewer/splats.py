@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from visa.networks.gaussians import Gaussians
 
-
 # The browser's world has z up: x stays, y goes up, what looks at the camera looks along -y.
 UPRIGHT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 # Each is imported when it is called alone: `visa --help` waits for no network.
 COMMANDS = {
     "animate": "a photo (or several, or a clip) moved by another video: writes an mp4",
+    "frames": "a photo moved by another video: writes a folder of PNG pictures with alpha",
+    "page": "a photo moved by another video: writes one web page of Gaussians to orbit, without a server",
     "export": "a photo (or several, or a clip) -> .ply, .spz or .safetensors",
     "view": "a photo or an avatar in the browser: orbit it, pose it by sliders, play tracks",
     "live": "a photo moved live by a camera, a video or blendshapes, in the browser",
@@ -20,6 +22,8 @@ COMMANDS = {
 }
 MODULES = {
     "export": "visa.tools.export_avatar",
+    "frames": "visa.live.frames",
+    "page": "visa.live.page",
     "view": "visa.viewer.__main__",
     "live": "visa.live.__main__",
     "track": "visa.tools.track.__main__",

@@ -11,7 +11,7 @@ for frame in person.frames("talk.mp4"):          # [3,512,512] in [0,1], one a f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from visa.tools.export_avatar import export, read_photos
 from visa.tools.track.on_demand import tracked
 
 CHUNK = 4  # frames that are drawn at a time
+LEAST_ALPHA = 1 / 255  # below it a pixel has no colour of its own
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,13 @@ class Person:
         reconstructor = load_reconstructor(BODY, weights)
         return cls(*load_person(path, reconstructor.body), reconstructor)
 
+    @classmethod
+    def open(cls, images: Sequence[str], size: int = 512) -> Person:
+        """What command lines are given: one `.safetensors` file of `save`, or else photos or a clip."""
+        if len(images) == 1 and Path(images[0]).suffix == ".safetensors":
+            return cls.load(images[0])
+        return cls.from_photos(*images, size=size)
+
     def save(self, path: str | Path) -> Path:
         """Write avatar and photos as one `.safetensors` file, the photos' detail in 8 bits."""
         return save_person(path, self.avatar, self.photos, self.body, Path(BODY).name)
@@ -138,11 +146,17 @@ class Person:
         return retargeted(track, numbers, photo.body, photo.world_to_camera[0], self.body), frame_rate(track)
 
     @torch.no_grad()
-    def frames(self, driving: str | Path, size: int | None = None, num_frames: int | None = None) -> Iterator[Tensor]:
+    def frames(
+        self,
+        driving: str | Path,
+        size: int | None = None,
+        num_frames: int | None = None,
+        has_alpha: bool = False,
+    ) -> Iterator[Tensor]:
         """The person in the motion of a video (or `.track.npz`), frame by frame, `[3,size,size]` in [0,1].
 
         Drawn at the avatar's resolution and composed with the photo at `size` px, which is no smaller; `self.size`
-        without it.
+        without it. With `has_alpha` `[4,size,size]`: the person's own colours, not premultiplied, and alpha.
         """
         size = self.size if size is None else size
         if size < self.resolution:
@@ -152,7 +166,11 @@ class Person:
             view = view_of(self.photos[0].view(), motion[first : first + CHUNK])
             maps = self.avatar.render(self.body, view)
             drawn = maps if size == self.resolution else enlarged(maps, detail_of(self.avatar), size)
-            yield from drawn.textured[0].clamp(0, 1)
+            pictures, alpha = drawn.textured[0], drawn.coverage[0].clamp(0, 1)
+            if has_alpha:
+                behind = self.avatar.background[0, :, None, None] * (1 - alpha)
+                pictures = torch.cat([(pictures - behind) / alpha.clamp_min(LEAST_ALPHA), alpha], dim=1)
+            yield from pictures.clamp(0, 1)
 
 
 def _fine_photos(

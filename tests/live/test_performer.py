@@ -56,6 +56,23 @@ def test_a_bad_parameter_is_refused_and_the_stream_goes_on(
     assert torch.equal(torch.cat(drawn), other.push(poses[:3]))
 
 
+def test_a_shader_s_steps_are_chosen_evenly(shading: Shading) -> None:
+    four = replace(shading, noise_levels=(1.0, 0.9, 0.75, 0.5))
+    assert [four.levels(steps) for steps in (None, 2, 1)] == [(1.0, 0.9, 0.75, 0.5), (1.0, 0.75), (1.0,)]
+    with pytest.raises(ValueError, match="--steps is 3: give a number that divides the 4 noise_levels"):
+        four.levels(3)
+
+
+def test_without_the_clean_pass_the_first_chunk_is_the_same(
+    person: Person, poses: BodyParams, shading: Shading
+) -> None:
+    whole = Performer(person, "shaded", 128, shading).push(poses[:6])
+    fast = Performer(person, "shaded", 128, replace(shading, has_clean_pass=False)).push(poses[:6])
+    assert torch.equal(whole[:3], fast[:3])  # nothing of it was kept yet
+    assert not torch.equal(whole[3:], fast[3:])
+    assert float((whole - fast).abs().mean()) < 0.02
+
+
 def test_what_cannot_be_had_is_named(person: Person) -> None:
     with pytest.raises(ValueError, match="size is 32: give 64 px or more"):
         Performer(person, "textured", 32)
