@@ -18,6 +18,7 @@ from visa.live.blendshapes import Blendshapes
 from visa.live.performer import LOOKS, Look, Performer
 from visa.live.shading import Shading
 from visa.networks.body import BodyParams
+from visa.networks.rasterizer.constants import EPS_2D
 from visa.person import Person
 from visa.runtime.splat_files import write_splat
 from visa.viewer.controls import Controls
@@ -93,6 +94,7 @@ class Session:
         self.client.camera.position = (UPRIGHT @ eye).numpy()
         self.client.camera.look_at = (UPRIGHT @ (eye + near * ahead)).numpy()  # setting the place has moved it
         focal = float(self.person.photos[0].intrinsics[0, 1, 1])
+        self._blur = EPS_2D * (float(near) / focal) ** 2
         self.client.camera.fov = 2 * float(np.arctan(self.person.resolution / 2 / focal))
 
     def _told(self, action: Callable[[], str]) -> None:
@@ -193,7 +195,7 @@ class Session:
             self._times.append(1000 * (time.perf_counter() - begin) / len(pictures))
             self._picture.image = to_uint8(pictures[-1])
         posed = self.person.avatar.pose(self.person.body, pose.map(lambda value: value[:, None]))
-        splats = splats_of(posed.map(lambda value: value[0, 0]))
+        splats = splats_of(posed.map(lambda value: value[0, 0]), self._blur)
         self.client.scene.add_gaussian_splats("/person", **splats._asdict())
         self._shown.append(time.perf_counter())
         self._statistics.content = self._figures(len(splats.centers))

@@ -23,10 +23,11 @@ class Splats(NamedTuple):
     opacities: NDArray[np.float32]
 
 
-def splats_of(gaussians: Gaussians) -> Splats:
+def splats_of(gaussians: Gaussians, blur: float = 0.0) -> Splats:
     """Of one pose, `[N,...]`, in the browser's world (UPRIGHT).
 
-    The covariance is R S S' R' (Kerbl et al., 3D Gaussian Splatting, 2023, equation 6).
+    The covariance is R S S' R' (Kerbl et al., 3D Gaussian Splatting, 2023, equation 6), and `blur` m^2 in all
+    directions: what the rasterizer adds in the picture that they were fitted in, without which there are gaps nearby.
     """
     w, x, y, z = torch.nn.functional.normalize(gaussians.quats, dim=-1).unbind(-1)
     turn = torch.stack(
@@ -40,7 +41,7 @@ def splats_of(gaussians: Gaussians) -> Splats:
     axes = UPRIGHT @ turn * gaussians.scales[..., None, :]
     arrays = (
         gaussians.means @ UPRIGHT.T,
-        axes @ axes.mT,
+        axes @ axes.mT + blur * torch.eye(3),
         gaussians.colors.clamp(0, 1),
         gaussians.opacities[:, None].clamp(0, 1),
     )

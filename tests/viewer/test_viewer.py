@@ -33,11 +33,14 @@ def test_covariances_are_those_of_turned_axes() -> None:
     generator = torch.Generator().manual_seed(0)
     quats, scales = torch.randn(5, 4, generator=generator), torch.rand(5, 3, generator=generator)
     color = torch.tensor([[1.2, 0.5, -0.1]]).expand(5, -1)
-    splats = splats_of(Gaussians(torch.randn(5, 3), quats, scales, torch.full((5,), 0.5), color, torch.zeros(5, 0)))
+    gaussians = Gaussians(torch.randn(5, 3), quats, scales, torch.full((5,), 0.5), color, torch.zeros(5, 0))
+    splats = splats_of(gaussians)
     turn = UPRIGHT.numpy() @ Rotation.from_quat(quats[:, [1, 2, 3, 0]].numpy()).as_matrix()
     expected = turn @ (scales.numpy()[:, :, None] ** 2 * np.eye(3)) @ turn.transpose(0, 2, 1)
     np.testing.assert_allclose(splats.covariances, expected, atol=1e-6)
     assert splats.opacities.shape == (5, 1)
+    wider = splats_of(gaussians, blur=0.5)
+    np.testing.assert_allclose(wider.covariances - splats.covariances, np.tile(0.5 * np.eye(3), (5, 1, 1)), atol=1e-6)
     assert splats.rgbs[0].tolist() == [1.0, 0.5, 0.0]
 
 
