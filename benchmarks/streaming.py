@@ -132,7 +132,7 @@ def measure(
 
 
 def likeness(person: Person, size: int, shading: Shading, full: Shading) -> dict[str, float]:
-    """What fewer steps or passes change in the pictures, of 255 grey levels, and the PSNR of one to the other, dB."""
+    """What doing less changes in the pictures, of 255 grey levels, and the PSNR of one to the other, dB."""
     poses = motion(person, COMPARED)
     one, other = (Performer(person, "shaded", size, each).push(poses) for each in (shading, full))
     change = 255 * (one - other)
@@ -153,11 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunk", type=at_least_one, help="poses given at a time (default: 1)")
     parser.add_argument("--frames", type=at_least_one, default=240, help="pictures timed (default: %(default)s)")
     parser.add_argument("--image", default=PHOTO, help="photo with its track beside it (default: %(default)s)")
-    parser.add_argument("--no_clean_pass", action="store_true", help="a shader without the pass over the clean chunk")
+    parser.add_argument("--fast", action="store_true", help="a shader that does less (visa.live.shading.Shading.fast)")
     add_threads(parser)
     given = parser.parse_args(arguments)
-    if (given.steps is not None or given.no_clean_pass) and given.look != "shaded":
-        parser.error("--steps and --no_clean_pass are those of --look shaded")
+    if (given.steps is not None or given.fast) and given.look != "shaded":
+        parser.error("--steps and --fast are those of --look shaded")
     if given.chunk is not None and given.look == "shaded":
         parser.error("--look shaded takes the chunks of its shader: leave --chunk away")
     if given.threads:
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shading, full = None, None
     if given.look == "shaded":
         full = load_shading()
-        shading = replace(full, noise_levels=full.levels(given.steps), has_clean_pass=not given.no_clean_pass)
+        shading = replace(full.fast() if given.fast else full, noise_levels=full.levels(given.steps))
     chunk = (given.chunk or 1) if shading is None else shading.shader.chunk_frames * shading.codec.temporal_stride
     person = Person.from_photos(given.image, resolution=given.resolution, size=given.size)
     figures = measure(person, given.look, given.size, chunk, given.frames, shading)

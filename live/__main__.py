@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -40,10 +41,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--video", type=Path, help="drives as a camera would, in its own time")
     source.add_argument("--camera", type=int, help="number of a camera")
     source.add_argument("--csv", type=Path, help="recording of Live Link Face")
-    source.add_argument("--lines", help="file of JSON lines, or - for standard input")
+    source.add_argument("--lines", type=Path, help="file of JSON lines, or - for standard input")
     source.add_argument("--osc", type=int, help="UDP port of this machine")
     parser.add_argument("--look", choices=("auto", *LOOKS), default="auto", help="auto: textured, or splat where slow")
     parser.add_argument("--steps", type=int, help="denoising steps of --look shaded (default: the config's)")
+    parser.add_argument("--fast", action="store_true", help="a shader that does less, for nearly the same pictures")
     parser.add_argument("--size", type=int, default=512, help="px of the pictures (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=8081, help="of the page (default: %(default)s; 0 takes any)")
@@ -51,16 +53,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="mp4 of what was shown")
     parser.add_argument("--json", action="store_true", help="print the figures as one flat JSON object")
     given = parser.parse_args(arguments)
-    if given.steps is not None and given.look != "shaded":
-        parser.error("--steps are those of --look shaded")
+    if (given.steps is not None or given.fast) and given.look != "shaded":
+        parser.error("--steps and --fast are those of --look shaded")
     return given
 
 
 def moments(given: argparse.Namespace, shapes: Blendshapes) -> Iterable[Moment]:
     """The source that the options name; ValueError or OSError where it cannot be had."""
-    for option in ("video", "csv"):
+    for option in ("video", "csv", "lines"):
         path = getattr(given, option)
-        if path is not None and not path.is_file():
+        if path not in (None, Path("-")) and not path.is_file():
             raise ValueError(f"no file at {path}: check --{option}")
     if given.video is not None:
         return video_moments(given.video)
@@ -69,7 +71,7 @@ def moments(given: argparse.Namespace, shapes: Blendshapes) -> Iterable[Moment]:
     if given.csv is not None:
         return csv_moments(given.csv, shapes)
     if given.lines is not None:
-        return json_moments(sys.stdin if given.lines == "-" else Path(given.lines).open(), shapes)
+        return json_moments(sys.stdin if given.lines == Path("-") else io.StringIO(given.lines.read_text()), shapes)
     return OscReceiver(given.osc, shapes)
 
 
@@ -83,6 +85,8 @@ def drive(given: argparse.Namespace, say: Callable[[str], None]) -> Figures:
     if look == "auto":
         look, note = fastest_look(person, given.size, RATE, person.photos[0].body)
     shading = load_shading(num_steps=given.steps) if look == "shaded" else None
+    if shading is not None and given.fast:
+        shading = shading.fast()
     page = Broadcast(given.host, given.port)
     page.said = note or f"{look}, {given.size} px"
     say(f"{page.address}: {page.said} (Ctrl+C ends)")

@@ -115,7 +115,9 @@ def csv_moments(path: Path, shapes: Blendshapes) -> Iterator[Moment]:
     times = [timecode(row["Timecode"]) for row in rows]
 
     def one(at: float, row: Mapping[str, str]) -> Moment:
-        named = {name: value for name, value in row.items() if name not in ("Timecode", "BlendShapeCount")}
+        named = {
+            name: value for name, value in row.items() if name not in ("Timecode", "BlendShapeCount", "BlendshapeCount")
+        }
         return _moment(at, lambda: named_signal(shapes, {n: float(v) for n, v in named.items() if v not in (None, "")}))
 
     first = times[0]

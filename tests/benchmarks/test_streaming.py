@@ -34,7 +34,7 @@ def test_figures_add_up_and_nothing_stays_watched(
     assert Avatar.pose is pose
 
 
-@pytest.mark.parametrize("words", [["--steps", "2"], ["--look", "shaded", "--chunk", "2"]])
+@pytest.mark.parametrize("words", [["--steps", "2"], ["--fast"], ["--look", "shaded", "--chunk", "2"]])
 def test_options_without_effect_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit):
         streaming.main(words)

@@ -147,6 +147,7 @@ def test_a_record_keeps_the_time(tmp_path: Path) -> None:
     [
         (["--video", "no.mp4"], "error: no file at no.mp4: check --video"),
         (["--csv", "no.csv"], "error: no file at no.csv: check --csv"),
+        (["--lines", "no.txt"], "error: no file at no.txt: check --lines"),
     ],
 )
 def test_missing_sources_are_named(
