@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from visa.live.blendshapes import Blendshapes
@@ -28,6 +29,7 @@ from visa.live.record import Recorder
 from visa.live.shading import load_shading
 from visa.person import Person
 
+THREADS = "of the drawing; more wait for each other where others are at work (default: %(default)s)"
 RATE = 25.0  # pictures a second that `--look auto` asks of the machine
 
 
@@ -52,6 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="end after so long")
     parser.add_argument("--out", type=Path, help="mp4 of what was shown")
     parser.add_argument("--json", action="store_true", help="print the figures as one flat JSON object")
+    parser.add_argument("--threads", type=int, choices=range(1, 257), metavar="N", default=1, help=THREADS)
     given = parser.parse_args(arguments)
     if (given.steps is not None or given.fast) and given.look != "shaded":
         parser.error("--steps and --fast are those of --look shaded")
@@ -87,6 +90,7 @@ def drive(given: argparse.Namespace, say: Callable[[str], None]) -> Figures:
     shading = load_shading(num_steps=given.steps) if look == "shaded" else None
     if shading is not None and given.fast:
         shading = shading.fast()
+    torch.set_num_threads(given.threads)
     page = Broadcast(given.host, given.port)
     page.said = note or f"{look}, {given.size} px"
     say(f"{page.address}: {page.said} (Ctrl+C ends)")

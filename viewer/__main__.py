@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visa.live.performer import LOOKS, Look
 from visa.live.shading import load_shading
 from visa.person import Person
 from visa.viewer.session import Session
+
+THREADS = "of the drawing; more wait for each other where others are at work (default: %(default)s)"
 
 
 class Viewer:
@@ -93,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--look", choices=LOOKS, default="textured", help="to start with (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=8080, help="default: %(default)s, or the next free one")
+    parser.add_argument("--threads", type=int, choices=range(1, 257), metavar="N", default=1, help=THREADS)
     given = parser.parse_args(arguments)
     try:
         viewer = Viewer(
@@ -101,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    torch.set_num_threads(given.threads)
     print(f"{viewer.address} (Ctrl+C ends)")
     try:
         while True:

@@ -71,7 +71,6 @@ def test_without_the_clean_pass_the_first_chunk_is_the_same(
     fast = Performer(person, "shaded", 128, shading.fast()).push(poses[:6])
     assert torch.equal(whole[:3], fast[:3])  # nothing of it was kept yet
     assert not torch.equal(whole[3:], fast[3:])
-    assert float((whole - fast).abs().mean()) < 0.02
 
 
 def test_what_cannot_be_had_is_named(person: Person) -> None:
