@@ -261,7 +261,7 @@ class CausalRollout:
     def _driving(self, condition: ShaderCondition) -> ShaderCondition:
         return self.shader.encode_condition(_without_reference(condition))
 
-    def _denoise(self, state: Tensor, level: float, condition: ShaderCondition, keep_keys: bool) -> Prediction:
+    def _denoise(self, state: Tensor, level: float, condition: ShaderCondition, keep_keys: bool = False) -> Prediction:
         shader, (cache, kept, start) = self.shader, self._begun()
         num_frames = state.shape[2]
         levels = torch.full((state.shape[0], num_frames), level, device=state.device)  # bfloat16 would blur the clock
