@@ -62,7 +62,7 @@ class TimedRollout(CausalRollout):
         with self._timed("condition_head"):
             return super()._driving(condition)
 
-    def _denoise(self, state: Tensor, level: float, condition: ShaderCondition, keep_keys: bool) -> Prediction:
+    def _denoise(self, state: Tensor, level: float, condition: ShaderCondition, keep_keys: bool = False) -> Prediction:
         with self._timed("step"):
             return super()._denoise(state, level, condition, keep_keys)
 
