@@ -1,5 +1,8 @@
 """Video files, labelled side-by-side videos and picture sheets. Frames are RGB tensors [T, 3, H, W] in [0, 1]."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -109,6 +112,26 @@ def write_image(path: str | Path, image: Tensor) -> Path:
     with atomic_path(path) as scratch:
         Image.fromarray(to_uint8(image)).save(scratch)
     return path
+
+
+def write_pictures(folder: str | Path, frames: Iterable[Tensor]) -> Path:
+    """Writes pictures [3, H, W], or [4, H, W] with alpha that is not premultiplied, as `00000.png`, `00001.png`, ...
+
+    The folder is whole or absent: it is made beside its place and moved there; one that holds anything is an error.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already: give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for number, frame in enumerate(frames):
+            Image.fromarray(to_uint8(frame)).save(scratch / f"{number:05d}.png")
+        scratch.chmod(0o755)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
 
 
 def side_by_side(columns: Mapping[str, Tensor], separator: int = 2) -> Tensor:

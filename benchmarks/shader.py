@@ -62,9 +62,9 @@ class TimedRollout(CausalRollout):
         with self._timed("condition_head"):
             return super()._driving(condition)
 
-    def _denoise(self, state: Tensor, level: float, condition: ShaderCondition) -> Prediction:
+    def _denoise(self, state: Tensor, level: float, condition: ShaderCondition, keep_keys: bool = False) -> Prediction:
         with self._timed("step"):
-            return super()._denoise(state, level, condition)
+            return super()._denoise(state, level, condition, keep_keys)
 
     def _write(self, x0: Tensor, condition: ShaderCondition) -> None:
         with self._timed("cache_write"):

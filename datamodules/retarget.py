@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 
 from visa.artifacts.photos import is_image
@@ -17,7 +16,7 @@ from visa.datamodules.clip import Clip, frame_rate, load_track
 from visa.datamodules.spread import spread_frames
 from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
-from visa.networks.rotation import matrix_to_quaternion
+from visa.networks.rotation import axis_angle
 from visa.networks.template import HEAD_JOINT
 
 NUM_PHOTOS = 8  # taken from a clip unless told otherwise
@@ -135,15 +134,9 @@ def put_motion_on(
 ) -> VideoBatch:
     """Frames `numbers` of a track's `motion`, put on the person whom frame `frame` of `photo` shows; see `retarget`."""
     still = reader.read(photo, np.asarray([frame]), frame, resolution, fine=fine, is_cleaned=True)
-    params = BodyParams.from_track(motion, numbers)
     own = BodyParams.from_track(photo.track, np.asarray([frame]))
+    params = retargeted(motion, numbers, own, still.world_to_camera[0, 0], body)
     count = len(numbers)
-    params.betas = own.betas.expand(count, -1).contiguous()
-    _orient_for_camera(params, torch.from_numpy(motion["world_to_camera"][numbers]), still.world_to_camera[0, 0])
-    # The head is what the photo frames: start it where the photo has it.
-    start = body(params[:1])[1][0, HEAD_JOINT]
-    goal = body(own)[1][0, HEAD_JOINT]
-    params.transl = params.transl + (goal - start)
     return VideoBatch(
         frames=torch.zeros(1, count, 3, resolution, resolution),
         masks=torch.zeros(1, count, 1, resolution, resolution),
@@ -169,6 +162,28 @@ def put_motion_on(
     )
 
 
+def retargeted(
+    motion: Mapping[str, np.ndarray], numbers: np.ndarray, own: BodyParams, photo_camera: torch.Tensor, body: BodyModel
+) -> BodyParams:
+    """Frames `numbers [T]` of a track's motion as parameters `[T]` of the person whom a photo shows; see `retarget`.
+
+    Args:
+        motion: the driver's track.
+        numbers: frames of it.
+        own: the photo's parameters `[1]`.
+        photo_camera: `[4,4]` world to camera.
+        body: the model that both are fits of.
+    """
+    params = BodyParams.from_track(motion, numbers)
+    params.betas = own.betas.expand(len(numbers), -1).contiguous()
+    _orient_for_camera(params, torch.from_numpy(motion["world_to_camera"][numbers]), photo_camera)
+    # The head is what the photo frames: start it where the photo has it.
+    start = body(params[:1])[1][0, HEAD_JOINT]
+    goal = body(own)[1][0, HEAD_JOINT]
+    params.transl = params.transl + (goal - start)
+    return params
+
+
 def _orient_for_camera(params: BodyParams, driver_camera: torch.Tensor, photo_camera: torch.Tensor) -> None:
     """Turn the root so that the photo's camera sees the body as the driver's camera did (in place).
 
@@ -178,7 +193,5 @@ def _orient_for_camera(params: BodyParams, driver_camera: torch.Tensor, photo_ca
         photo_camera: `[4,4]` world to camera.
     """
     turn = photo_camera[:3, :3].T @ driver_camera[:, :3, :3]
-    quaternion = matrix_to_quaternion(turn @ rotation_matrices(params.global_orient))
-    angle = 2 * torch.atan2(quaternion[:, 1:].norm(dim=-1), quaternion[:, 0])
-    params.global_orient = F.normalize(quaternion[:, 1:], dim=-1) * angle[:, None]
+    params.global_orient = axis_angle(turn @ rotation_matrices(params.global_orient))
     params.transl = torch.einsum("tij,tj->ti", turn, params.transl)

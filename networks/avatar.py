@@ -196,7 +196,7 @@ class Avatar:
         for other, weights, moved in self._others(carrier, added):
             start = other.means[:, None] if moved is None else other.means[:, None] + moved
             blended = blended_transforms(weights, transforms)
-            means = (blended[..., :3] @ start[..., None])[..., 0] + blended[..., 3]
+            means = (blended[..., :3] * start[..., None, :]).sum(-1) + blended[..., 3]
             quats = quaternion_multiply(blended_turn(weights, joints), other.quats[:, None])
             parts.append(replace(_repeat(other, frames), means=means, quats=quats))
         return parts[0] if len(parts) == 1 else concatenated(parts)

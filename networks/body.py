@@ -352,7 +352,7 @@ def skin(vertices: Tensor, weights: Tensor, transforms: Tensor) -> Tensor:
 
     One matrix product blends the twelve numbers of the transforms; vertices stay on the last, dense axis to the end.
     """
-    columns = nn.functional.linear(transforms[..., :3, :].transpose(-1, -3), weights)  # [...,4,3,V]
+    columns = nn.functional.linear(transforms[..., :3, :].transpose(-1, -3).contiguous(), weights)  # [...,4,3,V]
     x_axis, y_axis, z_axis, shift = columns.unbind(-3)
     x, y, z = vertices.transpose(-1, -2).split(1, dim=-2)
     posed = torch.addcmul(torch.addcmul(torch.addcmul(shift, x_axis, x), y_axis, y), z_axis, z)

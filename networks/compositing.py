@@ -179,11 +179,17 @@ def _pattern_layers(pattern: Pattern | None, beyond: list[Tensor], alpha: Tensor
     if pattern is None:
         return None
     moved, weight = beyond[0].detach().split([2, 1], dim=2)
-    side = 2 * round(LEAST_PATTERN * alpha.shape[-1]) + 1
+    reach = round(LEAST_PATTERN * alpha.shape[-1])
     share = covered_by_photo(weight, alpha).flatten(0, 1)
-    core = -F.max_pool2d(-share, side, 1, side // 2)
-    share = torch.minimum(share, F.max_pool2d(core, side, 1, side // 2)).view_as(alpha) * alpha.detach()
+    core = -_greatest(-share, reach)
+    share = torch.minimum(share, _greatest(core, reach)).view_as(alpha) * alpha.detach()
     return Layers(moved[:, :, None], weight[:, :, None], share[:, :, None])
+
+
+def _greatest(maps: Tensor, reach: int) -> Tensor:
+    """Greatest value of `[M,1,H,W]` up to `reach` pixels beside each: of rows, then of columns."""
+    rows = F.max_pool2d(maps, (1, 2 * reach + 1), 1, (0, reach))
+    return F.max_pool2d(rows, (2 * reach + 1, 1), 1, (reach, 0))
 
 
 def _with_pattern(rgb: Tensor, pattern: Pattern | None, layers: Layers | None) -> Tensor:
@@ -223,5 +229,10 @@ def covered_by_photo(shown: Tensor, alpha: Tensor) -> Tensor:
 
 def _near(maps: Tensor) -> Tensor:
     """Mean of `[M,1,H,W]` over 3 % of the picture's side around each pixel."""
-    side = 2 * round(maps.shape[-1] / 64) + 1
-    return F.avg_pool2d(maps, side, 1, side // 2)
+    height, width = maps.shape[-2:]
+    reach = round(width / 64)
+    side = 2 * reach + 1
+    padded = F.pad(maps, (reach, reach, reach, reach))
+    # Sums of rows, then of columns: a fraction of what pooling over the square takes.
+    rows = torch.stack([padded[..., i : i + width] for i in range(side)]).sum(0)
+    return torch.stack([rows[..., i : i + height, :] for i in range(side)]).sum(0) / side**2

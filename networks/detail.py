@@ -8,7 +8,7 @@ at the cost of reading it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from visa.networks.continuation import REACH, continued
 from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.projection import project
+from visa.networks.rasterizer.cpu import compose
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.splat_maps import Layers, SplatMaps
 from visa.networks.texture import Detail, PhotoSet, read_photo
@@ -57,35 +58,87 @@ def with_detail(
     return replace(avatar, detail=Detail(pictures, masks, pattern))
 
 
-@full_precision
-def enlarged(maps: SplatMaps, detail: Detail, size: int) -> SplatMaps:
-    """The maps `[B,T,...]` as a picture of `size` px, its photos read at their own resolution; without features."""
-    frames = maps.rgb.shape[:2]
+def detail_of(avatar: Avatar) -> Detail:
+    """The avatar's photos in detail, or as it was made of them; ValueError for an avatar without a texture."""
+    if avatar.detail is not None:
+        return avatar.detail
+    texture = avatar.texture
+    if texture is None:
+        raise ValueError("this avatar has no photo: make it of one")
+    picture = None if avatar.pattern is None else avatar.pattern.picture
+    if isinstance(texture, PhotoSet):
+        return Detail(texture.textures.photo, texture.textures.mask, picture)
+    return Detail(texture.photo[:, None], texture.mask[:, None], picture)
 
-    def larger(values: Tensor) -> Tensor:
-        """`[B,T,D,S,S]` -> `[B,T,D,size,size]`."""
-        return F.interpolate(values.flatten(0, 1), (size, size), mode="bilinear").unflatten(0, frames)
+
+@dataclass(frozen=True)
+class Composed:
+    """A picture larger than the splat, `[B,T,...]` as of `SplatMaps`.
+
+    Attributes:
+        textured: `[B,T,3,P,P]`.
+        coverage: `[B,T,1,P,P]` its alpha.
+        photo_share: `[B,T,1,P,P]` of the photos' pixels in it.
+    """
+
+    textured: Tensor
+    coverage: Tensor
+    photo_share: Tensor
+
+
+@full_precision
+def enlarged(maps: SplatMaps, detail: Detail, size: int) -> Composed:
+    """The maps `[B,T,...]` as a picture of `size` px, its photos read at their own resolution.
+
+    On the CPU, where no gradient is asked for, in one pass over the pixels.
+    """
+    if maps.layers is None:
+        raise ValueError("these maps were drawn without a texture: render the avatar with its photo")
+    needs_grad = torch.is_grad_enabled() and (maps.rgb.requires_grad or maps.layers.share.requires_grad)
+    if maps.rgb.is_cuda or maps.rgb.dtype != torch.float32 or needs_grad:
+        return _enlarged_by_tensors(maps, maps.layers, detail, size)
+    pattern, picture = maps.pattern, detail.pattern
+    if pattern is None or picture is None:
+        pattern, picture = replace(maps.layers, share=torch.zeros_like(maps.layers.share)), detail.photo[:, 0]
+    parts = [maps.rgb, maps.alpha, *_channels(pattern, 0)]
+    for index in range(maps.layers.share.shape[2]):
+        parts += _channels(maps.layers, index)
+    stacked = torch.cat(parts, dim=2)
+    textured, further = compose(stacked, detail.photo, detail.mask, picture, REACH, size)
+    return Composed(textured, *further.split(1, dim=2))
+
+
+def _channels(layers: Layers, index: int) -> list[Tensor]:
+    """Motion, weight and share of one picture, each `[B,T,.,S,S]`."""
+    return [layers.moved[:, :, index], layers.weight[:, :, index], layers.share[:, :, index]]
+
+
+def _larger(values: Tensor, size: int) -> Tensor:
+    """`[B,T,D,S,S]` -> `[B,T,D,size,size]`."""
+    return F.interpolate(values.flatten(0, 1), (size, size), mode="bilinear").unflatten(0, values.shape[:2])
+
+
+def _enlarged_by_tensors(maps: SplatMaps, layers: Layers, detail: Detail, size: int) -> Composed:
+    """`enlarged` on any device, with gradients: what its kernel is tested against."""
 
     def read(layer: Layers, index: int, picture: Tensor, mode: str, reach: float = 1.0) -> Tensor:
         """Motion and its weight are enlarged apart: past a silhouette there is no motion to be mixed in."""
-        moved, weight = larger(layer.moved[:, :, index]), larger(layer.weight[:, :, index])
+        moved, weight = _larger(layer.moved[:, :, index], size), _larger(layer.weight[:, :, index], size)
         return read_photo(picture, moved / weight.clamp_min(1e-4), mode, reach)
 
-    if maps.layers is None:
-        raise ValueError("these maps were drawn without a texture: render the avatar with its photo")
-    rgb, alpha = larger(maps.rgb), larger(maps.alpha)
+    rgb, alpha = _larger(maps.rgb, size), _larger(maps.alpha, size)
     base = rgb
     if maps.pattern is not None and detail.pattern is not None:
         cloth = read(maps.pattern, 0, detail.pattern, "bicubic", REACH).clamp(0, 1)
-        base = torch.lerp(rgb, cloth, larger(maps.pattern.share[:, :, 0]))
+        base = torch.lerp(rgb, cloth, _larger(maps.pattern.share[:, :, 0], size))
     textured, coverage, total = base, alpha, torch.zeros_like(alpha)
-    for index in range(maps.layers.share.shape[2]):
-        share = larger(maps.layers.share[:, :, index])
-        pixels = read(maps.layers, index, detail.photo[:, index], "bicubic").clamp(0, 1)
-        inside = read(maps.layers, index, detail.mask[:, index], "bilinear")
+    for index in range(layers.share.shape[2]):
+        share = _larger(layers.share[:, :, index], size)
+        pixels = read(layers, index, detail.photo[:, index], "bicubic").clamp(0, 1)
+        inside = read(layers, index, detail.mask[:, index], "bilinear")
         textured, coverage = textured + share * (pixels - base), coverage + share * (inside - alpha)
         total = total + share
-    return SplatMaps(rgb, alpha, rgb[:, :, :0], textured=textured, photo_share=total, coverage=coverage)
+    return Composed(textured, coverage, total)
 
 
 def painted_at(maps: SplatMaps, painted: Tensor, detail: Detail, size: int) -> Tensor:

@@ -120,6 +120,8 @@ class CausalRollout:
         shader: a network trained with block-causal attention.
         noise_levels: the denoising steps, from 1 downwards.
         window: frames that the cache holds besides the reference, in whole chunks, one recent chunk at least.
+        has_clean_pass: whether the pass over the clean chunk is made; without it the keys and values of its last
+            denoising step stand, which saw it at that step's noise level: faster, not quite the same, not for training.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class CausalRollout:
         shader: VideoShader,
         noise_levels: Sequence[float] = (1.0, 0.9, 0.75, 0.5),
         window: Window = Window(),  # noqa: B008 (frozen)
+        has_clean_pass: bool = True,
     ) -> None:
         levels = [float(level) for level in noise_levels]
         if not levels or levels[0] != 1.0 or levels[-1] <= 0 or sorted(set(levels), reverse=True) != levels:
@@ -134,7 +137,7 @@ class CausalRollout:
         size, sink, recent = shader.chunk_frames, window.sink_frames, window.recent_frames
         if sink < 0 or recent < size or sink % size or recent % size:
             raise ValueError(f"{window}: give multiples of the chunk's {size} frames, recent_frames at least one chunk")
-        self.shader, self.noise_levels, self.window = shader, levels, window
+        self.shader, self.noise_levels, self.window, self.has_clean_pass = shader, levels, window, has_clean_pass
         self._cache: KVCache | None = None
         self._cache_key: tuple[object, ...] | None = None
         self._semantic: SemanticContext | None = None
@@ -185,6 +188,8 @@ class CausalRollout:
         last = len(self.noise_levels) - 1 if exit_step is None else exit_step
         if not 0 <= last < len(self.noise_levels):
             raise ValueError(f"exit_step {last} is not one of the {len(self.noise_levels)} noise levels")
+        if requires_grad and not self.has_clean_pass:
+            raise ValueError("a rollout without the clean pass keeps no graph: train with has_clean_pass")
         with torch.set_grad_enabled(requires_grad):
             encoded = self._driving(condition)
         x0: Tensor | None = None
@@ -192,10 +197,13 @@ class CausalRollout:
             fresh = draw_noise(condition.guide, generator) if noise is None else noise[index]
             state = fresh if x0 is None else (1 - level) * x0 + level * fresh
             with torch.set_grad_enabled(requires_grad and index == last):
-                x0 = self._denoise(state, level, encoded).x0
+                x0 = self._denoise(state, level, encoded, index == last and not self.has_clean_pass).x0
         assert x0 is not None  # there is a first level
-        with torch.no_grad():
-            self._write(x0.detach(), encoded)
+        if self.has_clean_pass:
+            with torch.no_grad():
+                self._write(x0.detach(), encoded)
+        else:
+            self._begun()[0].commit(condition.num_frames)
         self._is_over = condition.num_frames < self.shader.chunk_frames
         return x0
 
@@ -253,7 +261,7 @@ class CausalRollout:
     def _driving(self, condition: ShaderCondition) -> ShaderCondition:
         return self.shader.encode_condition(_without_reference(condition))
 
-    def _denoise(self, state: Tensor, level: float, condition: ShaderCondition) -> Prediction:
+    def _denoise(self, state: Tensor, level: float, condition: ShaderCondition, keep_keys: bool = False) -> Prediction:
         shader, (cache, kept, start) = self.shader, self._begun()
         num_frames = state.shape[2]
         levels = torch.full((state.shape[0], num_frames), level, device=state.device)  # bfloat16 would blur the clock
@@ -262,7 +270,7 @@ class CausalRollout:
         # Kept keys and values of the semantic tokens carry no gradient: the step that learns projects them anew.
         semantic = SemanticContext(shader.semantic_tokens(start), num_frames) if needs_grad else kept
         semantic.num_frames = num_frames
-        context = CachedAttention(cache, num_frames, keep_keys=False, use_snapshot=needs_grad)
+        context = CachedAttention(cache, num_frames, keep_keys=keep_keys, use_snapshot=needs_grad)
         tokens, embedded_level = self._run(tokens, levels, semantic, context)
         raw = shader.project_out(tokens, embedded_level, num_frames, state.shape[-2:])
         return shader.interpret(raw, state, levels, condition.guide)

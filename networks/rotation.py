@@ -44,3 +44,10 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     )
     best = squares.argmax(dim=-1)[..., None, None].expand(*squares.shape[:-1], 1, 4)
     return F.normalize(candidates.gather(-2, best)[..., 0, :], dim=-1)
+
+
+def axis_angle(matrix: Tensor) -> Tensor:
+    """Rotation matrices `[...,3,3]` to vectors `[...,3]`, rad, of up to a whole turn about their axis."""
+    quaternion = matrix_to_quaternion(matrix)
+    angle = 2 * torch.atan2(quaternion[..., 1:].norm(dim=-1), quaternion[..., 0])
+    return F.normalize(quaternion[..., 1:], dim=-1) * angle[..., None]

@@ -23,6 +23,9 @@ def joint_turns(transforms: Tensor) -> Tensor:
 
 def blended_turn(skin_weights: Tensor, joints: Tensor) -> Tensor:
     """Rotation `[...,N,4]` of points with `skin_weights [...,N,55]`, of joints as `joint_turns` gives them."""
+    if skin_weights.ndim == 2:  # one set of weights for all frames: one product, and points on the last, dense axis
+        turns = F.linear(joints.mT, skin_weights)
+        return (turns / turns.square().sum(-2, keepdim=True).sqrt().clamp_min(1e-12)).mT
     return F.normalize(skin_weights @ joints, dim=-1)
 
 

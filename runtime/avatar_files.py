@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from visa.artifacts.files import atomic_path
 from visa.artifacts.provenance import SYNTHETIC
@@ -40,7 +42,14 @@ def body_fingerprint(body: BodyModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: str, key: str | None = None) -> Path:
+def save_avatar(
+    path: str | Path,
+    avatar: Avatar,
+    body: BodyModel,
+    body_name: str,
+    key: str | None = None,
+    further: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write an avatar, whole or not at all; float32, so that loading gives the same values.
 
     Args:
@@ -49,6 +58,7 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
         body: the model that poses it.
         body_name: the model's file name, for the message when another one is given on loading.
         key: what it was made of, for `runtime.avatar_cache`.
+        further: tensors of other names that are written beside it, and that `load_avatar` leaves alone.
     """
     path = Path(path)
     tensors = {name: getattr(avatar.gaussians, name) for name in GAUSSIANS}
@@ -67,6 +77,7 @@ def save_avatar(path: str | Path, avatar: Avatar, body: BodyModel, body_name: st
         tensors |= {f"texture.{f.name}": getattr(texture, f.name) for f in dataclasses.fields(Texture)}
     if avatar.pattern is not None:
         tensors |= {f"pattern.{name}": getattr(avatar.pattern, name) for name in PATTERN}
+    tensors |= further or {}
     header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body), "key": key}
     with atomic_path(path) as scratch:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

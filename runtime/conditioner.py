@@ -112,12 +112,24 @@ class Conditioner(nn.Module):
             and its semantic tokens. Its `guide` and `maps` are those of the photo.
         """
         avatar, semantic = self.reconstruct(batch)
-        own = avatar.render(self.body, photo_of(batch).view())
+        return avatar, self.still(avatar, photo_of(batch), semantic)
+
+    def still(self, avatar: Avatar, photo: Photo, semantic: Tensor | None = None) -> ShaderCondition:
+        """What the shader is told of an avatar that does not change with time, see `avatar`.
+
+        Args:
+            avatar: of one person.
+            photo: the first that it was made of.
+            semantic: its tokens `[B,L,D]`; None reads them of the photo.
+        """
+        if semantic is None:
+            semantic = full_precision(self.reconstructor.semantic)(photo.image, photo.mask)
+        own = avatar.render(self.body, photo.view())
         guide = self.codec.encode(own.textured)
-        return avatar, ShaderCondition(
+        return ShaderCondition(
             guide=guide,
             maps=own.condition(),
-            reference=self.codec.encode(batch.reference[:, None]),
+            reference=self.codec.encode(photo.image[:, None]),
             reference_guide=guide,
             reference_maps=own.condition(),
             semantic=semantic,

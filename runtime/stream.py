@@ -11,11 +11,13 @@ from torch import Tensor
 
 from visa.datamodules.batch import VideoBatch
 from visa.networks.avatar import Avatar
+from visa.networks.body import FIELD_SHAPES, BodyParams
 from visa.networks.detail import painted_at, with_detail
+from visa.networks.photo import Photo
 from visa.networks.rollout import CausalRollout
 from visa.networks.shader import ShaderCondition
 from visa.networks.splat_maps import MatteOptions
-from visa.networks.view import View
+from visa.networks.view import Camera, View
 from visa.runtime.conditioner import Conditioner, photo_of
 
 
@@ -27,6 +29,49 @@ def fine_photos(batch: VideoBatch) -> list[tuple[Tensor, Tensor]]:
             return []
         found.append((one.fine_reference, one.fine_reference_mask))
     return found
+
+
+def view_of(camera: Camera, body: BodyParams) -> View:
+    """Poses `[t]` before one still camera `[1,1,...]`, as one window `[1,t]`."""
+    body, count = body.map(lambda value: value[None]), len(body.transl)
+    intrinsics, extrinsics = camera.intrinsics.expand(1, count, 3, 3), camera.world_to_camera.expand(1, count, 4, 4)
+    return View(intrinsics, extrinsics, camera.size, body)
+
+
+class PoseQueue:
+    """Poses that wait until enough of them have come.
+
+    Args:
+        num_expressions: of the body model.
+    """
+
+    def __init__(self, num_expressions: int) -> None:
+        self.shapes = {
+            name: (num_expressions,) if name == "expression" else FIELD_SHAPES[name] for name in FIELD_SHAPES
+        }
+        self._waiting: list[BodyParams] = []
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._waiting = []
+
+    def add(self, body: BodyParams) -> None:
+        """Check and keep poses `[t]`; a ValueError names the first wrong parameter, and then none is kept."""
+        count = len(body.transl) if body.transl.ndim else 0
+        for name, shape in self.shapes.items():
+            value = getattr(body, name)
+            if value.shape != (count, *shape):
+                raise ValueError(f"{name} is {list(value.shape)}: give {[count, *shape]}, one row a pose")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name} is not finite: this pose is left out")
+        self._waiting += [body[index : index + 1] for index in range(count)]
+
+    def take(self, count: int) -> BodyParams | None:
+        """The first `count` poses; None while there are fewer."""
+        if len(self._waiting) < count:
+            return None
+        first, self._waiting = self._waiting[:count], self._waiting[count:]
+        return BodyParams.cat(first)
 
 
 class AvatarStream:
@@ -51,17 +96,33 @@ class AvatarStream:
         self.conditioner, self.rollout, self.seed, self.matte = conditioner, rollout, seed, matte
         self._avatar: Avatar | None = None
         self._still: ShaderCondition | None = None
+        self._poses = PoseQueue(conditioner.body.num_expressions)
         self.chunk_seconds: list[float] = []
 
     @torch.no_grad()
     def start(self, batch: VideoBatch) -> None:
         """Reconstruct the photo's person (the batch's reference) and fill the cache with the photo."""
-        self._avatar, self._still = self.conditioner.avatar(batch)
-        fine = fine_photos(batch)
-        self._output_size = batch.reference.shape[-1]
+        avatar, still = self.conditioner.avatar(batch)
+        fine, photo = fine_photos(batch), photo_of(batch)
         if fine:
-            self._avatar = with_detail(self.conditioner.reconstructor, self._avatar, photo_of(batch), fine)
-            self._output_size = fine[0][0].shape[-1]
+            avatar = with_detail(self.conditioner.reconstructor, avatar, photo, fine)
+        size = fine[0][0].shape[-1] if fine else batch.reference.shape[-1]
+        self.begin(avatar, photo, size, still)
+
+    @torch.no_grad()
+    def begin(self, avatar: Avatar, photo: Photo, size: int, still: ShaderCondition | None = None) -> None:
+        """Start with an avatar that is made already, such as a `visa.person.Person`'s.
+
+        Args:
+            avatar: of one person; with `detail` its pictures are of `size` px.
+            photo: the first that it was made of: its camera is that of `push`.
+            size: px; the photo's own without `detail`.
+            still: what the shader is told of the photo; None makes it.
+        """
+        self._avatar = avatar
+        self._still = still if still is not None else self.conditioner.still(avatar, photo)
+        self._output_size, self._camera = size, photo.view()
+        self._poses.clear()
         self.rollout.start(self._still)
         codec = self.conditioner.codec
         self._guides, self._decoder = codec.stream(), codec.stream()
@@ -72,6 +133,27 @@ class AvatarStream:
         """Frames that the next `step` takes: the first chunk of a codec with temporal stride is shorter."""
         codec, latents = self.conditioner.codec, self.rollout.shader.chunk_frames
         return codec.num_pixel_frames(latents) if self._is_first else latents * codec.temporal_stride
+
+    def push(self, body: BodyParams) -> Tensor:
+        """Live driving: poses in, pictures out as soon as a chunk is whole.
+
+        Args:
+            body: `[t]` poses of any number of moments, in the world of the photo, seen by its camera; the shape is the
+                avatar's own, whatever `betas` say.
+
+        Returns:
+            `[n,3,P,P]`, not clamped, of all chunks that are whole by now: n is 0 until enough poses have come.
+
+        Raises:
+            ValueError: a parameter that is not finite or of another shape, in one line; nothing of `body` is kept, and
+                the stream goes on.
+        """
+        self._poses.add(body)
+        size = self._output_size if self._avatar is not None else 0
+        pictures = [torch.empty(0, 3, size, size)]
+        while (chunk := self._poses.take(self.chunk_length())) is not None:
+            pictures.append(self.step(view_of(self._camera, chunk))[0][0])
+        return torch.cat(pictures)
 
     @torch.no_grad()
     def step(self, view: View) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,19 @@ def test_export_goes_to_its_tool(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert capsys.readouterr().err == "error: no file at nobody.png: check --image\n"
 
 
+@pytest.mark.parametrize("name", ["frames", "page", "live", "view"])
+def test_what_is_live_names_a_missing_photo(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "take.csv").write_text("")
+    words = {
+        "frames": ["--driving", "a.npz", "--out", str(tmp_path / "out")],
+        "page": ["--driving", "a.npz", "--out", str(tmp_path / "out.html")],
+        "live": ["--csv", str(tmp_path / "take.csv")],
+        "view": [],
+    }
+    assert command.main([name, "nobody.png", *words[name]]) == 1
+    assert capsys.readouterr().err == "error: no file at nobody.png: check --image\n"
+
+
 def test_help_names_every_command_and_waits_for_no_network() -> None:
     code = (
         "import sys; from visa.command import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"

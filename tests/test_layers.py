@@ -16,7 +16,9 @@ ROOMS = ("artifacts", "losses", "networks", "datamodules", "runtime", "evaluatio
 BESIDE = {
     "callbacks": {"artifacts"},
     "tools": {*ROOMS, "tools", "cli"},
-    "benchmarks": {*ROOMS, "benchmarks", "tools", "cli"},
+    "live": {*ROOMS, "live", "tools", "cli", "person"},
+    "viewer": {*ROOMS, "viewer", "live", "tools", "cli", "person"},
+    "benchmarks": {*ROOMS, "benchmarks", "live", "tools", "cli", "person"},
 }
 ALLOWED = {room: set(ROOMS[: place + 1]) for place, room in enumerate(ROOMS)} | {
     room: {room, *allowed} for room, allowed in BESIDE.items()

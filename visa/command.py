@@ -10,13 +10,24 @@ from collections.abc import Sequence
 # Each is imported when it is called alone: `visa --help` waits for no network.
 COMMANDS = {
     "animate": "a photo (or several, or a clip) moved by another video: writes an mp4",
+    "frames": "a photo moved by another video: writes a folder of PNG pictures with alpha",
+    "page": "a photo moved by another video: writes one web page of Gaussians to orbit, without a server",
     "export": "a photo (or several, or a clip) -> .ply, .spz or .safetensors",
+    "view": "a photo or an avatar in the browser: orbit it, pose it by sliders, play tracks",
+    "live": "a photo moved live by a camera, a video or blendshapes, in the browser",
     "track": "videos and photos -> clips with their tracks, to train on or to drive with",
     "train": "train a stage: visa train -c configs/shader.yaml (python train.py fit)",
     "validate": "measure a stage on its validation frames (python train.py validate)",
     "test": "measure a stage on its test frames (python train.py test)",
 }
-MODULES = {"export": "visa.tools.export_avatar", "track": "visa.tools.track.__main__"}
+MODULES = {
+    "export": "visa.tools.export_avatar",
+    "frames": "visa.live.frames",
+    "page": "visa.live.page",
+    "view": "visa.viewer.__main__",
+    "live": "visa.live.__main__",
+    "track": "visa.tools.track.__main__",
+}
 
 
 def animate_arguments(arguments: Sequence[str]) -> list[str]:

@@ -3,53 +3,54 @@
 from visa.person import Person
 
 person = Person.from_photos("me.jpg")            # tracked, reconstructed and fitted: some seconds
-person.export("me.ply")                          # for splat viewers; .spz and .safetensors too
+person.export("me.ply")                          # for splat viewers; .spz too
+person.save("me.safetensors")                    # Person.load gives it back
 for frame in person.frames("talk.mp4"):          # [3,512,512] in [0,1], one a frame of the video
     ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from visa.datamodules.retarget import retarget
+from visa.datamodules.clip import frame_rate
+from visa.datamodules.retarget import held_frames, open_photos, read_motion, retargeted
 from visa.datamodules.windows import WindowReader
 from visa.networks.avatar import Avatar
-from visa.networks.detail import enlarged, with_detail
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.detail import detail_of, enlarged, with_detail
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.view import View
-from visa.runtime.conditioner import photo_of
+from visa.runtime.person_files import load_person, save_person
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
-from visa.runtime.stream import fine_photos
+from visa.runtime.stream import view_of
 from visa.tools.export_avatar import export, read_photos
 from visa.tools.track.on_demand import tracked
 
 CHUNK = 4  # frames that are drawn at a time
+LEAST_ALPHA = 1 / 255  # below it a pixel has no colour of its own
 
 
 @dataclass(frozen=True)
 class Person:
-    """An avatar fitted to photos of one person, as reconstruction shows it; the shader paints through `predict`.
+    """An avatar fitted to photos of one person, as reconstruction shows it; `AvatarStream.begin` lets the shader paint.
 
     Attributes:
-        avatar: of one person.
+        avatar: of one person; its `detail` are the photos at the size of its pictures.
         photos: what it was made of; the first one's camera and place are those of `frames`.
-        images: the files.
-        num_photos: of a clip, how many frames were photos; None for photos.
         reconstructor: the network, with the body model that poses the avatar.
     """
 
     avatar: Avatar
     photos: tuple[Photo, ...]
-    images: tuple[str, ...]
-    num_photos: int | None
     reconstructor: GaussianReconstructor
 
     @classmethod
@@ -58,6 +59,7 @@ class Person:
         *images: str | Path,
         num_photos: int | None = None,
         resolution: int = 128,
+        size: int = 512,
         fit: FitOptions = FitOptions(),  # noqa: B008
         weights: str = WEIGHTS,
     ) -> Person:
@@ -67,6 +69,7 @@ class Person:
             images: photos of one person, or one clip; a file without a track is tracked first (extra `track`).
             num_photos: frames of a clip that are taken as photos; None takes 8.
             resolution: px at which geometry is made and drawn.
+            size: px of the pictures, for which the photos are kept in detail where it is larger.
             fit: how the avatar is fitted to the photos.
             weights: of the reconstruction.
 
@@ -79,35 +82,105 @@ class Person:
         with torch.no_grad():
             avatar, _ = reconstructor(photo)
         avatar = fit_avatar(reconstructor, avatar, photo, fit, further=further)
-        return cls(avatar, (photo, *further), tuple(names), num_photos, reconstructor)
+        if size > resolution:
+            fine = _fine_photos(names, num_photos, reconstructor.body, resolution, size)
+            avatar = with_detail(reconstructor, avatar, photo, fine)
+        return cls(avatar, (photo, *further), reconstructor)
+
+    @classmethod
+    def load(cls, path: str | Path, weights: str = WEIGHTS) -> Person:
+        """Read what `save` has written; ValueError (one line) for another file."""
+        reconstructor = load_reconstructor(BODY, weights)
+        return cls(*load_person(path, reconstructor.body), reconstructor)
+
+    @classmethod
+    def open(cls, images: Sequence[str], size: int = 512) -> Person:
+        """What command lines are given: one `.safetensors` file of `save`, or else photos or a clip."""
+        if len(images) == 1 and Path(images[0]).suffix == ".safetensors":
+            return cls.load(images[0])
+        return cls.from_photos(*images, size=size)
+
+    def save(self, path: str | Path) -> Path:
+        """Write avatar and photos as one `.safetensors` file, the photos' detail in 8 bits."""
+        return save_person(path, self.avatar, self.photos, self.body, Path(BODY).name)
 
     def export(self, path: str | Path, pose: str | None = None) -> Path:
-        """Write `.ply` or `.spz` (in the T-pose, or with `pose` "photo" as the first photo), or `.safetensors`."""
-        return export(self.avatar, self.reconstructor.body, self.photos[0], Path(path), pose, Path(BODY).name)
+        """Write `.ply` or `.spz`, in the T-pose or with `pose` "photo" as the first photo; `.safetensors` is `save`."""
+        if Path(path).suffix == ".safetensors":
+            return self.save(path)
+        return export(self.avatar, self.body, self.photos[0], Path(path), pose, Path(BODY).name)
+
+    @property
+    def body(self) -> BodyModel:
+        """The body model that poses the avatar."""
+        return self.reconstructor.body
+
+    @property
+    def resolution(self) -> int:
+        """px at which geometry is drawn."""
+        return self.photos[0].image.shape[-1]
+
+    @property
+    def size(self) -> int:
+        """px of the pictures: the photos' in detail."""
+        return self.resolution if self.avatar.detail is None else self.avatar.detail.photo.shape[-1]
 
     @torch.no_grad()
     def render(self, view: View) -> Tensor:
         """Pictures `[B,T,3,P,P]` in [0,1] of any poses and cameras `[B,T]` (`self.photos[0].view()` is the photo's)."""
-        return self.avatar.render(self.reconstructor.body, view).textured.clamp(0, 1)
+        return self.avatar.render(self.body, view).textured.clamp(0, 1)
 
     @torch.no_grad()
-    def frames(self, driving: str | Path, size: int = 512, num_frames: int | None = None) -> Iterator[Tensor]:
+    def motion(self, driving: str | Path, num_frames: int | None = None) -> tuple[BodyParams, float]:
+        """A driver's motion `[T]` as this person's in the photo's place (`datamodules.retarget`), and frames a second.
+
+        Args:
+            driving: a video, tracked first where it is not, or a `.track.npz`.
+            num_frames: at most so many; None takes all.
+        """
+        track = read_motion(tracked(driving, BODY, "driving"))
+        numbers = held_frames(track["frame_valid"])[:num_frames]
+        if len(numbers) == 0:
+            raise ValueError(f"{driving} has no valid frame to drive with: track another video")
+        photo = self.photos[0]
+        return retargeted(track, numbers, photo.body, photo.world_to_camera[0], self.body), frame_rate(track)
+
+    @torch.no_grad()
+    def frames(
+        self,
+        driving: str | Path,
+        size: int | None = None,
+        num_frames: int | None = None,
+        has_alpha: bool = False,
+    ) -> Iterator[Tensor]:
         """The person in the motion of a video (or `.track.npz`), frame by frame, `[3,size,size]` in [0,1].
 
-        Drawn at the avatar's resolution and composed with the photo at `size` px, which is no smaller.
+        Drawn at the avatar's resolution and composed with the photo at `size` px, which is no smaller; `self.size`
+        without it. With `has_alpha` `[4,size,size]`: the person's own colours, not premultiplied, and alpha.
         """
-        resolution = self.photos[0].image.shape[-1]
-        if size < resolution:
-            raise ValueError(f"size is {size}: give {resolution} px or more, the size that the avatar is drawn at")
-        motion = str(tracked(driving, BODY, "driving"))
-        reader, fine = WindowReader(BACKGROUND), size if size > resolution else None
-        images = [str(tracked(image, BODY, "images")) for image in self.images]
-        batch = retarget(images, motion, reader, resolution, num_frames, BODY, self.num_photos, fine)
-        avatar = self.avatar
-        if fine is not None:
-            avatar = with_detail(self.reconstructor, avatar, photo_of(batch), fine_photos(batch))
-        for first in range(0, batch.intrinsics.shape[1], CHUNK):
-            part = batch.cut(slice(first, first + CHUNK))
-            maps = avatar.render(self.reconstructor.body, part.view())
-            drawn = maps if avatar.detail is None else enlarged(maps, avatar.detail, size)
-            yield from drawn.textured[0].clamp(0, 1)
+        size = self.size if size is None else size
+        if size < self.resolution:
+            raise ValueError(f"size is {size}: give {self.resolution} px or more, the size that the avatar is drawn at")
+        motion, _ = self.motion(driving, num_frames)
+        for first in range(0, len(motion.transl), CHUNK):
+            view = view_of(self.photos[0].view(), motion[first : first + CHUNK])
+            maps = self.avatar.render(self.body, view)
+            drawn = maps if size == self.resolution else enlarged(maps, detail_of(self.avatar), size)
+            pictures, alpha = drawn.textured[0], drawn.coverage[0].clamp(0, 1)
+            if has_alpha:
+                behind = self.avatar.background[0, :, None, None] * (1 - alpha)
+                pictures = torch.cat([(pictures - behind) / alpha.clamp_min(LEAST_ALPHA), alpha], dim=1)
+            yield from pictures.clamp(0, 1)
+
+
+def _fine_photos(
+    images: list[str], num_photos: int | None, body: BodyModel, resolution: int, size: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Pictures and mattes of `size` px of what `read_photos` reads, without the fringe of their background."""
+    reader, found = WindowReader(BACKGROUND), []
+    for clip, frame in open_photos([tracked(image, BODY, "--image") for image in images], num_photos, body):
+        read = reader.read(clip, np.asarray([frame]), frame, resolution, fine=size, is_cleaned=True)
+        assert read.fine_reference is not None  # it was asked for
+        assert read.fine_reference_mask is not None
+        found.append((read.fine_reference, read.fine_reference_mask))
+    return found

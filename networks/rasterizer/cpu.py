@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from visa.networks.rasterizer import kernels
+from visa.networks.rasterizer.compose import compose_rows
 
 _PAIR_BUFFER_BYTES = 64 << 20  # the backward pass takes as many frames at once as fit in it (one at least)
 _pool: ThreadPoolExecutor | None = None
@@ -144,3 +145,27 @@ def rasterize_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Image `[B,H,W,C]`, alpha and expected depth `[B,H,W,1]`; float32 or float64, gradients for every tensor."""
     return _Splatting.apply(means, quats, scales, opacities, features, intrinsics, world_to_camera, width, height, near)
+
+
+def compose(
+    maps: Tensor, photos: Tensor, mattes: Tensor, pattern: Tensor, reach: float, size: int
+) -> tuple[Tensor, Tensor]:
+    """Pictures larger than the splat, without gradients.
+
+    Args:
+        maps: `[B,T,8+4K,S,S]`, see `networks.rasterizer.compose`.
+        photos: `[B,K,3,P,P]`.
+        mattes: `[B,K,1,P,P]`.
+        pattern: `[B,3,h,w]`, covers places from -`reach` to `reach`.
+        reach: of the pattern.
+        size: px of the output.
+
+    Returns:
+        textured `[B,T,3,size,size]`; coverage and the photos' share `[B,T,2,size,size]`.
+    """
+    frames = maps.shape[:2]
+    arrays = [value.detach().contiguous().numpy() for value in (maps.flatten(0, 1), photos, mattes[:, :, 0], pattern)]
+    textured = maps.new_empty(len(arrays[0]), 3, size, size)
+    further = maps.new_empty(len(arrays[0]), 2, size, size)
+    _run(compose_rows, len(textured) * size, *arrays, reach, textured.numpy(), further.numpy())
+    return textured.unflatten(0, frames), further.unflatten(0, frames)

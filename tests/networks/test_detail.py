@@ -19,7 +19,7 @@ from visa.datamodules.retarget import retarget
 from visa.datamodules.video import PredictInput, VideoDataModule
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
-from visa.networks.detail import enlarged, painted_at, with_detail
+from visa.networks.detail import _enlarged_by_tensors, enlarged, painted_at, with_detail
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.splat_maps import Layers, SplatMaps
 from visa.networks.texture import Detail
@@ -63,7 +63,6 @@ def test_the_photo_is_read_at_its_own_resolution() -> None:
     half = enlarged(still_maps(0.5), detail, LARGE)
     torch.testing.assert_close(half.textured[0, 0], detail.photo[0, 0] / 2 + 0.25, atol=1e-5, rtol=0)
     assert half.photo_share.mean() == pytest.approx(0.5)
-    assert picture.features.shape[2] == 0
 
 
 def test_motion_of_whole_pixels_moves_the_photo_by_them() -> None:
@@ -84,6 +83,38 @@ def test_painting_changes_the_large_picture_by_its_own_change() -> None:
 def test_maps_without_a_texture_are_refused() -> None:
     with pytest.raises(ValueError, match="without a texture"):
         enlarged(replace(still_maps(1.0), layers=None), noise_detail(), LARGE)
+
+
+@pytest.mark.parametrize("size", [LARGE, 100])
+@pytest.mark.parametrize("has_pattern", [False, True])
+def test_the_kernel_composes_as_tensors_do(size: int, has_pattern: bool) -> None:
+    """Two people of two photos each, random motion that leads out of the photos, weights and shares down to zero."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    def layers(count: int) -> Layers:
+        weight, share = ((drawn(2, 3, count, 1, SMALL, SMALL) - 0.3).clamp_min(0) for _ in range(2))
+        return Layers((2 * drawn(2, 3, count, 2, SMALL, SMALL) - 1) * weight, weight, share / count)
+
+    rgb, alpha = drawn(2, 3, 3, SMALL, SMALL), drawn(2, 3, 1, SMALL, SMALL)
+    maps = SplatMaps(rgb, alpha, rgb[:, :, :0], rgb, alpha, alpha, layers(2), layers(1) if has_pattern else None)
+    detail = Detail(drawn(2, 2, 3, 90, 90), drawn(2, 2, 1, 90, 90), drawn(2, 3, 180, 178) if has_pattern else None)
+    assert maps.layers is not None
+    found, expected = enlarged(maps, detail, size), _enlarged_by_tensors(maps, maps.layers, detail, size)
+    for name in vars(expected):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), atol=1e-3, rtol=0
+        )  # a grey level is 4e-3
+
+
+def test_gradients_flow_through_tensors() -> None:
+    maps = still_maps(1.0)
+    painted = maps.rgb.clone().requires_grad_()
+    enlarged(replace(maps, rgb=painted, layers=still_maps(0.5).layers), noise_detail(), LARGE).textured.sum().backward()
+    assert painted.grad is not None
+    assert float(painted.grad.abs().sum()) > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,90 @@
+"""A person drawn live, pose by pose, in one of three looks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visa.live.shading import Shading
+from visa.networks.avatar import Avatar
+from visa.networks.body import BodyParams
+from visa.networks.detail import detail_of, enlarged
+from visa.person import Person
+from visa.runtime.stream import AvatarStream, PoseQueue, view_of
+
+Look = Literal["splat", "textured", "shaded"]
+LOOKS: tuple[Look, ...] = ("splat", "textured", "shaded")  # from the cheapest to the dearest
+
+
+def without_features(avatar: Avatar) -> Avatar:
+    """The same pictures for less: only the shader reads the Gaussians' features."""
+    gaussians = avatar.canonical()
+    return avatar.with_canonical(replace(gaussians, features=gaussians.features[..., :0]))
+
+
+class Performer:
+    """Poses in, pictures out. Clients have one each: nothing is shared but the person's and the shader's tensors.
+
+    Args:
+        person: who is drawn.
+        look: "splat" draws the Gaussians' own colours, "textured" the photo's pixels too, "shaded" lets the shader
+            paint.
+        size: px of the pictures, no smaller than the person's resolution.
+        shading: the shader, for the look "shaded".
+
+    Raises:
+        ValueError: a size or look that cannot be had.
+    """
+
+    def __init__(
+        self, person: Person, look: Look = "textured", size: int = 512, shading: Shading | None = None
+    ) -> None:
+        if size < person.resolution:
+            raise ValueError(
+                f"size is {size}: give {person.resolution} px or more, the size that the avatar is drawn at"
+            )
+        self.person, self.look, self.size = person, look, size
+        self.stream: AvatarStream | None = None
+        self._camera = person.photos[0].view()
+        self._poses = PoseQueue(person.body.num_expressions)
+        if look == "shaded":
+            if shading is None:
+                raise ValueError("the look shaded needs a shader: give load_shading()")
+            if size > person.resolution:
+                person = replace(person, avatar=replace(person.avatar, detail=detail_of(person.avatar)))
+            self.stream = shading.stream(person, size)
+            return
+        avatar = without_features(person.avatar)
+        self._avatar = replace(avatar, texture=None, pattern=None) if look == "splat" else avatar
+
+    @property
+    def chunk(self) -> int:
+        """Poses that the next picture waits for."""
+        return 1 if self.stream is None else self.stream.chunk_length()
+
+    @torch.no_grad()
+    def push(self, body: BodyParams) -> Tensor:
+        """Poses `[t]` in the photo's world -> `[n,3,P,P]` in [0,1]; a shader's pictures come by whole chunks.
+
+        Raises:
+            ValueError: a parameter that is not finite or of another shape; the next push goes on as if it had not been.
+        """
+        if self.stream is not None:
+            return self.stream.push(body).clamp_(0, 1)
+        self._poses.add(body)
+        pictures = [torch.empty(0, 3, self.size, self.size)]
+        while (pose := self._poses.take(1)) is not None:  # pictures of one frame fit into the processor's cache
+            pictures.append(self._draw(pose))
+        return pictures[-1] if len(pictures) == 2 else torch.cat(pictures)
+
+    def _draw(self, pose: BodyParams) -> Tensor:
+        maps = self._avatar.render(self.person.body, view_of(self._camera, pose))
+        if self.size == self.person.resolution:
+            return maps.textured[0].clamp_(0, 1)
+        if self.look == "splat":
+            return F.interpolate(maps.rgb[0], (self.size, self.size), mode="bilinear").clamp_(0, 1)
+        return enlarged(maps, detail_of(self.person.avatar), self.size).textured[0].clamp_(0, 1)

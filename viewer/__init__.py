@@ -1,0 +1,1 @@
+"""The viewer: Gaussians in the browser, posed by sliders and tracks; the live picture beside them (extra `viewer`)."""
