@@ -79,9 +79,10 @@ def save_avatar(
         tensors |= {f"pattern.{name}": getattr(avatar.pattern, name) for name in PATTERN}
     tensors |= further or {}
     header = {"format": FORMAT, "body_model": body_name, "body_fingerprint": body_fingerprint(body), "key": key}
+    header["generator"] = SYNTHETIC  # within the one entry: the library writes several in any order
     with atomic_path(path) as scratch:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        save_file(plain, str(scratch), metadata={"avatar": json.dumps(header), "generator": SYNTHETIC})
+        save_file(plain, str(scratch), metadata={"avatar": json.dumps(header)})
         scratch.chmod(0o644)  # the library writes files that only their owner may read
     return path
 
