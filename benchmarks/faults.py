@@ -303,7 +303,7 @@ def fill_disk(stage: str, clip: Path, folder: Path, tally: Tally) -> None:
     places: dict[str, Prepare] = {
         "checkpoint": lambda: full_disk(CheckpointFile, "save_checkpoint", 100_000, call=3),
         "weights": lambda: full_disk(Stage, "export_weights", 100_000),
-        "config": lambda: full_disk(train.SaveFitConfig, "setup", 1_000),
+        "config": lambda: full_disk(train.SaveRunConfig, "setup", 1_000),
         "curves": lambda: full_disk(Stage, "on_train_batch_start", 64, call=2),
     }
     for name, prepare in places.items():
