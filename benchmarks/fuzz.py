@@ -9,6 +9,7 @@ up, a program started). Cases run in forks of this process; a case is told by it
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import random
 import resource
@@ -148,6 +149,8 @@ def fault_of(kind: Kind, path: Path) -> str | None:
 
 def cases_in_fork(kind: Kind, name: str, numbers: range, seed: int, folder: Path, tell: int) -> None:
     """Run cases, and tell of each before and after; never returns."""
+    faulthandler.disable()  # a death is told by the process that waits
+    torch.set_num_threads(1)  # a fork has no other threads than the one that forked, and would wait for them
     ran: list[str] = []
     watched = [False]
 

@@ -1,13 +1,15 @@
 """What the benchmark of faults decides by: states that differ, files that are half, tables that count."""
 
+import json
 import os
-import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from visa.benchmarks import faults
+from tests.conftest import ROOT
 from visa.benchmarks.faults import Ended, Tally, first_difference, half_files
 
 
@@ -55,9 +57,13 @@ def test_one_line_is_one_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_and_an_ended_run_go_on(tmp_path: Path) -> None:
-    clip = faults.write_tiny_clip(tmp_path / "clip")
-    tally = Tally()
-    for how in (signal.SIGKILL, signal.SIGTERM):
-        faults.break_off("teacher", clip, tmp_path / how.name, how, [0.6], tally)
-    assert tally.survived == tally.injected == {"SIGKILL, teacher": 1, "SIGTERM, teacher": 1}
+def test_a_killed_and_an_ended_run_go_on() -> None:
+    # Runs are forks: of a process of one thread, which the one of the tests is not.
+    command = [sys.executable, "-m", "visa.benchmarks.faults", "--stages", "teacher", "--only", "signals"]
+    command += ["--kills", "1", "--terms", "1", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    for how in ("SIGKILL", "SIGTERM"):
+        assert figures[f"{how}_teacher_survived"] == figures[f"{how}_teacher_injected"] == 1
