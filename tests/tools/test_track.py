@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -265,7 +266,7 @@ def test_bad_input_is_one_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("visa.tools.track.detect.Detector", lambda **_: None)
-    monkeypatch.setattr("visa.tools.track.detect.People", lambda *_: None)
+    monkeypatch.setattr("visa.tools.track.detect.People", MagicMock())
     monkeypatch.setitem(sys.modules, "mediapipe", object())
     source = tmp_path / name
     if not name.startswith("absent"):
