@@ -1,5 +1,6 @@
-"""Fixtures: a small synthetic clip on disk, and the folder of real test material where there is one."""
+"""Fixtures: a small synthetic clip on disk, a browser, and the folder of real test material where there is one."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from visa.networks.body import BodyModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "real"
+BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 
 
 def write_clip(folder: Path, name: str, num_frames: int = 40, size: tuple[int, int] = (72, 96), seed: int = 0) -> Path:
@@ -94,3 +96,12 @@ def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_clip(tmp_path_factory.mktemp("clip"), "person")
     path.with_name("person.splits.yaml").write_text("test: [[20, 24]]\nvalidation: [[32, 39]]\ngap: 2\nreference: 3\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Program of a browser that pages are tried in; the test is skipped where there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine")
+    return found

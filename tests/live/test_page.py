@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from visa.person import Person
 from visa.runtime.stream import view_of
 
 DRIVING = ROOT / "assets/clips/webcam_man.track.npz"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
 
 
 def held(text: str) -> dict:
@@ -53,16 +51,14 @@ def test_counts_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.slow
-def test_a_browser_draws_what_the_rasterizer_draws(person: Person, tmp_path: Path) -> None:
+def test_a_browser_draws_what_the_rasterizer_draws(person: Person, chromium: str, tmp_path: Path) -> None:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
     side, (motion, rate) = person.resolution, person.motion(DRIVING, 30)
     path = tmp_path / "page.html"
     path.write_text(page.page_of(person, motion, rate, "a test", side))
     flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         window = browser.new_page(viewport={"width": 300, "height": 300}, offline=True)
         errors: list[str] = []
         window.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)

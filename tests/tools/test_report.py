@@ -19,7 +19,6 @@ from visa.tools.report.__main__ import main, write_report
 from visa.tools.report.curves import curve
 
 VOID = {"meta", "img", "br", "rect", "polyline", "circle"}
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
@@ -139,9 +138,7 @@ def test_a_curve_of_one_point_or_of_none() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_a_browser_shows_pictures_and_video(tested: Path, fitted: Path, tmp_path: Path) -> None:
-    assert CHROMIUM is not None
+def test_a_browser_shows_pictures_and_video(tested: Path, fitted: Path, chromium: str, tmp_path: Path) -> None:
     out = write_report([tested, fitted], tmp_path / "report.html", seconds=1)
     # The page itself has no script: what it shows is told by one that is added for this test.
     probe = """<script>window.onload = () => setTimeout(() => { document.title = JSON.stringify({
@@ -152,7 +149,7 @@ def test_a_browser_shows_pictures_and_video(tested: Path, fitted: Path, tmp_path
     probed.write_text(out.read_text().replace("</body>", probe + "</body>"))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
     shown = subprocess.run(
-        [CHROMIUM, *options, probed.as_uri()], capture_output=True, text=True, timeout=60, check=True
+        [chromium, *options, probed.as_uri()], capture_output=True, text=True, timeout=60, check=True
     )
     title = shown.stdout.partition("<title>")[2].partition("</title>")[0]
     found = json.loads(title)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ from visa.viewer.splats import UPRIGHT, splats_of
 from visa.viewer.uploads import MOST_BYTES, MOST_PHOTOS, Uploads
 
 DRIVING = ROOT / "assets/clips/webcam_man.track.npz"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
 # viser 1.1.1 logs this for any Gaussians, random ones too.
 VISER_S_OWN = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN"
 WAIT = 60  # seconds; the machine may be busy
@@ -116,13 +114,11 @@ def share_drawn(screenshot: bytes) -> float:
 
 
 @pytest.mark.slow
-def test_a_browser_loads_poses_plays_and_uploads(viewer: program.Viewer, tmp_path: Path) -> None:
+def test_a_browser_loads_poses_plays_and_uploads(viewer: program.Viewer, chromium: str, tmp_path: Path) -> None:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
     flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         errors: list[str] = []
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
