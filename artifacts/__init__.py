@@ -1,1 +1,1 @@
-"""Files on disk: whole or absent, photos, video and sound, weights, configs, provenance."""
+"""Files on disk: whole or absent, photos, video and sound, weights, configs, provenance; errors told in one line."""

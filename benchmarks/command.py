@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from visa.artifacts.command_line import at_least_one
+
 Figure = float | int | str | None
 
 
@@ -40,14 +42,6 @@ def add_stride(parser: argparse.ArgumentParser, default: int) -> None:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """`--threads`, or None."""
     parser.add_argument("--threads", type=at_least_one, default=None, help="threads (default: as many as torch takes)")
-
-
-def at_least_one(text: str) -> int:
-    """The value of an option that counts."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
-    return value
 
 
 def clip_paths(sources: Sequence[str]) -> list[Path]:

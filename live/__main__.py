@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from visa.artifacts.command_line import one_line_errors
 from visa.live.blendshapes import Blendshapes
 from visa.live.broadcast import Broadcast
 from visa.live.capture import FaceCapture
@@ -118,15 +119,12 @@ def drive(given: argparse.Namespace, say: Callable[[str], None]) -> Figures:
     return figures
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = parse(arguments)
     say = functools.partial(print, file=sys.stderr, flush=True)
-    try:
-        figures = drive(given, say)
-    except (ValueError, OSError) as error:
-        say(f"error: {error}")
-        return 1
+    figures = drive(given, say)
     for name, value in figures.flat().items():
         say(f"{name:20} {value:10.1f}")
     for reason in dict.fromkeys(figures.errors):

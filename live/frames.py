@@ -9,10 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.media import write_pictures
 from visa.person import Person
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -24,12 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=512, help="px of the pictures (default: %(default)s)")
     parser.add_argument("--num_frames", type=int, help="at most so many (default: all)")
     given = parser.parse_args(arguments)
-    try:
-        person = Person.open(given.image, given.size)
-        print(write_pictures(given.out, person.frames(given.driving, given.size, given.num_frames, has_alpha=True)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    person = Person.open(given.image, given.size)
+    print(write_pictures(given.out, person.frames(given.driving, given.size, given.num_frames, has_alpha=True)))
     return 0
 
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import atomic_path
 from visa.networks.body import BodyParams
 from visa.networks.rasterizer.constants import ALPHA_CAP, ALPHA_THRESHOLD, EPS_2D
@@ -85,6 +86,7 @@ def page_of(person: Person, motion: BodyParams, rate: float, title: str, size: i
     return text.replace("@ABOUT@", json.dumps(about))
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -96,17 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_frames", type=int, default=100, help="at most so many (default: %(default)s)")
     parser.add_argument("--every", type=int, default=2, help="keep every n-th of them (default: %(default)s)")
     given = parser.parse_args(arguments)
-    try:
-        if min(given.num_frames, given.every) < 1:
-            raise ValueError("--num_frames and --every are counts: give 1 or more")
-        person = Person.open(given.image)
-        motion, rate = person.motion(given.driving, given.num_frames)
-        text = page_of(person, motion[:: given.every], rate / given.every, Path(given.image[0]).stem)
-        with atomic_path(given.out) as scratch:
-            scratch.write_text(text)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if min(given.num_frames, given.every) < 1:
+        raise ValueError("--num_frames and --every are counts: give 1 or more")
+    person = Person.open(given.image)
+    motion, rate = person.motion(given.driving, given.num_frames)
+    text = page_of(person, motion[:: given.every], rate / given.every, Path(given.image[0]).stem)
+    with atomic_path(given.out) as scratch:
+        scratch.write_text(text)
     print(f"{given.out} ({given.out.stat().st_size / 1e6:.1f} MB)")
     return 0
 

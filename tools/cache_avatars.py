@@ -13,6 +13,7 @@ import time
 import torch
 
 from visa import cli as train
+from visa.artifacts.command_line import one_line_errors
 from visa.datamodules.decode import BrokenVideo
 from visa.datamodules.video import VideoDataModule
 from visa.lightning_modules.shading import ShadingStage
@@ -54,6 +55,7 @@ def fill(cache: AvatarCache, model: ShadingStage, data: VideoDataModule) -> tupl
     return made, left_out
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -63,17 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("-c", "--config", action="append", required=True, help="of the run; may be given several times")
     given, options = parser.parse_known_args(arguments)
-    try:
-        configs = [word for path in given.config for word in ("-c", path)]
-        cli = train.main(["fit", *configs, *options], cli=train.BuildOnly)
-        if not isinstance(cli.model, ShadingStage):
-            raise ValueError(f"{type(cli.model).__name__} trains no shader: give the config of a later stage")
-        model = cli.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        cache = cache_of(model, cli.datamodule)
-        made, left_out = fill(cache, model, cli.datamodule)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    configs = [word for path in given.config for word in ("-c", path)]
+    cli = train.main(["fit", *configs, *options], cli=train.BuildOnly)
+    if not isinstance(cli.model, ShadingStage):
+        raise ValueError(f"{type(cli.model).__name__} trains no shader: give the config of a later stage")
+    model = cli.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    cache = cache_of(model, cli.datamodule)
+    made, left_out = fill(cache, model, cli.datamodule)
     print(f"{made} avatars made, {left_out} photos left out\n{cache.folder}")
     return 0
 

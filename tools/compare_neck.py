@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import atomic_path
 from visa.artifacts.media import sheet, to_uint8
 from visa.artifacts.weights import load_weights
@@ -120,6 +121,7 @@ def write_figure(path: Path, truth: Tensor, band: Tensor, pictures: dict[str, Te
         Image.fromarray(to_uint8(sheet(larger))).save(scratch, quality=88)
 
 
+@one_line_errors
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
@@ -140,17 +142,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--figure", type=Path, default=None, help="picture to write")
     parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
     given = parser.parse_args(arguments)
-    try:
-        batch = read_frames(given.clip, given.sidecars, given.size, given.stride)
-        pictures = draw(given.with_neck, False, batch, given.feature_channels)
-        pictures |= draw(given.neck_removed, True, batch, given.feature_channels)
-        if given.with_neck_teacher is not None:
-            pictures |= paint(given.with_neck_teacher, given.with_neck, False, batch)
-        if given.neck_removed_teacher is not None:
-            pictures |= paint(given.neck_removed_teacher, given.neck_removed, True, batch)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    batch = read_frames(given.clip, given.sidecars, given.size, given.stride)
+    pictures = draw(given.with_neck, False, batch, given.feature_channels)
+    pictures |= draw(given.neck_removed, True, batch, given.feature_channels)
+    if given.with_neck_teacher is not None:
+        pictures |= paint(given.with_neck_teacher, given.with_neck, False, batch)
+    if given.neck_removed_teacher is not None:
+        pictures |= paint(given.neck_removed_teacher, given.neck_removed, True, batch)
     band = band_region(BodyModel.from_file(BODY), batch)
     reach = 2 * (given.size // 16) + 1
     near = F.max_pool2d(band, reach, stride=1, padding=reach // 2)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.configs import read_config
 from visa.networks.codec import BlockCodec, WanCodec
 from visa.networks.encoders import DinoEncoder, SemanticEncoder
@@ -386,23 +387,23 @@ def estimate(paths: list[str], gpu_name: str, num_gpus: int) -> dict[str, float 
     return result
 
 
-def main() -> None:
+@one_line_errors
+def main() -> int:
+    """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", action="append", required=True, help="as for train.py; later ones win")
     parser.add_argument("--gpu", default="H100", help=f"one of {', '.join(GPUS)}")
     parser.add_argument("--num_gpus", type=int, default=8, help="GPUs that train together")
     parser.add_argument("--json", action="store_true", help="print one flat JSON object on standard output")
     arguments = parser.parse_args()
-    try:
-        result = estimate(arguments.config, arguments.gpu, arguments.num_gpus)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    result = estimate(arguments.config, arguments.gpu, arguments.num_gpus)
     for name, value in result.items():
         shown = value if isinstance(value, str) else f"{value:,.0f}" if value >= 1000 else f"{value:,.3f}"
         print(f"{name:52s} {shown}", file=sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
         print(json.dumps(result))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

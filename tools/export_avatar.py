@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from visa.artifacts.command_line import one_line_errors
 from visa.datamodules.clip import Clip
 from visa.datamodules.retarget import open_photos
 from visa.datamodules.windows import WindowReader
@@ -59,6 +60,7 @@ def export(avatar: Avatar, body: BodyModel, photo: Photo, out: Path, pose: str |
     return write_splat(out, gaussians.map(lambda value: value[0]))
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -84,21 +86,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--resolution", type=int, default=128, help="px at which the photo is read")
     given = parser.parse_args(arguments)
-    try:
-        if given.out.suffix not in SUFFIXES:
-            raise ValueError(f"{given.out}: give --out a name that ends in one of {', '.join(SUFFIXES)}")
-        if given.out.suffix == ".safetensors" and given.pose is not None:
-            raise ValueError(f"{given.out}: a .safetensors avatar takes any pose later: leave --pose away")
-        reconstructor = load_reconstructor(given.body, given.weights)
-        photo, *further = read_photos(given.image, given.photos, given.body, reconstructor.body, given.resolution)
-        with torch.no_grad():
-            avatar, _ = reconstructor(photo)
-        options = FitOptions(steps=given.fit_steps)
-        avatar = fit_avatar(reconstructor, avatar, photo, options, sys.stderr.isatty(), further)
-        export(avatar, reconstructor.body, photo, given.out, given.pose, Path(given.body).name)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if given.out.suffix not in SUFFIXES:
+        raise ValueError(f"{given.out}: give --out a name that ends in one of {', '.join(SUFFIXES)}")
+    if given.out.suffix == ".safetensors" and given.pose is not None:
+        raise ValueError(f"{given.out}: a .safetensors avatar takes any pose later: leave --pose away")
+    reconstructor = load_reconstructor(given.body, given.weights)
+    photo, *further = read_photos(given.image, given.photos, given.body, reconstructor.body, given.resolution)
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo)
+    options = FitOptions(steps=given.fit_steps)
+    avatar = fit_avatar(reconstructor, avatar, photo, options, sys.stderr.isatty(), further)
+    export(avatar, reconstructor.body, photo, given.out, given.pose, Path(given.body).name)
     size = given.out.stat().st_size
     print(f"{avatar.canonical().means.shape[1]} Gaussians, {size / 1e3:.0f} kB", file=sys.stderr)
     print(given.out)

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import atomic_path
 from visa.datamodules.clip import Clip
 from visa.datamodules.hold_out import FIRST, moving_block
@@ -30,6 +31,7 @@ def hold_out(path: Path, kind: str, frames: int, start: int = FIRST) -> str:
     return f"{file}: {kind} [{first}, {last}]"
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -42,12 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--start", type=int, default=FIRST, help="frame before which no block begins (default: %(default)s)"
     )
     given = parser.parse_args(arguments)
-    try:
-        for path in clip_files(given.folder)[0]:
-            print(hold_out(path, given.kind, given.frames))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for path in clip_files(given.folder)[0]:
+        print(hold_out(path, given.kind, given.frames))
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from visa.artifacts.command_line import one_line_errors
 from visa.live.performer import LOOKS, Look
 from visa.live.shading import load_shading
 from visa.person import Person
@@ -88,6 +89,7 @@ class Viewer:
         self.server.stop()
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="visa view", description=__doc__)
@@ -99,13 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8080, help="default: %(default)s, or the next free one")
     parser.add_argument("--threads", type=int, choices=range(1, 257), metavar="N", default=1, help=THREADS)
     given = parser.parse_args(arguments)
-    try:
-        viewer = Viewer(
-            Person.open(given.image, given.size), given.driving, given.size, given.look, given.host, given.port
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    viewer = Viewer(Person.open(given.image, given.size), given.driving, given.size, given.look, given.host, given.port)
     torch.set_num_threads(given.threads)
     print(f"{viewer.address} (Ctrl+C ends)")
     try:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from visa.artifacts.command_line import at_least_one, one_line_errors
 from visa.artifacts.files import atomic_path
 from visa.artifacts.provenance import device_name, git_commit
 from visa.tools.ablate.compare import by_person, compared, format_comparison
@@ -88,14 +89,7 @@ def ablate(plan: Plan, out: Path, num_seeds: int, options: Sequence[str]) -> dic
     return content
 
 
-def at_least_one(text: str) -> int:
-    """The value of an option that counts."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
-    return value
-
-
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     own, options = split_options(sys.argv[1:] if arguments is None else arguments)
@@ -109,15 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/ablate"), help="folder of results (default: %(default)s)"
     )
     given = parser.parse_args(own)
-    try:
-        plans = [read_plan(path) for path in given.plans]  # all of them before hours of the first
-        for plan in plans:
-            if given.steps is not None and plan.num_steps is not None:
-                plan.num_steps = given.steps
-            ablate(plan, given.out, given.seeds, options)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    plans = [read_plan(path) for path in given.plans]  # all of them before hours of the first
+    for plan in plans:
+        if given.steps is not None and plan.num_steps is not None:
+            plan.num_steps = given.steps
+        ablate(plan, given.out, given.seeds, options)
     return 0
 
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from visa.artifacts.command_line import one_line_errors
 from visa.networks.body import BodyModel
 from visa.tools.import_tracks.amass import import_amass
 from visa.tools.import_tracks.ehm import import_ehm
@@ -80,19 +81,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = build_parser().parse_args(arguments)
-    try:
-        if not given.input.exists():
-            raise ValueError(f"{given.input}: no such file or folder: give the output of the other tool")
-        body = BodyModel.from_file(given.body)
-        imported = read(given, body)
-        name = given.name or given.input.stem
-        path = write_track(given.out / f"{name}.track.npz", track_arrays(imported, body, given.body.name))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not given.input.exists():
+        raise ValueError(f"{given.input}: no such file or folder: give the output of the other tool")
+    body = BodyModel.from_file(given.body)
+    imported = read(given, body)
+    name = given.name or given.input.stem
+    path = write_track(given.out / f"{name}.track.npz", track_arrays(imported, body, given.body.name))
     if imported.betas is not None and not has_smplx_space(body):
         print(f"{given.body.name} is no SMPL-X file: its shape and expression stay neutral", file=sys.stderr)
     print(f"{int(imported.frame_valid.sum())} of {len(imported.frame_valid)} frames", file=sys.stderr)

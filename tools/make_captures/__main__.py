@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import atomic_path
 from visa.artifacts.media import write_video
 from visa.tools.make_captures.anatomy import Anatomy
@@ -120,6 +121,7 @@ def make_captures(out: Path, settings: Settings, seen: int, unseen: int, threads
     return rendered
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m visa.tools.make_captures", description=__doc__)
@@ -136,11 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", type=int, nargs="+", help="render these people alone, by number")
     given = parser.parse_args(arguments)
     settings = Settings(given.seed, given.frames, given.size, given.samples)
-    try:
-        rendered = make_captures(given.out, settings, given.seen, given.unseen, given.threads, given.only)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    rendered = make_captures(given.out, settings, given.seen, given.unseen, given.threads, given.only)
     print(f"{rendered} people rendered into {given.out}, the others were there")
     return 0
 

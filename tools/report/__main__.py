@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import atomic_path
 from visa.tools.report.page import page
 from visa.tools.report.run import read_run
@@ -35,6 +36,7 @@ def write_report(folders: list[Path], out: Path, seconds: float) -> Path:
     return out
 
 
+@one_line_errors
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -44,11 +46,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="page to write (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each video, 0 for none (default: %(default)s)")
     given = parser.parse_args()
-    try:
-        path = write_report(given.runs, given.out, given.seconds)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    path = write_report(given.runs, given.out, given.seconds)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.photos import is_image
 from visa.networks.body import BodyModel
 from visa.runtime.shipped import WEIGHTS, load_reconstructor
@@ -56,6 +57,7 @@ def track_file(
     return report if reconstructor is None else report | refine_file(paths[0], reconstructor)
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 1 where no clip came out."""
     parser = argparse.ArgumentParser(prog="python -m visa.tools.track", description=__doc__)
@@ -81,11 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shard", default=None, help="I/N: track the I-th of N equal parts only, counted from 0")
     given = parser.parse_args(arguments)
     is_batch = len(given.sources) > 1 or given.sources[0].is_dir() or given.shard is not None
-    try:
-        return _track_many(given) if is_batch else _track_one(given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _track_many(given) if is_batch else _track_one(given)
 
 
 def _track_one(given: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ the detector's answers on several views of the whole body.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import shipped
 from visa.networks.body import BodyModel, BodyParams
 from visa.tools.track.detect import NUM_FACE_POINTS, Detector
@@ -420,19 +422,18 @@ def compute(body: BodyModel) -> Landmarks:
     )
 
 
-def main() -> None:
-    """Command line."""
+@one_line_errors
+def main() -> int:
+    """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Compute where the detector's points lie on the body model.")
     parser.add_argument("--body", type=Path, default=DEFAULT_BODY, help="SMPL-X npz file")
     parser.add_argument("--out", type=Path, default=DEFAULT_LANDMARKS)
     arguments = parser.parse_args()
-    try:
-        with torch.no_grad():
-            compute(BodyModel.from_file(arguments.body)).save(arguments.out)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    with torch.no_grad():
+        compute(BodyModel.from_file(arguments.body)).save(arguments.out)
     print(arguments.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import atomic_path
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip, load_track
@@ -236,6 +237,7 @@ def refine_file(
     return figures
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m visa.tools.track.refine", description=__doc__)
@@ -243,16 +245,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--body", default=BODY, help="body model of the tracks (default: %(default)s)")
     parser.add_argument("--weights", default=WEIGHTS, help="of the reconstruction (default: %(default)s)")
     given = parser.parse_args(arguments)
-    try:
-        paths = [path for source in given.clips for path in clip_files(source)[0]]
-        reconstructor = load_reconstructor(given.body, given.weights)
-        for path in paths:
-            figures = refine_file(path, reconstructor)
-            errors = [f"{value:.4f}" for value in figures.values() if value is not None]
-            print(f"{path}: {' -> '.join(errors) or 'one frame, left as it is'}", flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    paths = [path for source in given.clips for path in clip_files(source)[0]]
+    reconstructor = load_reconstructor(given.body, given.weights)
+    for path in paths:
+        figures = refine_file(path, reconstructor)
+        errors = [f"{value:.4f}" for value in figures.values() if value is not None]
+        print(f"{path}: {' -> '.join(errors) or 'one frame, left as it is'}", flush=True)
     return 0
 
 
