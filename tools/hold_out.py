@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     for path in clip_files(given.folder)[0]:
-        print(hold_out(path, given.kind, given.frames))
+        print(hold_out(path, given.kind, given.frames, given.start))
     return 0
 
 

@@ -65,6 +65,13 @@ def test_a_folder_is_held_out_of_training(tmp_path: Path, capsys: pytest.Capture
     assert len(clip.training_frames()) == 0
 
 
+def test_a_block_may_begin_sooner(tmp_path: Path) -> None:
+    clip_that_moves(tmp_path, "bert", 50, slice(5, 25))
+    assert hold_out.main([str(tmp_path), "--kind", "test", "--frames", "8", "--start", "1"]) == 0
+    content = OmegaConf.to_container(OmegaConf.load(tmp_path / "bert.splits.yaml"))
+    assert content["test"][0][0] in range(5, 18)
+
+
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert hold_out.main([str(tmp_path), "--kind", "test"]) == 1
     assert "no tracked clip" in capsys.readouterr().err
