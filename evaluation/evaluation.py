@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from visa.evaluation import identity, image, temporal
-from visa.evaluation.faces import NEEDS_DETECTOR, FaceErrors, FacePoints, face_errors
+from visa.evaluation import image, temporal
+from visa.evaluation.faces import FacePoints, face_distances
 from visa.evaluation.frechet import frechet_of_samples, frechet_of_videos, kernel_distance, video_features
+from visa.evaluation.identity import identity_distances
 from visa.evaluation.inception import inception_distances
 from visa.evaluation.perceptual import PerceptualMeasures, metric_network, perceptual_difference, perceptual_measures
 from visa.evaluation.plain_lpips import lpips_distances
@@ -21,7 +22,6 @@ from visa.losses.perceptual import PerceptualDistance
 
 MEASURES = ("image", "temporal", "warping", "sharpness", "perceptual", "lpips", "identity", "faces", "inception")
 DIVERSITY_FRAMES = 6  # of a clip, most that two samples are compared in: of all it would be half of the measuring
-FACE_COLUMNS = dict(zip(FaceErrors._fields, ("aed", "apd", "akd"), strict=True))
 
 
 @dataclass
@@ -114,9 +114,9 @@ def evaluate_rows(
             _add_diversity(results, rows, metric_network(backend, truth.device))
             _add_own_pose(results, rows, photo, metric_network(backend, truth.device))
         if "identity" in measures:
-            _add_identity_figures(results, videos, truth, photo, identity_every)
+            _add_found(results, identity_distances(truth, videos, photo, identity_every))
         if "faces" in measures:
-            _add_face_figures(results, videos, truth, face_points, identity_every)
+            _add_found(results, face_distances(truth, videos, face_points, identity_every))
         if "lpips" in measures:
             _add_found(results, lpips_distances(truth, videos, perceptual_every))
         if "inception" in measures:
@@ -143,7 +143,9 @@ def _check(
             raise ValueError(f"row {name!r} has two samples of different shapes")
 
 
-def _add_found(results: dict[str, dict[str, Any]], measured: Mapping[str, tuple[Mapping[str, float], str]]) -> None:
+def _add_found(
+    results: dict[str, dict[str, Any]], measured: Mapping[str, tuple[Mapping[str, float | None], str]]
+) -> None:
     """Columns that come with one reason for all rows where they could not be measured."""
     for column, (found, reason) in measured.items():
         for name, figures in results.items():
@@ -360,56 +362,3 @@ def _add_own_pose(
         drawn, true = _widened(row.own_pose)[None], _widened(photo).to(row.own_pose.device)[None]
         _set(results[name], "own_psnr", float(image.psnr(drawn, true)), "it is equal to the photo")
         results[name]["own_perceptual"] = float(network(drawn, true))
-
-
-def _add_identity_figures(
-    results: dict[str, dict[str, Any]],
-    videos: dict[str, Tensor],
-    truth: Tensor,
-    photo: Tensor | None,
-    identity_every: int,
-) -> None:
-    try:
-        faces = identity.FaceIdentity()
-    except ValueError as error:
-        for figures in results.values():
-            for column in ("identity", "identity_photo", "detection_rate"):
-                _set(figures, column, None, str(error))
-        return
-    truth_embeddings = faces.embed_all(truth[::identity_every])
-    photo_embedding = faces.embed(photo) if photo is not None else None
-    for name, video in videos.items():
-        embeddings = faces.embed_all(video[::identity_every])
-        figures = results[name]
-        missing = f"no face found in both of {len(embeddings)} frame pairs"
-        _set(figures, "identity", identity.mean_distance(embeddings, truth_embeddings), missing)
-        to_photo = identity.mean_distance(embeddings, [photo_embedding] * len(embeddings))
-        _set(
-            figures,
-            "identity_photo",
-            to_photo,
-            "no photo given" if photo is None else "no face found in the photo or the frames",
-        )
-        figures["detection_rate"] = identity.detection_rate(embeddings)
-
-
-def _add_face_figures(
-    results: dict[str, dict[str, Any]],
-    videos: dict[str, Tensor],
-    truth: Tensor,
-    face_points: FacePoints | None,
-    every: int,
-) -> None:
-    """Expression, pose and keypoint distance of faces that are found anew in truth and rows alike."""
-    if face_points is None:
-        for figures in results.values():
-            for column in FACE_COLUMNS.values():
-                _set(figures, column, None, NEEDS_DETECTOR)
-        return
-    true_points = face_points(truth[::every])
-    for name, video in videos.items():
-        errors = face_errors(face_points(_widened(video[::every])), true_points, truth.shape[-1])
-        for measured, column in FACE_COLUMNS.items():
-            values = getattr(errors, measured)
-            missing = f"no face found in both of {len(true_points)} frame pairs"
-            _set(results[name], column, float(values.mean()) if len(values) else None, missing)

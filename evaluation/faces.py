@@ -6,7 +6,7 @@ hands the detector in (`FacePoints`): it belongs to the tracker, and needs the e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -95,6 +95,9 @@ class FaceErrors(NamedTuple):
     keypoints: Floats
 
 
+COLUMNS = dict(zip(FaceErrors._fields, ("aed", "apd", "akd"), strict=True))
+
+
 def face_errors(points: Floats, truth: Floats, side: int) -> FaceErrors:
     """Distances between the faces of two videos.
 
@@ -117,3 +120,30 @@ def face_errors(points: Floats, truth: Floats, side: int) -> FaceErrors:
         pose.append(np.degrees(np.arccos(np.clip((np.trace(moved.rotation) - 1) / 2, -1, 1))))
         keypoints.append(np.linalg.norm(ours[:, :2] - true[:, :2], axis=-1).mean() * KEYPOINT_SIDE / side)
     return FaceErrors(*(np.asarray(column, float) for column in (expression, pose, keypoints)))
+
+
+def face_distances(
+    truth: Tensor, rows: Mapping[str, Tensor], face_points: FacePoints | None, every: int = 1
+) -> dict[str, tuple[dict[str, float | None], str]]:
+    """{column: (mean error of each row, why it is None or lacks one)}, of faces found anew in truth and rows alike.
+
+    Args:
+        truth: [T, 3, H, W] in [0, 1].
+        rows: of the same frames, of any float type; clamped here.
+        face_points: the detector; None measures nothing.
+        every: read every n-th frame.
+    """
+    if face_points is None:
+        return {column: ({}, NEEDS_DETECTOR) for column in COLUMNS.values()}
+    true = face_points(truth[::every])
+    errors = {
+        name: face_errors(face_points(video[::every].float().clamp(0, 1)), true, truth.shape[-1])
+        for name, video in rows.items()
+    }
+    missing = f"no face found in both of {len(true)} frame pairs"
+    results: dict[str, tuple[dict[str, float | None], str]] = {}
+    for measured, column in COLUMNS.items():
+        values = {name: getattr(found, measured) for name, found in errors.items()}
+        means = {name: float(value.mean()) if len(value) else None for name, value in values.items()}
+        results[column] = (means, missing)
+    return results

@@ -1,7 +1,7 @@
 """Whether the person in the output is still the same person: distances of face embeddings."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +57,35 @@ def mean_distance(embeddings: Sequence[np.ndarray | None], references: Sequence[
 def detection_rate(embeddings: Sequence[np.ndarray | None]) -> float:
     """Share of frames with a face, in [0, 1]."""
     return sum(embedding is not None for embedding in embeddings) / len(embeddings)
+
+
+def identity_distances(
+    truth: Tensor, rows: Mapping[str, Tensor], photo: Tensor | None, every: int = 1
+) -> dict[str, tuple[dict[str, float | None], str]]:
+    """{column: (figure of each row, why it is None or lacks one)}: `identity`, `identity_photo`, `detection_rate`.
+
+    Args:
+        truth: [T, 3, H, W] in [0, 1].
+        rows: of the same frames.
+        photo: [3, H, W] in [0, 1].
+        every: read every n-th frame.
+    """
+    try:
+        faces = FaceIdentity()
+    except ValueError as error:
+        return {column: ({}, str(error)) for column in ("identity", "identity_photo", "detection_rate")}
+    true = faces.embed_all(truth[::every])
+    known = faces.embed(photo) if photo is not None else None
+    found = {name: faces.embed_all(video[::every]) for name, video in rows.items()}
+    no_photo = "no photo given" if photo is None else "no face found in the photo or the frames"
+    return {
+        "identity": (
+            {name: mean_distance(embeddings, true) for name, embeddings in found.items()},
+            f"no face found in both of {len(true)} frame pairs",
+        ),
+        "identity_photo": (
+            {name: mean_distance(embeddings, [known] * len(embeddings)) for name, embeddings in found.items()},
+            no_photo,
+        ),
+        "detection_rate": ({name: detection_rate(embeddings) for name, embeddings in found.items()}, ""),
+    }
