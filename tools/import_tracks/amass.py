@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
-from visa.tools.import_tracks.track import Floats, Imported, read_npz, require
+from visa.tools.import_tracks.track import Floats, Imported, read_npz
 
 MEND = "give an AMASS-like npz with poses, trans and mocap_framerate"
 RATES = ("mocap_framerate", "mocap_frame_rate")  # the SMPL-H and the SMPL-X release spell it differently
@@ -80,8 +80,7 @@ def import_amass(path: Path, body: BodyModel, fps: float, travel: bool) -> Impor
     Raises:
         ValueError: no such file, or another layout; one line.
     """
-    arrays = read_npz(path, MEND)
-    require(arrays, ("poses", "trans"), path, MEND)
+    arrays = read_npz(path, ("poses", "trans"), MEND, RATES)
     rate = next((float(arrays[name]) for name in RATES if name in arrays), 0.0)
     if not rate > 0 or not fps > 0:
         raise ValueError(f"{path} has no {RATES[0]}, or it or --fps is not positive: {MEND}")

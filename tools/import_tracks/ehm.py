@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visa.tools.import_tracks.track import Floats, Imported, read_npz, require
+from visa.tools.import_tracks.track import Floats, Imported, read_npz
 
 MEND = "make ehm_tracking.npz with the lines in docs/import_tracks.md, in EHM-Tracker's environment"
 CROP_SIDE = 1024  # px: body_hd_size
@@ -38,8 +38,7 @@ def import_ehm(path: Path, fps: float, video: tuple[tuple[int, int], int] | None
     """
     if path.suffix == ".pkl" or path.is_dir():
         raise ValueError(f"{path}: a pickle can run code and is not opened: {MEND}")
-    arrays = read_npz(path, MEND)
-    require(arrays, ("frames", "id.smplx_shape", "flame_coeffs.expression_params", *SHAPES), path, MEND)
+    arrays = read_npz(path, ("frames", "id.smplx_shape", "flame_coeffs.expression_params", *SHAPES), MEND)
     count = len(arrays["frames"])
     fields: dict[str, Floats] = {}
     for name, shape in SHAPES.items():

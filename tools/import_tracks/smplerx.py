@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visa.tools.import_tracks.track import Floats, Imported, read_npz, require
+from visa.tools.import_tracks.track import Floats, Imported, read_npz
 
 MEND = "give the output folder of SMPLer-X's inference, with smplx/FRAME_PERSON.npz and meta/FRAME_PERSON.json"
 NAME = re.compile(r"(\d+)_(\d+)\.npz")
@@ -29,8 +29,7 @@ def mean_hands(path: Path | None) -> tuple[Floats, Floats]:
             "the hands of SMPLer-X and OSX are offsets from SMPL-X's mean hand: give --smplx SMPLX_NEUTRAL.npz"
         )
     mend = "give a licensed SMPLX_NEUTRAL.npz"
-    arrays = read_npz(path, mend)
-    require(arrays, ("hands_meanl", "hands_meanr"), path, mend)
+    arrays = read_npz(path, ("hands_meanl", "hands_meanr"), mend)
     left, right = (arrays[name].reshape(15, 3) for name in ("hands_meanl", "hands_meanr"))
     if not left.any():
         raise ValueError(f"{path} has a flat mean hand, so it is not SMPL-X's: {mend}")
@@ -40,8 +39,7 @@ def mean_hands(path: Path | None) -> tuple[Floats, Floats]:
 def _frame(folder: Path, stem: str) -> tuple[dict[str, Floats], Floats]:
     """Parameters and intrinsics [3,3] of one frame."""
     path = folder / "smplx" / f"{stem}.npz"
-    arrays = read_npz(path, MEND)
-    require(arrays, (*NUM_JOINTS, "betas", "expression", "transl"), path, MEND)
+    arrays = read_npz(path, (*NUM_JOINTS, "betas", "expression", "transl"), MEND)
     meta = folder / "meta" / f"{stem}.json"
     try:
         camera = json.loads(meta.read_text())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visa.artifacts.arrays import read_arrays
 from visa.artifacts.files import atomic_path
 from visa.datamodules.clip import load_track
 from visa.networks.body import NUM_BETAS, BodyModel
@@ -45,29 +45,26 @@ class Imported:
     expression: Floats | None = None
 
 
-def read_npz(path: Path, mend: str) -> dict[str, NDArray]:
-    """All arrays of an npz file that are plain; members that would have to be unpickled are left out.
+def read_npz(path: Path, needed: Collection[str], mend: str, wanted: Collection[str] = ()) -> dict[str, NDArray]:
+    """Arrays of an npz file; others in it may be anything, and stay unread.
 
-    Raises ValueError (one line, ending in `mend`) for what is no npz file.
+    Args:
+        path: of the file.
+        needed: names of arrays that must be there.
+        mend: ends the error.
+        wanted: names of further ones, which are read where the file has them.
+
+    Raises:
+        ValueError: no npz file, or an array is missing; one line.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {}
-            for name in archive.files:
-                try:
-                    arrays[name] = archive[name]
-                except ValueError:  # an array of Python objects: text or lists, none of which is needed
-                    continue
-            return arrays
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no readable npz file ({error}): {mend}") from error
-
-
-def require(arrays: dict[str, NDArray], names: tuple[str, ...], path: Path, mend: str) -> None:
-    """ValueError (one line) if an array is missing."""
-    missing = [name for name in names if name not in arrays]
+        arrays = read_arrays(path, "npz file", {*needed, *wanted})
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no readable npz file ({error.__cause__ or error}): {mend}") from error
+    missing = [name for name in needed if name not in arrays]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}: {mend}")
+    return arrays
 
 
 def _columns(values: Floats | None, count: int, num_frames: int | None = None) -> Floats:
