@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from visa.artifacts.arrays import read_arrays
 from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import atomic_path
 from visa.artifacts.media import write_video
@@ -50,10 +50,10 @@ class Settings:
 def is_done(track_file: Path, stamp: str) -> bool:
     """Whether a clip made with these settings is already there; its track is written last."""
     try:
-        with np.load(track_file, allow_pickle=False) as file:
-            return "capture" in file.files and str(file["capture"]) == stamp
-    except (OSError, ValueError, zipfile.BadZipFile):
+        held = read_arrays(track_file, "track file", {"capture"})
+    except (OSError, ValueError):
         return False
+    return "capture" in held and str(held["capture"]) == stamp
 
 
 def splits_text(num_frames: int, is_unseen: bool, validates: bool) -> str:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visa.artifacts.arrays import read_arrays
 from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import shipped
 from visa.networks.body import BodyModel, BodyParams
@@ -77,8 +78,9 @@ class Landmarks:
     def load(path: Path) -> Landmarks:
         """Read a file written by `save`; ValueError that names the command which makes it."""
         try:
-            with np.load(shipped(path), allow_pickle=False) as file:
-                return Landmarks(**{name: file[name] for name in Landmarks.__dataclass_fields__})
+            names = Landmarks.__dataclass_fields__
+            arrays = read_arrays(shipped(path), "landmark file", names)
+            return Landmarks(**{name: arrays[name] for name in names})
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a landmark file: make it by `python -m visa.tools.track.correspond --out {path}`"
