@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
@@ -17,10 +17,12 @@ from visa.artifacts.provenance import git_commit
 from visa.artifacts.weights import load_weights, save_weights
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.video import VideoDataModule
-from visa.evaluation.faces import FacePoints
 from visa.evaluation.report import TestReport
 from visa.losses.finite import check_finite, check_finite_gradients
 from visa.runtime.shipped import COMMANDS
+
+if TYPE_CHECKING:
+    from visa.evaluation.faces import FacePoints
 
 
 class Stage(lightning.LightningModule):
