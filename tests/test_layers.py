@@ -15,6 +15,7 @@ ROOMS = ("artifacts", "losses", "networks", "datamodules", "runtime", "evaluatio
 # These stand beside them: nothing of ROOMS imports them.
 BESIDE = {
     "callbacks": {"artifacts"},
+    "exports": {*ROOMS, "person"},
     "tools": {*ROOMS, "tools", "cli"},
     "live": {*ROOMS, "live", "tools", "cli", "person"},
     "viewer": {*ROOMS, "viewer", "live", "tools", "cli", "person"},

@@ -22,8 +22,8 @@ COMMANDS = {
 }
 MODULES = {
     "export": "visa.tools.export_avatar",
-    "frames": "visa.live.frames",
-    "page": "visa.live.page",
+    "frames": "visa.exports.frames",
+    "page": "visa.exports.page",
     "view": "visa.viewer.__main__",
     "live": "visa.live.__main__",
     "track": "visa.tools.track.__main__",

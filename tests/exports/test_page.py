@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from visa.artifacts.media import to_uint8
-from visa.live import page
+from visa.exports import page
 from visa.person import Person
 from visa.runtime.stream import view_of
 

@@ -1,0 +1,1 @@
+"""A person in motion as files: pictures with alpha, one web page."""
