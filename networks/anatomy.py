@@ -63,6 +63,8 @@ IRIS_ANGLE = 0.5  # radians from an eyeball's axis of sight
 INNER = tuple(PRIOR_COLORS)  # what lids and lips hide
 RIM_REACH = 0.012  # m from the mouth's inside: skin that mouth shapes move and that lies so near is lips
 LID_REACH = 0.004  # m from an eyeball: skin that lies so near is lids, the lower ones too, which a blink hardly moves
+JAW = 22  # joint
+FOLD = 0.004  # m from the other lip
 MOVED = 0.0005  # m at a full expression: skin that moves so far is face
 EAR = (0.058, 0.02, 0.05, -0.005, 0.04)  # m from the head's joint: beyond x; y and its reach; z and its reach
 ARM_JOINTS = (16, 17, 18, 19)  # upper arms and forearms
@@ -80,6 +82,7 @@ class Anatomy:
         iris: `[V]` bool, the vertices of an eyeball that its iris covers.
         prior_color: `[V,3]` for skin of luminance 1/2; zeros for skin.
         is_lid: `[V]` bool, the rims that a blink moves or that lie on an eyeball.
+        is_fold: `[V]` bool, skin of each lip that the other one touches when the mouth is closed.
     """
 
     kind: Tensor
@@ -87,6 +90,7 @@ class Anatomy:
     iris: Tensor
     prior_color: Tensor
     is_lid: Tensor
+    is_fold: Tensor
 
     @property
     def offset_bound(self) -> Tensor:
@@ -144,8 +148,23 @@ def read_anatomy(body: BodyModel) -> Anatomy:
         kind[is_skin & near & (directions[:, shapes].amax(dim=1) > 4 * MOVED)] = int(Kind.RIM)
     iris = _iris(body, eyeballs)
     return Anatomy(
-        kind=kind, region=_regions(body, kind), iris=iris, prior_color=_prior_colors(body, kind, iris), is_lid=is_lid
+        kind=kind,
+        region=_regions(body, kind),
+        iris=iris,
+        prior_color=_prior_colors(body, kind, iris),
+        is_lid=is_lid,
+        is_fold=_folds(body, is_skin & (kind == int(Kind.RIM)) & ~is_lid),
     )
+
+
+def _folds(body: BodyModel, is_lip: Tensor) -> Tensor:
+    """`[V]` bool: lips nearer than FOLD to the other lip, of those that the jaw carries and those that it does not."""
+    fold, is_lower = torch.zeros_like(is_lip), body.lbs_weights[:, JAW] > 0.5
+    lower, upper = is_lip & is_lower, is_lip & ~is_lower
+    if bool(lower.any()) and bool(upper.any()):
+        between = torch.cdist(body.v_template[lower], body.v_template[upper])
+        fold[lower], fold[upper] = between.amin(dim=1) < FOLD, between.amin(dim=0) < FOLD
+    return fold
 
 
 def _prior_colors(body: BodyModel, kind: Tensor, iris: Tensor) -> Tensor:

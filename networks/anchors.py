@@ -15,6 +15,9 @@ from visa.networks.template import Template, refine_template
 
 # N anchors, K clusters of anchors, F triangles of the body model.
 
+LEAST_SCALE = 1e-3  # m
+# Where lips touch, Gaussians of full size reach over the gap of an opening mouth and hide the teeth.
+FOLD_SHARE = 0.3
 FOREARM_JOINTS = (18, 19)
 CHEST_JOINTS = (0, 3, 6, 9)  # without shoulders and neck: what lies before these is hair or their own skin
 
@@ -119,7 +122,9 @@ class Anchors(nn.Module):
             spacing = spacing / self.template.share.to(spacing).sqrt()  # together they cover what one would
         flat = spacing[:, None] * points.new_tensor([0.5, 0.5, 0.2])
         frames = matrix_to_quaternion(_tangent_frames(normals))
-        self._keep(frames=frames, normals=normals, log_scale=flat.clamp(1e-3, 3e-2).log())
+        fold = read_anatomy(body).is_fold[ids, None]
+        flat = torch.where(fold, FOLD_SHARE * flat, flat.clamp_min(LEAST_SCALE))
+        self._keep(frames=frames, normals=normals, log_scale=flat.clamp(FOLD_SHARE * LEAST_SCALE, 3e-2).log())
 
     def _keep_rows(self, vertices: Tensor) -> None:
         """Which anchors belong to which vertex, triangle and side of the body."""

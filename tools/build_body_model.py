@@ -98,6 +98,9 @@ NUM_SHAPES = 10
 FACE_IMPORTANCE = 40.0
 EXPRESSION_START, NUM_SHAPE_COLUMNS = 300, 400
 POPULATION_SIZE = 400
+# m, of the upper teeth. The source has their edges a millimetre above the line of closed lips and 7 mm behind them, so
+# that a raised lip shows a tongue; a closed mouth's incisors end 2 to 3 mm below that line, just behind the lower lip.
+UPPER_TEETH_SHIFT = (0.0, -0.003, 0.003)
 
 
 @dataclasses.dataclass
@@ -483,6 +486,7 @@ def build() -> dict[str, np.ndarray]:
         shift = PELVIS - joints[index, 0]
         bodies[index] += shift
         joints[index] += shift
+    bodies[:, source.part == PART_NAMES.index("teeth_upper")] += np.array(UPPER_TEETH_SHIFT)
     template = bodies.mean(axis=0)
     head_share = weights[:, [JOINT_NAMES.index(n) for n in ("head", "jaw", "left_eye", "right_eye")]].sum(axis=1)
     shapes, joint_shapes = shape_components(bodies, joints, vertex_areas(template, source.faces), head_share)
