@@ -99,8 +99,8 @@ FACE_IMPORTANCE = 40.0
 EXPRESSION_START, NUM_SHAPE_COLUMNS = 300, 400
 POPULATION_SIZE = 400
 # m, of the upper teeth. The source has their edges a millimetre above the line of closed lips and 7 mm behind them, so
-# that a raised lip shows a tongue; incisors end below that line. Chosen on validation people (docs/ablations.md).
-UPPER_TEETH_SHIFT = (0.0, -0.002, 0.0015)
+# that a raised lip shows a tongue; a closed mouth's incisors end 2 to 3 mm below that line, just behind the lower lip.
+UPPER_TEETH_SHIFT = (0.0, -0.003, 0.003)
 
 
 @dataclasses.dataclass
