@@ -99,7 +99,7 @@ FACE_IMPORTANCE = 40.0
 EXPRESSION_START, NUM_SHAPE_COLUMNS = 300, 400
 POPULATION_SIZE = 400
 # m, of the upper teeth. The source has their edges a millimetre above the line of closed lips and 7 mm behind them, so
-# that a raised lip shows a tongue; a closed mouth's incisors end 2 to 3 mm below that line, just behind the lower lip.
+# that a raised lip shows a tongue. Chosen on validation people (docs/ablations.md).
 UPPER_TEETH_SHIFT = (0.0, -0.003, 0.003)
 
 

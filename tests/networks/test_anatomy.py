@@ -109,3 +109,14 @@ def test_a_file_without_labels_and_names_has_eyeballs_and_face_alone(body: BodyM
     assert torch.cdist(rims, body.v_template[eyeballs]).amin(dim=1).max() < 0.004
     assert licensed.iris.any()
     assert not (licensed.iris & ~eyeballs).any()
+
+
+def test_lips_touch_in_folds_and_upper_teeth_end_below_them(body: BodyModel, anatomy: Anatomy) -> None:
+    fold, is_lower = anatomy.is_fold, body.lbs_weights[:, 22] > 0.5
+    assert bool((anatomy.kind[fold] == int(Kind.RIM)).all())
+    assert not bool((fold & anatomy.is_lid).any())
+    middle = fold & (body.v_template[:, 0].abs() < 0.01)
+    upper, lower = (body.v_template[middle & side, 1] for side in (~is_lower, is_lower))
+    assert min(len(upper), len(lower)) > 5
+    teeth = body.v_template[body.part == body.part_names.index("teeth_upper")]
+    assert teeth[:, 1].min() < upper.min() - 0.001
