@@ -14,6 +14,7 @@ from visa.artifacts.photos import is_image
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip, frame_rate, load_track
 from visa.datamodules.spread import spread_frames
+from visa.datamodules.unseen_arms import with_own_arms
 from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
 from visa.networks.rotation import axis_angle
@@ -175,6 +176,7 @@ def retargeted(
         body: the model that both are fits of.
     """
     params = BodyParams.from_track(motion, numbers)
+    params = with_own_arms(params, own, *_seen_by_driver(params, motion, numbers, body))
     params.betas = own.betas.expand(len(numbers), -1).contiguous()
     _orient_for_camera(params, torch.from_numpy(motion["world_to_camera"][numbers]), photo_camera)
     # The head is what the photo frames: start it where the photo has it.
@@ -182,6 +184,15 @@ def retargeted(
     goal = body(own)[1][0, HEAD_JOINT]
     params.transl = params.transl + (goal - start)
     return params
+
+
+def _seen_by_driver(
+    params: BodyParams, motion: Mapping[str, np.ndarray], numbers: np.ndarray, body: BodyModel
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Joints `[T,J,3]` in the axes of the driver's camera, its intrinsics `[T,3,3]` and its picture's width and height."""
+    intrinsics, camera = (torch.from_numpy(motion[name][numbers]) for name in ("intrinsics", "world_to_camera"))
+    joints = body(params)[1] @ camera[:, :3, :3].mT + camera[:, None, :3, 3]
+    return joints, intrinsics, torch.from_numpy(motion["image_size"]).to(joints)
 
 
 def _orient_for_camera(params: BodyParams, driver_camera: torch.Tensor, photo_camera: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from visa.datamodules.augment import Augment, draw, mirror_body, mirror_camera, 
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.decode import BrokenVideo
-from visa.datamodules.foreground import foreground
+from visa.datamodules.foreground import cleaned
 from visa.datamodules.references import ReferencePhoto, choose_references
 from visa.datamodules.schedule import Phase, phase_at, start_of_rank, step_generator
 from visa.networks.body import BodyParams
@@ -55,7 +55,7 @@ class WindowReader:
         """Read one window `[1,T,...]`; `rng` and `augment` together turn augmentation on.
 
         With `crop_reference` False the photo is not cropped, whatever is drawn; `fine` px is the side of
-        `fine_reference`; with `is_cleaned` the photo's soft edges lose the colours of what lay behind them.
+        `fine_reference`; with `is_cleaned` the photo's matte is made finer, and its edges lose what lay behind them.
         """
         change = plain(self.background) if augment is None or rng is None else draw(augment, self.background, rng)
         source = reference_clip or clip
@@ -64,7 +64,8 @@ class WindowReader:
         pictures, masks, intrinsics = clip.window(frame_numbers, resolution, change.zoom, change.shift)
         crop = (change.photo_zoom, change.photo_shift) if crop_reference else (1.0, (0.0, 0.0))
         photo, photo_mask, photo_intrinsics = source.window(reference_numbers, resolution, *crop)
-        photo = foreground(photo, photo_mask) if is_cleaned else photo
+        if is_cleaned:
+            photo, photo_mask = cleaned(photo, photo_mask)
 
         def finish(images: Tensor, mask: Tensor, colour: Tensor, background: Tensor) -> Tensor:
             mixed = torch.einsum("dc,nchw->ndhw", colour, images - 0.5) + 0.5
@@ -74,7 +75,8 @@ class WindowReader:
         fine_photo = fine_mask = None
         if fine is not None:
             fine_photo, fine_mask, _ = source.window(reference_numbers, fine, *crop)
-            fine_photo = foreground(fine_photo, fine_mask) if is_cleaned else fine_photo
+            if is_cleaned:
+                fine_photo, fine_mask = cleaned(fine_photo, fine_mask)
             fine_photo = finish(fine_photo, fine_mask, *look)
 
         batch = VideoBatch(

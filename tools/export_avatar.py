@@ -43,7 +43,7 @@ def read_photos(
     """Photos, or frames of one clip, as `read_photo` reads them; see `datamodules.retarget.open_photos`."""
     reader = WindowReader(BACKGROUND)
     return [
-        photo_of(reader.read(clip, np.asarray([frame]), frame, resolution))
+        photo_of(reader.read(clip, np.asarray([frame]), frame, resolution, is_cleaned=True))
         for clip, frame in open_photos([tracked(image, body_model, "--image") for image in images], num_photos, body)
     ]
 

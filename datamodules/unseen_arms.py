@@ -1,0 +1,52 @@
+"""Arms that a driving picture does not hold: the driven person keeps those of their own photo.
+
+A close-up shows no elbow, and its tracker lays the arms at rest. Put on a person whose photo shows folded arms or
+hands in the lap, that invented rest tears sleeves from the cloth that the photo shows. What the driver's picture holds
+moves as it does there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from visa.networks.body import BodyParams, rotation_matrices
+from visa.networks.rotation import axis_angle
+
+# Joints of the left arm, then of the right one; `body_pose` leaves out the pelvis, so joint j is its row j - 1.
+SHOULDERS, ELBOWS, WRISTS, KNUCKLES = (16, 17), (18, 19), (20, 21), (28, 43)
+HANDS = ("left_hand_pose", "right_hand_pose")
+RIM = 0.08  # share of the picture's side within which what it holds fades out
+
+
+def with_own_arms(driven: BodyParams, own: BodyParams, joints: Tensor, camera: Tensor, size: Tensor) -> BodyParams:
+    """The driver's pose, with a photo's own arms as far as the driver's picture does not hold them.
+
+    Args:
+        driven: `[T]`, the driver's pose.
+        own: `[1]`, the photo's.
+        joints: `[T,J,3]` of the driver, in the axes of the driver's camera.
+        camera: `[T,3,3]` its intrinsics, px.
+        size: `[2]` width and height of its picture, px.
+    """
+    pixels = joints @ camera.mT
+    places = pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3)
+    border = torch.minimum(places, size - places).amin(dim=-1) / size.amin()  # px to the nearest side, as a share
+    held = (border / RIM).clamp(0, 1)
+    pose, hands = driven.body_pose.clone(), {}
+    for shoulder, elbow, wrist, knuckle, name in zip(SHOULDERS, ELBOWS, WRISTS, KNUCKLES, HANDS, strict=True):
+        # Each joint is told by what hangs on it.
+        hand = held[:, knuckle]
+        forearm = torch.maximum(held[:, wrist], hand)
+        arm = torch.maximum(held[:, elbow], forearm)
+        for joint, share in ((shoulder, arm), (elbow, forearm), (wrist, hand)):
+            pose[:, joint - 1] = _between(own.body_pose[:, joint - 1], driven.body_pose[:, joint - 1], share)
+        hands[name] = _between(getattr(own, name), getattr(driven, name), hand[:, None])
+    return BodyParams(**{**vars(driven), "body_pose": pose, **hands})
+
+
+def _between(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """Rotations on the shortest way from `first [1,...,3]` to `second [T,...,3]` (rad), after a `share [T,...]` of it."""
+    start = rotation_matrices(first.expand_as(second))
+    turn = axis_angle(start.mT @ rotation_matrices(second)) * share[..., None]
+    return axis_angle(start @ rotation_matrices(turn))
