@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from visa.networks.body import NUM_BETAS, BodyModel
-from visa.networks.template import HAND_JOINTS, HEAD_JOINTS
+from visa.networks.template import HAND_JOINTS, HEAD_JOINTS, NECK_JOINT
 
 
 class Kind(IntEnum):
@@ -36,9 +36,9 @@ class Region(IntEnum):
     So that a chest takes the collar's cloth and not the neck's skin, and the back of a head takes hair.
     """
 
-    FACE = 0  # with ears, throat and all that lids and lips hide
+    FACE = 0  # with ears, throat, neck and all that lids and lips hide
     SCALP = 1
-    TORSO = 2  # with neck and legs
+    TORSO = 2  # with legs
     HANDS = 3
     ARMS = 4
 
@@ -68,6 +68,7 @@ FOLD = 0.004  # m from the other lip
 MOVED = 0.0005  # m at a full expression: skin that moves so far is face
 EAR = (0.058, 0.02, 0.05, -0.005, 0.04)  # m from the head's joint: beyond x; y and its reach; z and its reach
 ARM_JOINTS = (16, 17, 18, 19)  # upper arms and forearms
+NECK = 0.4  # skinning weight of the neck's joint: a bare neck is skin above any collar
 CROWN = 0.08  # m above the head's joint: no face so high
 _MOUTH_SHAPES = ("mouthRollLower", "mouthRollUpper", "mouthPucker", "mouthShrugLower", "mouthShrugUpper")
 
@@ -194,7 +195,8 @@ def _regions(body: BodyModel, kind: Tensor) -> Tensor:
     x, y, z = (body.v_template - body.joint_template[HEAD_JOINTS[0]]).unbind(dim=1)
     is_ear = (x.abs() > EAR[0]) & ((y - EAR[1]).abs() < EAR[2]) & ((z - EAR[3]).abs() < EAR[4])
     is_scalp = is_head & (kind == int(Kind.BODY)) & ~is_ear & ((z < 0) | (y > CROWN))
-    region = torch.where(is_head, int(Region.FACE), int(Region.TORSO))
+    is_neck = weights[:, NECK_JOINT] > NECK
+    region = torch.where(is_head | is_neck, int(Region.FACE), int(Region.TORSO))
     region[is_scalp] = int(Region.SCALP)
     region[is_arm] = int(Region.ARMS)
     region[is_hand] = int(Region.HANDS)

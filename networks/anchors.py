@@ -6,18 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visa.networks.anatomy import Region, read_anatomy
+from visa.networks.anatomy import Kind, Region, read_anatomy
 from visa.networks.body import BodyModel
 from visa.networks.farthest import farthest_points
 from visa.networks.regions import part_code
 from visa.networks.rotation import matrix_to_quaternion
-from visa.networks.template import Template, refine_template
+from visa.networks.template import Template, part_vertices, refine_template
 
 # N anchors, K clusters of anchors, F triangles of the body model.
 
 LEAST_SCALE = 1e-3  # m
 # Where lips touch, Gaussians of full size reach over the gap of an opening mouth and hide the teeth.
 FOLD_SHARE = 0.3
+# Anchors a vertex where the body's mesh is coarser than what a picture shows: teeth of one are pearls, not a row.
+TEETH_COUNT, SCALP_COUNT = 7, 7
 FOREARM_JOINTS = (18, 19)
 CHEST_JOINTS = (0, 3, 6, 9)  # without shoulders and neck: what lies before these is hair or their own skin
 
@@ -29,7 +31,7 @@ class Anchors(nn.Module):
         body: the body model (held outside the state dict; its file is its own asset).
         template: one anchor a vertex, see `networks.template`.
         num_clusters: K at most.
-        per_vertex: anchors of each vertex of face and hands, see `refine_template`.
+        per_vertex: anchors of each vertex of face and hands, see `refine_template`; teeth and scalp have more.
 
     Attributes:
         template: of the N anchors.
@@ -87,7 +89,8 @@ class Anchors(nn.Module):
         super().__init__()
         self._body = [body]  # in a list: a submodule's buffers would enter every checkpoint
         vertices = template.vertex_ids
-        self.template = template if per_vertex == 1 else refine_template(template, body, per_vertex)
+        counts = _anchor_counts(body, per_vertex)
+        self.template = template if bool((counts == 1).all()) else refine_template(template, body, counts)
         self.num_vertices = len(vertices)
         points = self.template.points(body.v_template)
         self._keep_shapes(points)
@@ -161,6 +164,17 @@ class Anchors(nn.Module):
         trunk = (anatomy.region == int(Region.TORSO)) | ((anatomy.region == int(Region.ARMS)) & ~forearms)
         neighbours = _neighbours(points, label * len(Region) + region)
         self._keep(is_chest=chest[first], is_trunk=trunk[ids], neighbours=neighbours)
+
+
+def _anchor_counts(body: BodyModel, per_vertex: int) -> Tensor:
+    """`[V]` int64, how many anchors each vertex of the body model has; ValueError (one line) for less than one."""
+    if per_vertex < 1:
+        raise ValueError(f"gaussians_per_anchor is {per_vertex}: give 1 or more")
+    counts, anatomy = torch.ones_like(body.part), read_anatomy(body)
+    counts[torch.cat(list(part_vertices(body).values()))] = per_vertex
+    counts[anatomy.kind == int(Kind.TEETH)] = max(per_vertex, TEETH_COUNT)
+    counts[anatomy.region == int(Region.SCALP)] = max(per_vertex, SCALP_COUNT)
+    return counts
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:

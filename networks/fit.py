@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from visa.losses.image import StructuralSimilarity
+from visa.networks.anatomy import Region
 from visa.networks.avatar import Avatar
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
@@ -87,6 +88,7 @@ class FitOptions:
 
 _CHANGES = ("opacity", "color", "scale", "offset", "rotation")
 _CORRECTIONS = ("turn", "shift", "gain")
+_MOST_SHRUNK = 0.1  # of the logarithm of a face's scales
 _TURNED = (12, 15)  # neck and head: joints whose turns are corrected beside the pelvis and the jaw
 
 
@@ -167,8 +169,12 @@ class _Fit:
         self.lowest = torch.logit(least.clamp(_LEAST_OPAQUE, _MOST_OPAQUE)) - self.logit[:, :count]
         self.rest = reconstructor.anchors(avatar.betas)
         self.similarities = [StructuralSimilarity(one.image) for one in (photo, *further)]
-        # Of the change of a scale's logarithm: lids that shrank would not cover the eye.
-        self.smallest = torch.where(reconstructor.anchors.is_lid, 0.0, -torch.inf)[:, None]
+        # Of the change of a scale's logarithm: lids that shrank would not cover the eye, and a face that shrank to its
+        # outline in the photo has holes when it turns.
+        anchors, smallest = reconstructor.anchors, torch.full_like(self.rest[0, :, 0], -torch.inf)
+        smallest[anchors.region == int(Region.FACE)] = -_MOST_SHRUNK
+        smallest[anchors.is_lid] = 0.0
+        self.smallest = smallest[:, None]
         shapes = {"opacity": self.logit, "color": self.start.colors} | dict.fromkeys(_CHANGES[2:], self.start.means)
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)

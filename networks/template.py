@@ -82,38 +82,31 @@ def part_vertices(body: BodyModel) -> dict[str, Tensor]:
     return {name: torch.nonzero(chosen)[:, 0] for name, chosen in parts.items()}
 
 
-def refine_template(template: Template, body: BodyModel, per_vertex: int) -> Template:
-    """Several anchors a vertex where detail needs them: on face and hands.
+def refine_template(template: Template, body: BodyModel, counts: Tensor) -> Template:
+    """Several anchors a vertex where detail needs them.
 
-    Each vertex keeps its anchor and gets `per_vertex - 1` more, half way to the centres of triangles around it (as
-    many as there are), so that all lie on the surface of any shape. They ride on the vertex that they belong to.
+    Each vertex keeps its anchor and gets `counts - 1` more, half way to the centres of triangles around it (as many as
+    there are), so that all lie on the surface of any shape. They ride on the vertex that they belong to.
 
     Args:
         template: one anchor a vertex.
         body: the body model.
-        per_vertex: anchors of each vertex of face and hands, at least 1.
-
-    Raises:
-        ValueError: `per_vertex` is below 1.
+        counts: `[V]` int64, anchors of each vertex of the body model, 1 or more.
     """
-    if per_vertex < 1:
-        raise ValueError(f"gaussians_per_anchor is {per_vertex}: give 1 or more")
-    fine = torch.zeros(len(body.v_template), dtype=torch.bool, device=template.vertex_ids.device)
-    fine[torch.cat(list(part_vertices(body).values()))] = True
     around: dict[int, list[list[int]]] = {}
-    for triangle in body.faces[fine[body.faces].any(dim=1)].tolist():
+    for triangle in body.faces[(counts > 1)[body.faces].any(dim=1)].tolist():
         for k in range(3):
             around.setdefault(triangle[k], []).append([triangle[k], triangle[k - 2], triangle[k - 1]])
-    corners, counts = [], []
-    for vertex, is_fine in zip(template.vertex_ids.tolist(), fine[template.vertex_ids].tolist(), strict=True):
+    corners, repeats = [], []
+    for vertex, count in zip(template.vertex_ids.tolist(), counts[template.vertex_ids].tolist(), strict=True):
         rows = [[vertex] * 3]
-        if is_fine:
+        if count > 1:
             ring = _in_order(around.get(vertex, []))
-            extra = min(per_vertex - 1, len(ring))
+            extra = min(count - 1, len(ring))
             rows += [ring[k * len(ring) // extra] for k in range(extra)]
         corners += rows
-        counts.append(len(rows))
-    repeats = torch.tensor(counts)
+        repeats.append(len(rows))
+    share = torch.tensor(repeats)
     ids = torch.tensor(corners)
     is_extra = ids[:, 1] != ids[:, 0]
     weights = torch.where(is_extra[:, None], torch.tensor([4.0, 1.0, 1.0]) / 6, torch.tensor([1.0, 0.0, 0.0]))
@@ -123,7 +116,7 @@ def refine_template(template: Template, body: BodyModel, per_vertex: int) -> Tem
         mirror=ids[:, 0],
         corners=ids,
         corner_weights=weights,
-        share=repeats.repeat_interleave(repeats),
+        share=share.repeat_interleave(share),
     )
     return replace(refined, mirror=_mirror(refined.points(body.v_template)))
 
