@@ -189,7 +189,7 @@ def retargeted(
 def _seen_by_driver(
     params: BodyParams, motion: Mapping[str, np.ndarray], numbers: np.ndarray, body: BodyModel
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Joints `[T,J,3]` in the axes of the driver's camera, its intrinsics `[T,3,3]` and its picture's width and height."""
+    """Joints `[T,J,3]` in the axes of the driver's camera, its intrinsics `[T,3,3]`, its picture's width and height."""
     intrinsics, camera = (torch.from_numpy(motion[name][numbers]) for name in ("intrinsics", "world_to_camera"))
     joints = body(params)[1] @ camera[:, :3, :3].mT + camera[:, None, :3, 3]
     return joints, intrinsics, torch.from_numpy(motion["image_size"]).to(joints)

@@ -46,7 +46,7 @@ def with_own_arms(driven: BodyParams, own: BodyParams, joints: Tensor, camera: T
 
 
 def _between(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    """Rotations on the shortest way from `first [1,...,3]` to `second [T,...,3]` (rad), after a `share [T,...]` of it."""
+    """Rotations (rad) a `share [T,...]` of the shortest way from `first [1,...,3]` to `second [T,...,3]`."""
     start = rotation_matrices(first.expand_as(second))
     turn = axis_angle(start.mT @ rotation_matrices(second)) * share[..., None]
     return axis_angle(start @ rotation_matrices(turn))

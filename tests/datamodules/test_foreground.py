@@ -1,41 +1,60 @@
-"""Colours without their background: against a picture that was composed of known parts."""
+"""Mattes and colours without their background: against a picture that was composed of known parts."""
 
-import pytest
 import torch
-import torch.nn.functional as F
 
-from visa.datamodules.foreground import foreground
+from visa.datamodules.foreground import cleaned
 
-SIZE = 64
+SIZE = 96
+OWN, BEHIND = torch.tensor([0.2, 0.15, 0.1]), torch.tensor([0.1, 0.9, 0.2])
 
 
-def disc(softness: float) -> torch.Tensor:
+def disc(radius: float, softness: float) -> torch.Tensor:
     """A matte `[1,1,H,W]`."""
     steps = torch.arange(SIZE) - SIZE / 2 + 0.5
-    return ((20 - (steps[:, None] ** 2 + steps[None] ** 2).sqrt()) / softness + 0.5).clamp(0, 1)[None, None]
+    return ((radius - (steps[:, None] ** 2 + steps[None] ** 2).sqrt()) / softness + 0.5).clamp(0, 1)[None, None]
 
 
-@pytest.mark.parametrize(("softness", "left"), [(1.0, 0.1), (6.0, 0.35)])
-def test_a_composed_picture_gives_its_foreground_back(softness: float, left: float) -> None:
-    own, behind = torch.tensor([0.2, 0.15, 0.1]), torch.tensor([0.1, 0.9, 0.2])
-    matte = disc(softness)
-    image = own.view(1, 3, 1, 1) * matte + behind.view(1, 3, 1, 1) * (1 - matte)
-    found = foreground(image, matte)
-    edge = ((matte > 0.1) & (matte < 0.9)).expand(-1, 3, -1, -1)
-    before = (image - own.view(1, 3, 1, 1)).abs()[edge].mean()
-    after = (found - own.view(1, 3, 1, 1)).abs()[edge].mean()
-    assert after < left * before
+def composed(matte: torch.Tensor) -> torch.Tensor:
+    """A person of one colour before a wall of another."""
+    return OWN.view(1, 3, 1, 1) * matte + BEHIND.view(1, 3, 1, 1) * (1 - matte)
 
 
-def test_what_is_whole_stays() -> None:
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand(2, 3, SIZE, SIZE, generator=generator)
-    torch.testing.assert_close(foreground(image, torch.ones(2, 1, SIZE, SIZE)), image, atol=1e-4, rtol=0)
-    inside = F.max_pool2d(1 - disc(6.0), 3, 1, 1) == 0
-    found = foreground(image[:1], disc(6.0))
-    torch.testing.assert_close(found[:, :, inside[0, 0]], image[:1][:, :, inside[0, 0]], atol=1e-4, rtol=0)
+def test_a_matte_that_is_too_wide_is_cut_to_the_person() -> None:
+    truth, coarse = disc(30, 4.0), disc(33, 4.0)
+    _, found = cleaned(composed(truth), coarse)
+    assert (found - truth).abs().mean() < 0.1 * (coarse - truth).abs().mean()
 
 
-def test_a_matte_of_nothing_is_no_division_by_nothing() -> None:
-    image = torch.rand(1, 3, SIZE, SIZE)
-    assert foreground(image, torch.zeros(1, 1, SIZE, SIZE)).isfinite().all()
+def test_colours_at_the_edge_are_the_persons() -> None:
+    truth = disc(30, 4.0)
+    image = composed(truth)
+    found, _ = cleaned(image, disc(32, 4.0))
+    edge = ((truth > 0.2) & (truth < 0.9)).expand(-1, 3, -1, -1)
+    own = OWN.view(1, 3, 1, 1)
+    assert (found - own).abs()[edge].mean() < 0.2 * (image - own).abs()[edge].mean()
+
+
+def test_what_is_sure_stays() -> None:
+    image = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    whole = torch.ones(2, 1, SIZE, SIZE)
+    for found, given in zip(cleaned(image, whole), (image, whole), strict=True):
+        torch.testing.assert_close(found, given, atol=0, rtol=0)
+    found, matte = cleaned(image[:1], disc(30, 4.0))
+    core = disc(20, 1.0)[0, 0] == 1
+    torch.testing.assert_close(found[:, :, core], image[:1][:, :, core])
+    assert bool((matte[0, 0][core] > 0.99).all())
+
+
+def test_a_thin_part_is_not_taken_for_background() -> None:
+    truth = torch.zeros(1, 1, SIZE, SIZE)
+    truth[..., 20:, 30:66] = 1.0
+    truth[..., 5:20, 46:50] = 1.0  # a finger
+    _, found = cleaned(composed(truth), truth)
+    assert bool((found[..., 8:18, 47:49] > 0.9).all())
+
+
+def test_a_matte_of_nothing_changes_nothing() -> None:
+    image, nothing = torch.rand(1, 3, SIZE, SIZE), torch.zeros(1, 1, SIZE, SIZE)
+    colors, mattes = cleaned(image, nothing)
+    assert torch.equal(colors, image)
+    assert torch.equal(mattes, nothing)
