@@ -176,7 +176,7 @@ def retargeted(
         body: the model that both are fits of.
     """
     params = BodyParams.from_track(motion, numbers)
-    params = with_own_arms(params, own, *_seen_by_driver(params, motion, numbers, body))
+    params = with_own_arms(params, own, *_driver_joints(params, motion, numbers, body))
     params.betas = own.betas.expand(len(numbers), -1).contiguous()
     _orient_for_camera(params, torch.from_numpy(motion["world_to_camera"][numbers]), photo_camera)
     # The head is what the photo frames: start it where the photo has it.
@@ -186,13 +186,12 @@ def retargeted(
     return params
 
 
-def _seen_by_driver(
+def _driver_joints(
     params: BodyParams, motion: Mapping[str, np.ndarray], numbers: np.ndarray, body: BodyModel
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Joints `[T,J,3]` in the axes of the driver's camera, its intrinsics `[T,3,3]`, its picture's width and height."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Joints `[T,J,3]` in the axes of the driver's camera, and its intrinsics `[T,3,3]`."""
     intrinsics, camera = (torch.from_numpy(motion[name][numbers]) for name in ("intrinsics", "world_to_camera"))
-    joints = body(params)[1] @ camera[:, :3, :3].mT + camera[:, None, :3, 3]
-    return joints, intrinsics, torch.from_numpy(motion["image_size"]).to(joints)
+    return body(params)[1] @ camera[:, :3, :3].mT + camera[:, None, :3, 3], intrinsics
 
 
 def _orient_for_camera(params: BodyParams, driver_camera: torch.Tensor, photo_camera: torch.Tensor) -> None:

@@ -19,19 +19,19 @@ HANDS = ("left_hand_pose", "right_hand_pose")
 RIM = 0.08  # share of the picture's side within which what it holds fades out
 
 
-def with_own_arms(driven: BodyParams, own: BodyParams, joints: Tensor, camera: Tensor, size: Tensor) -> BodyParams:
+def with_own_arms(driven: BodyParams, own: BodyParams, joints: Tensor, camera: Tensor) -> BodyParams:
     """The driver's pose, with a photo's own arms as far as the driver's picture does not hold them.
 
     Args:
         driven: `[T]`, the driver's pose.
         own: `[1]`, the photo's.
         joints: `[T,J,3]` of the driver, in the axes of the driver's camera.
-        camera: `[T,3,3]` its intrinsics, px.
-        size: `[2]` width and height of its picture, px.
+        camera: `[T,3,3]` its intrinsics, px; the principal point is the middle of the picture.
     """
     pixels = joints @ camera.mT
     places = pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3)
-    border = torch.minimum(places, size - places).amin(dim=-1) / size.amin()  # px to the nearest side, as a share
+    middle = camera[:, None, :2, 2]
+    border = (middle - (places - middle).abs()).amin(dim=-1) / (2 * middle.amin(dim=-1))  # a share, to the nearest side
     held = (border / RIM).clamp(0, 1)
     pose, hands = driven.body_pose.clone(), {}
     for shoulder, elbow, wrist, knuckle, name in zip(SHOULDERS, ELBOWS, WRISTS, KNUCKLES, HANDS, strict=True):
