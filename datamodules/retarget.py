@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from visa.artifacts.photos import is_image
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip, frame_rate, load_track
+from visa.datamodules.own_torso import with_own_torso
 from visa.datamodules.spread import spread_frames
 from visa.datamodules.unseen_arms import with_own_arms
 from visa.datamodules.windows import WindowReader
@@ -91,10 +92,11 @@ def retarget(
 ) -> VideoBatch:
     """Put the driver's pose and expression on the photo's person, seen by the photo's camera.
 
-    The person keeps their own shape. Rotations are the driver's, seen from the camera; the head starts where the
-    photo's head is, and moves as the driver's moves, so that framing follows the photo. Where the driver's tracker
-    found nobody, the frame before is held, so that the time stays the driver's (`held_frames`). Photos lose the
-    fringe of their background (`datamodules.foreground`).
+    The person keeps their own shape. The head turns as the driver's, seen from the camera; it starts where the photo's
+    head is, and moves as the driver's moves, so that framing follows the photo. The torso starts as the photo's
+    (`datamodules.own_torso`), and arms that the driver's picture does not hold stay so (`datamodules.unseen_arms`).
+    Where the driver's tracker found nobody, the frame before is held, so that the time stays the driver's
+    (`held_frames`). Photos lose what lies behind the person (`datamodules.foreground`).
 
     Args:
         image: the photo or photos, or a clip, their tracks beside them. The first photo is the one whose camera and
@@ -179,11 +181,16 @@ def retargeted(
     params = with_own_arms(params, own, *_driver_joints(params, motion, numbers, body))
     params.betas = own.betas.expand(len(numbers), -1).contiguous()
     _orient_for_camera(params, torch.from_numpy(motion["world_to_camera"][numbers]), photo_camera)
-    # The head is what the photo frames: start it where the photo has it.
-    start = body(params[:1])[1][0, HEAD_JOINT]
-    goal = body(own)[1][0, HEAD_JOINT]
-    params.transl = params.transl + (goal - start)
+    heads = _head(body, params)
+    params = with_own_torso(params, own)
+    # The head is what the photo frames: start it where the photo has it, and let it move as the driver's moves.
+    params.transl = params.transl + _head(body, own) + heads - heads[:1] - _head(body, params)
     return params
+
+
+def _head(body: BodyModel, params: BodyParams) -> torch.Tensor:
+    """`[T,3]` m, the head's joint."""
+    return body.joints(params)[:, HEAD_JOINT]
 
 
 def _driver_joints(
@@ -191,7 +198,7 @@ def _driver_joints(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Joints `[T,J,3]` in the axes of the driver's camera, and its intrinsics `[T,3,3]`."""
     intrinsics, camera = (torch.from_numpy(motion[name][numbers]) for name in ("intrinsics", "world_to_camera"))
-    return body(params)[1] @ camera[:, :3, :3].mT + camera[:, None, :3, 3], intrinsics
+    return body.joints(params) @ camera[:, :3, :3].mT + camera[:, None, :3, 3], intrinsics
 
 
 def _orient_for_camera(params: BodyParams, driver_camera: torch.Tensor, photo_camera: torch.Tensor) -> None:

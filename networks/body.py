@@ -290,6 +290,10 @@ class BodyModel(nn.Module):
         """Transforms [...,55,4,4] from the rest pose to the posed space, `transl` included."""
         return _with_last_row(self._pose_joints(params)[0])
 
+    def joints(self, params: BodyParams) -> Tensor:
+        """Posed joints [...,55,3], metres, without the vertices."""
+        return self._pose_joints(params)[1]
+
     def forward(self, params: BodyParams, vertex_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Posed vertices [...,V,3] (only `vertex_ids` [N] if given) and joints [...,55,3], metres."""
         transforms, joints, rotations = self._pose_joints(params)

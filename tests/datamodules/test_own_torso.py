@@ -1,0 +1,70 @@
+"""A torso starts as in the photo, moves as the driver's, and leaves the head to the driver."""
+
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from visa.datamodules.own_torso import COLLARS, HEAD, NECK, SPINE, with_own_torso
+from visa.networks.body import BodyParams
+
+FRAMES = 3
+
+
+def pose(count: int, seed: int) -> BodyParams:
+    generator = torch.Generator().manual_seed(seed)
+    zeros = BodyParams.zeros((count,), 4)
+    turned = {
+        name: 0.3 * torch.randn(getattr(zeros, name).shape, generator=generator)
+        for name in ("global_orient", "body_pose")
+    }
+    return BodyParams(**{**vars(zeros), **turned})
+
+
+def turns(params: BodyParams, joints: tuple[int, ...]) -> Rotation:
+    """World rotations `[T]` of the last of some joints that hang on each other, from the pelvis on."""
+    found = Rotation.from_rotvec(params.global_orient.numpy())
+    for joint in joints:
+        found = found * Rotation.from_rotvec(params.body_pose[:, joint - 1].numpy())
+    return found
+
+
+def angle(first: Rotation, second: Rotation) -> float:
+    return float((first.inv() * second).magnitude().max())
+
+
+@pytest.fixture
+def found() -> tuple[BodyParams, BodyParams, BodyParams]:
+    driven, own = pose(FRAMES, 0), pose(1, 1)
+    return driven, own, with_own_torso(driven, own)
+
+
+def test_the_torso_starts_as_the_photos_and_moves_as_the_drivers(found: tuple[BodyParams, ...]) -> None:
+    driven, own, new = found
+    torso, other = turns(new, SPINE), turns(driven, SPINE)
+    assert angle(torso[:1], turns(own, SPINE)) < 1e-5
+    for t in range(FRAMES):
+        assert angle(torso[t] * torso[0].inv(), other[t] * other[0].inv()) < 1e-5
+
+
+def test_the_head_is_the_drivers(found: tuple[BodyParams, ...]) -> None:
+    driven, _, new = found
+    chain = (*SPINE, NECK, HEAD)
+    assert angle(turns(new, chain), turns(driven, chain)) < 1e-5
+    neck, head = (Rotation.from_rotvec(new.body_pose[:, joint - 1].numpy()) for joint in (NECK, HEAD))
+    assert angle(neck, head) < 1e-5  # they share it
+
+
+def test_shoulders_are_raised_from_where_the_photo_has_them(found: tuple[BodyParams, ...]) -> None:
+    driven, own, new = found
+    for joint in COLLARS:
+        torch.testing.assert_close(new.body_pose[:1, joint - 1], own.body_pose[:, joint - 1], atol=1e-5, rtol=0)
+        still, moved = (Rotation.from_rotvec(one.body_pose[:, joint - 1].numpy()) for one in (driven, new))
+        assert angle(still * still[0].inv(), moved * moved[0].inv()) < 1e-5
+
+
+def test_what_else_there_is_stays_the_drivers(found: tuple[BodyParams, ...]) -> None:
+    driven, _, new = found
+    touched = {joint - 1 for joint in (*SPINE, *COLLARS, NECK, HEAD)}
+    rest = [row for row in range(21) if row not in touched]
+    torch.testing.assert_close(new.body_pose[:, rest], driven.body_pose[:, rest], atol=1e-5, rtol=0)
+    assert torch.equal(new.expression, driven.expression)
