@@ -2,7 +2,7 @@
 
 Where a driver leans or is turned to the side, the same lean put on somebody who sits straight uncovers what their photo
 does not show, and tears sleeves from a chest that they lie on. The head is the driver's as the camera sees it, so that
-one looks where the other looks; the neck and the head's joint share what lies between.
+one looks where the other looks; the photo's neck and head share what lies between.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def with_own_torso(driven: BodyParams, own: BodyParams) -> BodyParams:
     for joint in COLLARS:
         after[:, joint - 1] = pose[:, joint - 1] @ pose[:1, joint - 1].mT @ before[:, joint - 1]
     between = moved.mT @ torso @ _chain(pose, (NECK, HEAD))
-    half = rotation_matrices(axis_angle(between) / 2)
-    after[:, NECK - 1], after[:, HEAD - 1] = half, half.mT @ between
+    neck, head = before[:, NECK - 1], before[:, HEAD - 1]
+    half = rotation_matrices(axis_angle(neck.mT @ between @ head.mT) / 2)
+    after[:, NECK - 1], after[:, HEAD - 1] = neck @ half, half.mT @ neck.mT @ between
     fields = {"body_pose": axis_angle(after), "global_orient": axis_angle(moved @ spine.mT)}
     return BodyParams(**{**vars(driven), **fields})
 

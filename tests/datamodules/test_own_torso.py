@@ -50,8 +50,13 @@ def test_the_head_is_the_drivers(found: tuple[BodyParams, ...]) -> None:
     driven, _, new = found
     chain = (*SPINE, NECK, HEAD)
     assert angle(turns(new, chain), turns(driven, chain)) < 1e-5
-    neck, head = (Rotation.from_rotvec(new.body_pose[:, joint - 1].numpy()) for joint in (NECK, HEAD))
-    assert angle(neck, head) < 1e-5  # they share it
+
+
+def test_the_photos_own_pose_gives_itself() -> None:
+    own = pose(1, 1)
+    new = with_own_torso(own, own)
+    torch.testing.assert_close(new.body_pose, own.body_pose, atol=1e-5, rtol=0)
+    torch.testing.assert_close(new.global_orient, own.global_orient, atol=1e-5, rtol=0)
 
 
 def test_shoulders_are_raised_from_where_the_photo_has_them(found: tuple[BodyParams, ...]) -> None:
