@@ -28,7 +28,6 @@ LEAST_AGREEING = 0.25  # share of the photos, from which on they stand for the o
 # A photo saw a surface at a slant where its pixels cover many of the picture's: streaks. From the second share of its
 # density on it stands as a whole, below the first not at all; chosen on turned heads and frames of validation people.
 SLANTED, UPRIGHT = 0.25, 0.6
-AMID = 1 / 42  # share of the picture's side: so far from its outline a pixel is amid the person
 LEAST_PATTERN = 1 / 42  # share of the picture's side: half the width of what shows a pattern; narrower is a rim
 
 
@@ -61,7 +60,7 @@ def splat(
     moved, weight = flow.detach(), shown.detach()
     pixels, inside, read_part = _read(texture.photo, texture.mask, texture.photo_part, moved, weight)
     share = _share_of_photo(shown, trusted, alpha) * _agreement(read_part, part, alpha)
-    share = share * _density(moved, weight) * _of_person(inside, alpha)
+    share = share * _density(moved, weight)
     # The photo was matted over the same background: where the flow leads out of the person, the background stands.
     coverage = torch.lerp(alpha, inside, share)
     layers = Layers(moved[:, :, None], weight[:, :, None], share.detach()[:, :, None])
@@ -186,22 +185,6 @@ def _density(moved: Tensor, weight: Tensor) -> Tensor:
     density = across[:, :, :1] * down[:, :, 1:] - across[:, :, 1:] * down[:, :, :1]
     is_within = (place.abs() < 1 + 2 / size).all(dim=2, keepdim=True)
     return _smooth(((density - SLANTED) / (UPRIGHT - SLANTED)).clamp(0, 1) * is_within)
-
-
-def _of_person(inside: Tensor, alpha: Tensor) -> Tensor:
-    """`[B,T,1,H,W]` 0 amid the person where the flow leads out of the photo's matte, else 1.
-
-    At an outline the photo's matte ends the person. Amid the person another surface lies behind that outline, such as
-    the cheek of a head that has turned, and what the photo has there is background.
-
-    Args:
-        inside: the photo's matte, as `_read` gives it.
-        alpha: splat of ones.
-    """
-    reach = round(AMID * alpha.shape[-1])
-    amid = -_greatest(-alpha.detach().flatten(0, 1), reach).view_as(alpha)
-    amid = ((amid - 0.8) / 0.15).clamp(0, 1)
-    return 1 - amid * (1 - ((inside - 0.7) / 0.3).clamp(0, 1))
 
 
 def _smooth(maps: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from visa.evaluation.report import folder_means
 from visa.evaluation.silhouette import silhouette_iou
 from visa.lightning_modules.reconstruction import Reconstruction
 from visa.losses.image import ssim_loss
+from visa.networks.anatomy import Kind, Region
+from visa.networks.anchors import Anchors
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.compositing import OTHER_PART, SAME_PART, splat
@@ -133,7 +135,8 @@ def test_the_texture_is_the_photo_moved_with_the_surface(shift: float, period: i
         photo, torch.ones(1, 1, size, size), places, *torch.ones(2, 1, num), torch.zeros(1, num), photo[:, :1] * 0
     )
     maps = splat(posed, camera, torch.full((1, 3), 0.5), texture)
-    assert maps.photo_share.min() > 0.95
+    assert maps.photo_share[..., 10:].min() > 0.95
+    assert maps.photo_share[..., :5].max() == 0  # there the flow leads past the photo's border
     middle = (..., slice(10, size - 8))
     expected = (0.5 + 0.25 * columns[None, :] + 0.25 * still[:, None])[middle]
     mixed = maps.photo_share[middle] * expected + (1 - maps.photo_share[middle]) * maps.rgb[middle]
@@ -248,8 +251,9 @@ def read(clip_path: Path, frames: int = 2, size: int = 64) -> VideoBatch:
 def test_refined_anchors_lie_on_the_surface_of_any_shape() -> None:
     body = BodyModel.from_file(BODY)
     plain = build_template(body)
-    refined = refine_template(plain, body, 3)
-    fine = torch.isin(plain.vertex_ids, torch.cat(list(part_vertices(body).values())))
+    parts = torch.cat(list(part_vertices(body).values()))
+    refined = refine_template(plain, body, torch.ones_like(body.part).index_fill(0, parts, 3))
+    fine = torch.isin(plain.vertex_ids, parts)
     triangles_around = torch.bincount(body.faces.flatten(), minlength=len(body.v_template))[plain.vertex_ids[fine]]
     assert len(refined.vertex_ids) == len(plain.vertex_ids) + int(triangles_around.clamp(max=2).sum())
     assert torch.equal(refined.vertex_ids.unique(), plain.vertex_ids.sort().values)
@@ -263,7 +267,17 @@ def test_refined_anchors_lie_on_the_surface_of_any_shape() -> None:
     expected = corners[:, 0] * 2 / 3 + corners[:, 1] / 6 + corners[:, 2] / 6
     np.testing.assert_allclose(points, expected, atol=1e-6)
     with pytest.raises(ValueError, match="gaussians_per_anchor is 0"):
-        refine_template(plain, body, 0)
+        Anchors(body, plain, 64, per_vertex=0)
+
+
+def test_teeth_and_scalp_have_more_gaussians() -> None:
+    body = BodyModel.from_file(BODY)
+    anchors = Anchors(body, build_template(body), 64)
+    assert int(anchors.prior_row.max()) + 1 == anchors.num_vertices  # the weights' rows are those of the vertices
+    dense = (anchors.kind == int(Kind.TEETH)) | (anchors.region == int(Region.SCALP))
+    counts = torch.bincount(anchors.template.vertex_ids, minlength=len(body.v_template))[anchors.template.vertex_ids]
+    assert counts[dense].float().mean() > 5
+    assert counts[~dense].max() == 1
 
 
 @pytest.mark.slow

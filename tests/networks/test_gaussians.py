@@ -116,6 +116,15 @@ def test_where_the_flow_leads_out_of_the_matte_the_background_stands(opacity: fl
     assert maps.coverage[..., MIDDLE, outside].abs().max() < 1e-3
 
 
+@pytest.mark.parametrize(("density", "share"), [(1.0, 1.0), (0.7, 1.0), (0.425, 0.5), (0.2, 0.0)])
+def test_what_the_photo_saw_at_a_slant_is_the_splat(density: float, share: float) -> None:
+    """A wall that the photo saw turned away, so that its width there is `density` times that of now."""
+    posed, texture = wall_before_the_camera(torch.ones(SIZE, SIZE), 0.0, 0.9, 1.0)
+    turned = replace(texture, places=texture.places * torch.tensor([density, 1.0]))
+    found = drawn(posed, turned).photo_share[..., MIDDLE, MIDDLE]
+    assert (found - share).abs().max() < 0.03
+
+
 def test_coverage_is_alpha_where_the_photo_shows_nothing() -> None:
     maps = drawn(*wall_before_the_camera(torch.zeros(SIZE, SIZE), 0.0, 0.15, 0.0))
     assert torch.equal(maps.coverage, maps.alpha)
