@@ -81,7 +81,7 @@ def splat_photos(
     """`splat` with textures of K photos `[B,K,...]`, of which each has `shares [B,T,K,N]` in each Gaussian.
 
     Each pixel is a mean of the photos' pixels, mostly of the one with the greatest share, among those that show the
-    part of the body that the frame asks for.
+    part of the body that the frame asks for, and not at a slant.
     """
     frames, count = shares.shape[1:3]
     now = camera.places(gaussians.means.detach())
@@ -101,10 +101,11 @@ def splat_photos(
     agreeing, pixels, inside = [], [], []
     for k in range(count):
         picture, mask, photo_part = textures.photo[:, k], textures.mask[:, k], textures.photo_part[:, k]
-        read, matte, read_part = _read(picture, mask, photo_part, moved[:, :, k].detach(), weight[:, :, k].detach())
+        way = moved[:, :, k].detach(), weight[:, :, k].detach()
+        read, matte, read_part = _read(picture, mask, photo_part, *way)
         pixels.append(read)
         inside.append(matte)
-        agreeing.append(near_weight[:, :, k] * _agreement(read_part, part, alpha))
+        agreeing.append(near_weight[:, :, k] * _agreement(read_part, part, alpha) * _density(*way))
     total, weighed = near_weight.sum(dim=2).clamp_min(1e-4), torch.stack(agreeing, dim=2)
     fraction = (weighed / weighed.amax(dim=2, keepdim=True).clamp_min(1e-4)) ** SHARPNESS
     fraction = fraction / fraction.sum(dim=2, keepdim=True).clamp_min(1e-4)
