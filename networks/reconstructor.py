@@ -28,7 +28,9 @@ from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.rotation import quaternion_multiply
 from visa.networks.template import Template
 
-INNER_CHANGE = 0.1  # most that the network changes the colour of eyeballs and the mouth's inside
+# Most that the network changes the colour of eyeballs and the mouth's inside, and of what the photo does not show: of
+# that it knows little, and what it guesses of a far cheek can be a stain.
+INNER_CHANGE, HIDDEN_CHANGE = 0.1, 0.05
 
 # B photos, N anchors, K clusters of anchors, D channels.
 
@@ -127,7 +129,7 @@ class GaussianReconstructor(nn.Module):
         raw = self.heads(self.anchor(torch.cat([local, prior, spread], dim=-1)))
         if not use_heads:
             raw = torch.zeros_like(raw)
-        avatar, trust = self._changed(photo, raw, filled)
+        avatar, trust = self._changed(photo, raw, filled, projection.visible)
         return with_photo(anchors, avatar, photo, projection, trust, options, is_lifted=use_heads), semantic
 
     def _cluster_tokens(self, local: Tensor, semantic: Tensor) -> Tensor:
@@ -143,8 +145,10 @@ class GaussianReconstructor(nn.Module):
             tokens = block(tokens, context)
         return tokens
 
-    def _changed(self, photo: Photo, raw: Tensor, filled: Tensor) -> tuple[Avatar, Tensor]:
+    def _changed(self, photo: Photo, raw: Tensor, filled: Tensor, visible: Tensor) -> tuple[Avatar, Tensor]:
         """The template in colours `filled [B,N,3]`, changed as the heads' output `raw [B,N,14+C]` says.
+
+        Colours of what the photo does not show, where `visible [B,N]` is 0, change little.
 
         Returns:
             the avatar without the photo, and the trust in the photo's pixels `[B,N]`.
@@ -154,7 +158,9 @@ class GaussianReconstructor(nn.Module):
             [3, 3, 3, 1, 3, self.feature_channels, 1], dim=-1
         )
         quaternion = F.normalize(torch.cat([torch.ones_like(opacity), 0.5 * turn], dim=-1), dim=-1)
-        bounded = torch.where(anchors.is_inner[:, None], INNER_CHANGE * torch.tanh(colour), colour)
+        hidden = HIDDEN_CHANGE * torch.tanh(colour / HIDDEN_CHANGE)
+        bounded = torch.where(visible[..., None] > 0, colour, hidden)
+        bounded = torch.where(anchors.is_inner[:, None], INNER_CHANGE * torch.tanh(colour), bounded)
         opacity = torch.sigmoid(opacity[..., 0] + math.log(0.9 / 0.1))
         scale = torch.where(anchors.is_lid[:, None], scale.clamp_min(0), scale)  # smaller ones let the eyeball through
         gaussians = Gaussians(
