@@ -29,7 +29,7 @@ def with_own_torso(driven: BodyParams, own: BodyParams) -> BodyParams:
     torso = rotation_matrices(driven.global_orient) @ _chain(pose, SPINE)
     start = rotation_matrices(own.global_orient) @ spine
     moved = torso @ torso[:1].mT @ start  # in the world's axes
-    for joint in (*SPINE, *COLLARS):
+    for joint in SPINE:
         after[:, joint - 1] = before[:, joint - 1]
     for joint in COLLARS:
         after[:, joint - 1] = pose[:, joint - 1] @ pose[:1, joint - 1].mT @ before[:, joint - 1]
