@@ -28,6 +28,7 @@ from visa.networks.photo import Photo
 from visa.networks.photo_colour import colour_sources, diffused
 from visa.networks.photo_set import own_shape, shown_by, with_photos
 from visa.networks.precision import full_precision
+from visa.networks.projection import project
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.records import copied
@@ -38,7 +39,7 @@ from visa.networks.texture import Texture, with_places
 
 _MOST_OPAQUE = 0.99  # of a start, so that its logit can still move
 _LEAST_OPAQUE = 1e-3  # below it a Gaussian is not drawn, at the start or ever
-_MOST_SPREAD = 0.1  # of a change of colour: what a Gaussian gives for its neighbours' gaps is nobody else's
+_MOST_SPREAD = 0.03  # of a change of colour: what a Gaussian gives for its neighbours' gaps is nobody else's
 _LEAST_DRAWN = 3 / 8  # of `steps`: so often each photo is drawn at least
 _LEAST_WEIGHT = 1.0  # px that a Gaussian colours: less does not show its colour, only what its neighbours lack
 _COOL_DOWN = 0.3  # share of the steps over which the rates fall to nothing
@@ -168,6 +169,8 @@ class _Fit:
         least = torch.minimum(self.start.opacities[:, :count], reconstructor.anchors.least_opacity)
         self.lowest = torch.logit(least.clamp(_LEAST_OPAQUE, _MOST_OPAQUE)) - self.logit[:, :count]
         self.rest = reconstructor.anchors(avatar.betas)
+        started = (self.start.means[:, :count] - self.rest).norm(dim=-1, keepdim=True)  # as its outline asked for
+        self.farthest = torch.maximum(reconstructor.anchors.offset_bound[:, None], started)
         self.similarities = [StructuralSimilarity(one.image) for one in (photo, *further)]
         # Of the change of a scale's logarithm: lids that shrank would not cover the eye, and a face that shrank to its
         # outline in the photo has holes when it turns.
@@ -180,6 +183,10 @@ class _Fit:
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
         self.further = [_FurtherPhoto(reconstructor, avatar, one, options) for one in further]
         self.seen = self.seen * (self._weights() >= _LEAST_WEIGHT)
+        self.sources = self._sources()
+        # At a face's outline a colour makes up for what lies beside it: turned to the camera it is a stain.
+        is_outline = (anchors.region == int(Region.FACE)) & ~anchors.is_inner & (self.sources == 0)
+        self.seen[:, :count] *= ~is_outline
         if self.further:
             self._share_out()
 
@@ -192,6 +199,15 @@ class _Fit:
             photo.intrinsics, photo.world_to_camera, width=size[1], height=size[0],
         )  # fmt: skip
         return torch.autograd.grad(maps.image.sum(), colors)[0].mean(dim=-1)
+
+    @torch.no_grad()
+    def _sources(self) -> Tensor:
+        """`[B,N]` 1 where what the photo says of a Gaussian's colour may stand for others."""
+        anchors, texture, count = self.reconstructor.anchors, self.avatar.texture, self.rest.shape[1]
+        assert isinstance(texture, Texture)
+        facing = project(anchors, self.photo).facing
+        places, seen = texture.places[:, :count], texture.seen[:, :count]
+        return colour_sources(anchors, self.photo, places, self.start.colors[:, :count], seen, facing)
 
     @torch.no_grad()
     def _share_out(self) -> None:
@@ -266,7 +282,7 @@ class _Fit:
         change["color"].copy_((self.start.colors + change["color"]).clamp(0, 1) - self.start.colors)
         away = self.start.means[:, :count] + change["offset"][:, :count] - self.rest
         far = away.norm(dim=-1, keepdim=True).clamp_min(1e-9)
-        within = (self.reconstructor.anchors.offset_bound[:, None] / far).clamp(max=1)
+        within = (self.farthest / far).clamp(max=1)
         change["offset"][:, :count] += away * (within - 1)
         change["opacity"][:, :count].clamp_(min=self.lowest)
         change["scale"][:, :count].clamp_(min=self.smallest)
@@ -308,15 +324,10 @@ class _Fit:
 
     def _spread(self, change: Tensor, seen: Tensor) -> Tensor:
         """Changes `[B,N,3]` of colour, with those of what is not `seen [B,N]` filled from the rest."""
-        network, texture = self.reconstructor, self.avatar.texture
+        texture, count = self.avatar.texture, seen.shape[1]
         assert isinstance(texture, Texture)
-        count = seen.shape[1]
-        colors = self.start.colors[:, :count]
-        sources = colour_sources(
-            network.anchors, self.photo, texture.places[:, :count], colors, texture.seen[:, :count]
-        )
-        sources = torch.where(texture.seen[:, :count] > 0, sources, seen)  # what further photos show
-        spread = diffused(network.anchors, change.clamp(-_MOST_SPREAD, _MOST_SPREAD), sources)
+        sources = torch.where(texture.seen[:, :count] > 0, self.sources, seen)  # what further photos show
+        spread = diffused(self.reconstructor.anchors, change.clamp(-_MOST_SPREAD, _MOST_SPREAD), sources)
         return torch.where(seen[..., None] > 0, change, spread)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from visa.networks.skin import SkinTone, before_trunk, skin_tone
 # B photos, N anchors, K clusters of anchors, D channels.
 
 EDGE = 1 / 128  # share of the photo's side: colours so near the matte's edge hold what lies behind
+UPRIGHT = 0.35  # cosine between normal and view, from which on a head's colour stands for what is hidden
 LEAST_SEEN = 20  # anchors of hands in the colour of skin, from which on they stand for the others
 LEAST_CLOTH = 0.5  # share of what the photo shows of a trunk, from which on it is clothed below the neckline too
 DIFFUSION_STEPS = 100  # of Jacobi's iteration
@@ -56,11 +57,14 @@ def cloth_pixels(anchors: Anchors, photo: Photo, skin: Tensor, before: Tensor, f
     return opened(without_alike(photo.image, trunk, [median_color(photo.image, part) for part in (hair, head)]))
 
 
-def colour_sources(anchors: Anchors, photo: Photo, grid: Tensor, colors: Tensor, visible: Tensor) -> Tensor:
+def colour_sources(
+    anchors: Anchors, photo: Photo, grid: Tensor, colors: Tensor, visible: Tensor, facing: Tensor
+) -> Tensor:
     """`[B,N]` 1 where the colour of a seen anchor may stand for others, which the photo does not show.
 
-    Not at the matte's edge, where colours are mixed with what lies behind. Hands take skin alone; a trunk of which
-    the photo shows cloth takes no skin: the chest below a neckline is clothed.
+    Not at the matte's edge, where colours are mixed with what lies behind, nor where the photo sees a head at a slant:
+    its rim is in the shade. Hands take skin alone; a trunk of which the photo shows cloth takes no skin: the chest
+    below a neckline is clothed.
 
     Args:
         anchors: of the template.
@@ -68,13 +72,15 @@ def colour_sources(anchors: Anchors, photo: Photo, grid: Tensor, colors: Tensor,
         grid: `[B,N,2]` as `Projection.grid`.
         colors: `[B,N,3]` the photo's at the anchors.
         visible: `[B,N]` 1 where the photo shows the anchor.
+        facing: `[B,N]` cosine between its normal and the view.
     """
     matte = _eroded(photo.mask)
     inside = F.grid_sample(matte, grid[:, :, None], padding_mode="border", align_corners=False)[:, 0, :, 0] > 0.8
     is_seen = visible > 0
     is_skin = skin_tone(colors, is_seen & (anchors.kind == int(Kind.FACE))).is_skin(colors)
     hands, trunk = anchors.region == int(Region.HANDS), anchors.region == int(Region.TORSO)
-    found = is_seen & (inside | ~(hands | (anchors.region == int(Region.ARMS)))) & (is_skin | ~hands)
+    head = (anchors.region == int(Region.FACE)) | (anchors.region == int(Region.SCALP))
+    found = is_seen & (inside | trunk) & (is_skin | ~hands) & ((facing > UPRIGHT) | ~head)
     found &= ~hands | ((found & hands).sum(dim=1, keepdim=True) >= LEAST_SEEN)
     cloth, most = (found & trunk & ~is_skin).sum(dim=1, keepdim=True), (found & trunk).sum(dim=1, keepdim=True)
     is_clothed = cloth >= LEAST_CLOTH * most

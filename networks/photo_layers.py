@@ -13,6 +13,7 @@ from visa.networks.avatar import Avatar
 from visa.networks.continuation import continued
 from visa.networks.gaussians import Gaussians, concatenated
 from visa.networks.loose import GRID, TemplateInPhoto, lift_loose
+from visa.networks.outline import outlined
 from visa.networks.photo import Photo
 from visa.networks.projection import Projection
 from visa.networks.reconstructor_options import ReconstructorOptions
@@ -55,6 +56,8 @@ def with_photo(
         is_lifted: False makes neither loose nor surface Gaussians nor a pattern.
     """
     with torch.no_grad():
+        if options.use_hull:
+            avatar = outlined(anchors, avatar, photo, projection.visible)
         template = _template_in_photo(anchors, avatar, photo, projection)
         inside = _in_hull(template.places, photo.mask) if options.use_hull else torch.ones_like(template.seen)
         size, layers = photo.image.shape[-1], [template]

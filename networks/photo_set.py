@@ -64,7 +64,7 @@ def shown_by(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo,
     seen = projection.visible
     directions = view_directions(posed, photo.world_to_camera[:, None])[:, 0]
     count = seen.shape[1]
-    facing = _facing(projection.normals, projection.grid, photo)
+    facing = projection.facing.clamp_min(0)
     colors = F.grid_sample(photo.image, places[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
     beside = places.shape[1] - count
     if beside:
@@ -76,14 +76,6 @@ def shown_by(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo,
         trust = torch.cat([trust, torch.ones_like(loose)], dim=1)
     seen = seen * (places.abs() < 1).all(-1)
     return Shown(seen, trust, colors, facing)
-
-
-def _facing(normals: Tensor, grid: Tensor, photo: Photo) -> Tensor:
-    """`[B,N]` cosine between `normals [B,N,3]` in the camera's axes and the views of pixels `grid [B,N,2]`."""
-    size = grid.new_tensor([photo.image.shape[-1], photo.image.shape[-2]])
-    pixels = torch.cat([(grid + 1) / 2 * size, torch.ones_like(grid[..., :1])], dim=-1)
-    rays = F.normalize(pixels @ torch.linalg.inv(photo.intrinsics).mT, dim=-1)
-    return -(normals * rays).sum(-1).clamp(max=0)
 
 
 @torch.no_grad()

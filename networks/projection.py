@@ -31,6 +31,7 @@ class Projection:
     Attributes:
         grid: `[B,N,2]` coordinates of `grid_sample` (align_corners false).
         visible: `[B,N]` 1 where the photo shows the anchor, else 0.
+        facing: `[B,N]` cosine between normal and view, negative for what faces away.
         normals: `[B,N,3]` unit normals in the camera's axes.
         before: `[B,1,H,W]` 1 where the photo shows hands before the trunk that the template has elsewhere, else 0.
         depth: `[B,1,H,W]` m, of the posed template; 0 where there is none.
@@ -40,6 +41,7 @@ class Projection:
 
     grid: Tensor
     visible: Tensor
+    facing: Tensor
     normals: Tensor
     before: Tensor
     depth: Tensor
@@ -75,7 +77,7 @@ def project(anchors: Anchors, photo: Photo) -> Projection:
     is_hidden = F.grid_sample(before, grid[:, :, None], mode="nearest", align_corners=False)[:, 0, :, 0] > 0.5
     visible &= ~(is_hidden & (anchors.region == int(Region.TORSO)))
     depth = torch.where(view.face < 0, 0.0, view.depth)[:, None, centres, centres]
-    return Projection(grid, visible.float(), normals, before, depth, cloth, tone)
+    return Projection(grid, visible.float(), facing, normals, before, depth, cloth, tone)
 
 
 def _in_front(anchors: Anchors, view: MeshView, grid: Tensor, depth: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class GaussianReconstructor(nn.Module):
         grid = projection.grid[:, :, None]
         sampled = F.grid_sample(detail, grid, padding_mode="border", align_corners=False)[..., 0].mT
         colors = F.grid_sample(photo.image, grid, padding_mode="border", align_corners=False)[..., 0].mT
-        sources = colour_sources(anchors, photo, projection.grid, colors, projection.visible)
+        sources = colour_sources(anchors, photo, projection.grid, colors, projection.visible, projection.facing)
         filled = filled_colours(anchors, colors, projection.visible, sources)
         visible = projection.visible[..., None]
         sampled = sampled * visible * float(options.use_visual)

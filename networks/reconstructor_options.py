@@ -20,7 +20,8 @@ class ReconstructorOptions:
         semantic: encoder of `F_sem`; None for the small one.
         visual: encoder of `F_vis`; None for the small one.
         use_semantic, use_visual, use_prior: switch a feature family off, to measure what it earns.
-        use_hull: what projects outside of the photo's matte is transparent; False for the same reason.
+        use_hull: the head goes to the outline that the photo shows (`networks.outline`), and what projects outside of
+            its matte is transparent; False for the same reason.
         use_loose: lift what the photo shows beside the template (`networks.loose`); False for the same reason.
         gaussians_per_anchor: Gaussians of each vertex of face and hands, spread over the triangles around it; 1 gives
             them as many as the rest. They share the vertex's row of `F_prior`: weights fit any number.

@@ -299,8 +299,8 @@ def test_mixing_an_avatar_is_mixing_its_photo(
     assert 0 < mixed_photo.image.min() < mixed_photo.image.max() < 1
     avatar = reconstructor(pale)[0]
     projection, count = project(reconstructor.anchors, pale), avatar.gaussians.means.shape[1]
-    visible = projection.visible
-    sources = colour_sources(reconstructor.anchors, pale, projection.grid, avatar.gaussians.colors, visible)
+    visible, colors = projection.visible, avatar.gaussians.colors
+    sources = colour_sources(reconstructor.anchors, pale, projection.grid, colors, visible, projection.facing)
     monkeypatch.setattr("visa.networks.reconstructor.project", lambda *_: projection)
     monkeypatch.setattr("visa.networks.reconstructor.colour_sources", lambda *_: sources)
     expected = reconstructor(mixed_photo)[0]
