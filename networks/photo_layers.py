@@ -42,7 +42,7 @@ def with_photo(
     options: ReconstructorOptions,
     is_lifted: bool = True,
 ) -> Avatar:
-    """The avatar with the photo as its texture, its opacities cut to the photo's hull.
+    """The avatar with the photo as its texture, its head at the photo's outline and its opacities cut to its hull.
 
     Gradients flow to the avatar's Gaussians and to `trust`.
 
@@ -53,10 +53,10 @@ def with_photo(
         projection: of the anchors.
         trust: `[B,N]` as `Texture.trust`.
         options: say which layers there are.
-        is_lifted: False makes neither loose nor surface Gaussians nor a pattern.
+        is_lifted: False makes neither loose nor surface Gaussians nor a pattern, and moves nothing.
     """
     with torch.no_grad():
-        if options.use_hull:
+        if options.use_hull and is_lifted:
             avatar = outlined(anchors, avatar, photo, projection.visible)
         template = _template_in_photo(anchors, avatar, photo, projection)
         inside = _in_hull(template.places, photo.mask) if options.use_hull else torch.ones_like(template.seen)
