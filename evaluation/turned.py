@@ -34,27 +34,38 @@ def turned_figures(reconstructor: GaussianReconstructor, avatar: Avatar, photo: 
     turned_roughness: mean difference of a pixel from the mean of its 3 x 3 neighbours, within the avatar, over that of
     the photo; well above one where colours run away.
     """
-    body, size = reconstructor.body, photo.image.shape[-1]
+    body = reconstructor.body
     centre = body(photo.body)[1][0, HEAD_JOINT]
     bare = reconstructor.bare(photo)
-    reach, margin = round(REACH * size), max(round(MARGIN * size), 1)
-    outside, holes, rough = [], [], []
+    found = []
     for yaw, pitch in VIEWS:
         camera = orbit(photo.world_to_camera[0], centre, yaw, pitch)[None, None]
         view = replace(photo.view(), world_to_camera=camera)
-        maps = avatar.render(body, view)
-        alpha, template = maps.alpha[0], bare.render(body, view).alpha[0]
-        far = F.max_pool2d(template, 2 * reach + 1, 1, reach) < 0.5
-        within = -F.max_pool2d(-template, 2 * margin + 1, 1, margin) > 0.9
-        outside.append((alpha * far).sum() / (template > 0.5).sum().clamp_min(1))
-        holes.append(((1 - alpha) * within).sum() / within.sum().clamp_min(1))
-        rough.append(_roughness(maps.textured[0], alpha))
+        maps, template = avatar.render(body, view), bare.render(body, view).alpha[0]
+        alpha = maps.alpha[0]
+        found.append(torch.stack([*against_template(alpha, template), _roughness(maps.textured[0], alpha)]))
+    outside, holes, rough = torch.stack(found).mean(dim=0)
     own = _roughness(photo.image, photo.mask)
     return {
-        "turned_outside": float(torch.stack(outside).mean()),
-        "turned_holes": float(torch.stack(holes).mean()),
-        "turned_roughness": float(torch.stack(rough).mean() / own.clamp_min(1e-6)),
+        "turned_outside": float(outside),
+        "turned_holes": float(holes),
+        "turned_roughness": float(rough / own.clamp_min(1e-6)),
     }
+
+
+def against_template(alpha: Tensor, template: Tensor) -> tuple[Tensor, Tensor]:
+    """Alpha beyond REACH of a template's silhouette, and what alpha lacks to one MARGIN within it: shares of its area.
+
+    Args:
+        alpha: of the avatar, `[T,1,H,W]`.
+        template: of the template in the same poses, `[T,1,H,W]`.
+    """
+    size = alpha.shape[-1]
+    reach, margin = round(REACH * size), max(round(MARGIN * size), 1)
+    far = F.max_pool2d(template, 2 * reach + 1, 1, reach) < 0.5
+    within = -F.max_pool2d(-template, 2 * margin + 1, 1, margin) > 0.9
+    outside = (alpha * far).sum() / (template > 0.5).sum().clamp_min(1)
+    return outside, ((1 - alpha) * within).sum() / within.sum().clamp_min(1)
 
 
 def _roughness(frame: Tensor, alpha: Tensor) -> Tensor:
