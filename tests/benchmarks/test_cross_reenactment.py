@@ -12,7 +12,7 @@ from visa.evaluation.identity import FaceIdentity
 from visa.evaluation.turned import against_template
 
 
-def test_clips_with_test_blocks_and_single_ones_are_refused(clip_path: Path, tmp_path: Path) -> None:
+def test_clips_with_test_blocks_and_single_ones_are_refused(clip_path: Path) -> None:
     pytest.importorskip("dlib", reason="the extra `identity` is not installed")
     with pytest.raises(ValueError, match="give two or more"):
         main(["--clips", str(clip_path)])
