@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from visa.losses.image import StructuralSimilarity
-from visa.networks.anatomy import Region
+from visa.networks.anatomy import Kind, Region
 from visa.networks.avatar import Avatar
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
@@ -89,7 +89,6 @@ class FitOptions:
 
 _CHANGES = ("opacity", "color", "scale", "offset", "rotation")
 _CORRECTIONS = ("turn", "shift", "gain")
-_MOST_SHRUNK = 0.1  # of the logarithm of a face's scales
 _TURNED = (12, 15)  # neck and head: joints whose turns are corrected beside the pelvis and the jaw
 
 
@@ -175,8 +174,7 @@ class _Fit:
         # Of the change of a scale's logarithm: lids that shrank would not cover the eye, and a face that shrank to its
         # outline in the photo has holes when it turns.
         anchors, smallest = reconstructor.anchors, torch.full_like(self.rest[0, :, 0], -torch.inf)
-        smallest[anchors.region == int(Region.FACE)] = -_MOST_SHRUNK
-        smallest[anchors.is_lid] = 0.0
+        smallest[anchors.region == int(Region.FACE)] = 0.0
         self.smallest = smallest[:, None]
         shapes = {"opacity": self.logit, "color": self.start.colors} | dict.fromkeys(_CHANGES[2:], self.start.means)
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
@@ -187,6 +185,9 @@ class _Fit:
         # At a face's outline a colour makes up for what lies beside it: turned to the camera it is a stain.
         is_outline = (anchors.region == int(Region.FACE)) & ~anchors.is_inner & (self.sources == 0)
         self.seen[:, :count] *= ~is_outline
+        # Nor do they move, shrink or turn to fill its rim: the mouth's inside would show through a turned cheek.
+        is_held = (anchors.kind == int(Kind.FACE)) & ((self.sources == 0) | (self.seen[:, :count] == 0))
+        self.is_held = F.pad(is_held, (0, self.seen.shape[1] - count))
         if self.further:
             self._share_out()
 
@@ -226,6 +227,7 @@ class _Fit:
         is_new = (self.seen == 0) & (weight.sum(dim=0) > 0)
         self.changes["color"].copy_((mean - self.start.colors) * is_new[..., None])
         self.seen = torch.where(is_new, 1.0, self.seen)
+        self.is_held &= ~is_new
 
     def changed(self, base: Gaussians, moves: Tensor | None = None) -> Gaussians:
         """`base` (the start in the T-pose, or as posed with the `moves` of a change) with the changes so far."""
@@ -273,6 +275,15 @@ class _Fit:
         return error.flatten(1).sum(dim=1) + unlike
 
     @torch.no_grad()
+    def hold(self) -> None:
+        """Take the gradients of what the photo does not tell: hidden colours, and the shape of a face's hidden side."""
+        is_told = {"color": self.seen} | dict.fromkeys(("scale", "offset", "rotation"), ~self.is_held)
+        for name, told in is_told.items():
+            grad = self.changes[name].grad
+            assert grad is not None
+            grad *= told[..., None]
+
+    @torch.no_grad()
     def bound(self) -> None:
         """Keep each Gaussian to its part of the body, lids and face opaque, and colours in [0,1].
 
@@ -312,9 +323,7 @@ class _Fit:
                 group["lr"] = rate * cool
             optimizer.zero_grad()
             self.loss(step).sum().backward()
-            grad = self.changes["color"].grad
-            assert grad is not None
-            grad *= self.seen[..., None]  # what the photo does not show takes its colour from its neighbours
+            self.hold()
             optimizer.step()
             self.bound()
             self.drop_diverged()

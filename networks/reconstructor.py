@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visa.networks.anatomy import Region
+from visa.networks.anatomy import Kind, Region
 from visa.networks.anchors import Anchors
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel
@@ -163,7 +163,9 @@ class GaussianReconstructor(nn.Module):
         bounded = torch.where(is_hidden[..., None], HIDDEN_CHANGE * torch.tanh(colour / HIDDEN_CHANGE), colour)
         bounded = torch.where(anchors.is_inner[:, None], INNER_CHANGE * torch.tanh(colour), bounded)
         opacity = torch.sigmoid(opacity[..., 0] + math.log(0.9 / 0.1))
-        scale = torch.where(anchors.is_lid[:, None], scale.clamp_min(0), scale)  # smaller ones let the eyeball through
+        # Smaller lids let the eyeball through, and smaller skin the mouth's inside.
+        is_closed = anchors.is_lid | (anchors.kind == int(Kind.FACE))
+        scale = torch.where(is_closed[:, None], scale.clamp_min(0), scale)
         gaussians = Gaussians(
             means=bare.gaussians.means + anchors.offset_bound[:, None] * torch.tanh(offset),
             quats=quaternion_multiply(bare.gaussians.quats, quaternion),

@@ -135,6 +135,24 @@ def test_what_the_photo_does_not_show_moves_with_what_it_shows(
     assert change[0, (seen[0] == 0) & reconstructor.anchors.is_inner].abs().max() < 1e-6
 
 
+def test_a_face_that_the_photo_does_not_show_keeps_its_shape(
+    reconstructor: GaussianReconstructor, start: Avatar, fitted: Avatar, photo: Photo
+) -> None:
+    """Nor does one at its outline move, and no skin of a face shrinks: the mouth's inside would show through."""
+    count, anchors = start.gaussians.means.shape[1], reconstructor.anchors
+    seen, places = start.texture.seen[:, :count], start.texture.places[:, :count]
+    facing = project(anchors, photo).facing
+    sources = colour_sources(anchors, photo, places, start.gaussians.colors, seen, facing)
+    face = anchors.kind == int(Kind.FACE)
+    held = face & ((seen[0] == 0) | (sources[0] == 0))
+    assert 50 < held.sum() < face.sum()
+    for name in ("means", "scales"):
+        now, before = getattr(fitted.gaussians, name)[0], getattr(start.gaussians, name)[0]
+        torch.testing.assert_close(now[held], before[held])
+        assert not torch.equal(now[face & ~held], before[face & ~held])
+    assert (fitted.gaussians.scales >= start.gaussians.scales * (1 - 1e-5))[0, face].all()
+
+
 def test_places_in_the_photo_follow_the_gaussians(
     reconstructor: GaussianReconstructor, fitted: Avatar, photo: Photo
 ) -> None:
