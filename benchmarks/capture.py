@@ -24,7 +24,7 @@ from visa.evaluation.table import format_table
 from visa.live.capture import NEUTRAL_FRAMES, FaceCapture
 from visa.live.signal import Signal
 from visa.networks.body import BodyModel, BodyParams
-from visa.networks.template import HEAD_JOINT
+from visa.networks.joints import HEAD
 from visa.runtime.shipped import BODY
 from visa.tools.track.read import read_frames
 
@@ -55,7 +55,7 @@ def measure(body: BodyModel, path: Path, most: int) -> dict[str, float]:
         raise ValueError(f"{path} shows a face in {len(found)} frames: give another clip")
     numbers, signals = np.asarray(list(found)), list(found.values())
     params = BodyParams.from_track(track, numbers)
-    heads = Rotation.from_matrix(body.joint_transforms(params)[:, HEAD_JOINT, :3, :3].numpy())
+    heads = Rotation.from_matrix(body.joint_transforms(params)[:, HEAD, :3, :3].numpy())
     right = heads[:NEUTRAL_FRAMES].mean().inv() * heads
     turns = Rotation.from_rotvec(torch.stack([signal.turn for signal in signals]).numpy())
     values = torch.stack([signal.values for signal in signals]).numpy()

@@ -25,19 +25,20 @@ from visa.evaluation.image import psnr
 from visa.evaluation.table import format_table
 from visa.losses.perceptual import PerceptualDistance
 from visa.networks.fit import FitOptions, fitted_avatar
+from visa.networks.joints import HEAD, NECK, SPINE
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 
 CLIPS = ["assets/clips/webcam_man.mp4"]
 SIZE = 128  # px of photos and frames
-SPINE = (3, 6, 9, 12, 15)  # joints from the root to the head; `body_pose` leaves out the root
+TO_HEAD = (*SPINE, NECK, HEAD)  # joints from the root
 
 
 def head_yaw(clip: Clip) -> NDArray[np.float64]:
     """`[T]` rad: the head's turn about the upright axis, as the sum of its joints'; NaN in frames that are not read."""
     pose = clip.track["body_pose"].reshape(clip.num_frames, -1, 3)
-    yaw = clip.track["global_orient"][:, 1] + pose[:, [joint - 1 for joint in SPINE], 1].sum(axis=1)
+    yaw = clip.track["global_orient"][:, 1] + pose[:, [joint - 1 for joint in TO_HEAD], 1].sum(axis=1)
     is_read = replace(clip.splits, validation=[]).free_mask(clip.num_frames) & clip.track["frame_valid"]
     return np.where(is_read, yaw, np.nan)
 

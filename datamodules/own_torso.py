@@ -10,10 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from visa.networks.body import BodyParams, rotation_matrices
+from visa.networks.joints import COLLARS, HEAD, NECK, SPINE
 from visa.networks.rotation import axis_angle
-
-# `body_pose` leaves out the pelvis, so joint j is its row j - 1.
-SPINE, NECK, HEAD, COLLARS = (3, 6, 9), 12, 15, (13, 14)
 
 
 def with_own_torso(driven: BodyParams, own: BodyParams) -> BodyParams:

@@ -18,8 +18,8 @@ from visa.datamodules.spread import spread_frames
 from visa.datamodules.unseen_arms import with_own_arms
 from visa.datamodules.windows import WindowReader
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.networks.joints import HEAD
 from visa.networks.rotation import axis_angle
-from visa.networks.template import HEAD_JOINT
 
 NUM_PHOTOS = 8  # taken from a clip unless told otherwise
 
@@ -190,7 +190,7 @@ def retargeted(
 
 def _head(body: BodyModel, params: BodyParams) -> torch.Tensor:
     """`[T,3]` m, the head's joint."""
-    return body.joints(params)[:, HEAD_JOINT]
+    return body.joints(params)[:, HEAD]
 
 
 def _driver_joints(

@@ -9,9 +9,8 @@ from torch import Tensor
 from visa.datamodules.clip import Clip
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.farthest import farthest_points
-from visa.networks.template import HEAD_JOINTS
+from visa.networks.joints import HEAD_JOINTS, WRISTS
 
-WRISTS = (20, 21)
 # What a difference counts: of the head's turn to the camera, the wrists', the jaw's (rad) and expressions.
 HEAD_WEIGHT, WRIST_WEIGHT, JAW_WEIGHT, EXPRESSION_WEIGHT = 2.0, 0.5, 5.0, 1.0
 CALM = 0.75  # share of the frames that may be photos, the slowest: what moves fast is blurred and tracked worst

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from visa.networks.body import BodyParams, rotation_matrices
+from visa.networks.joints import ELBOWS, KNUCKLES, SHOULDERS, WRISTS
 from visa.networks.rotation import axis_angle
 
-# Joints of the left arm, then of the right one; `body_pose` leaves out the pelvis, so joint j is its row j - 1.
-SHOULDERS, ELBOWS, WRISTS, KNUCKLES = (16, 17), (18, 19), (20, 21), (28, 43)
 HANDS = ("left_hand_pose", "right_hand_pose")
 RIM = 0.08  # share of the picture's side within which what it holds fades out
 

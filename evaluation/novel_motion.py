@@ -18,8 +18,8 @@ from visa.evaluation.identity import FaceIdentity, detection_rate, mean_distance
 from visa.evaluation.report import TestReport
 from visa.networks.body import BodyModel, rotation_matrices
 from visa.networks.fit import FitOptions, fitted_avatar
+from visa.networks.joints import HEAD
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.template import HEAD_JOINT
 from visa.runtime.conditioner import photo_of
 
 IDENTITY_EVERY = 8  # frames, as in the rows that have a truth
@@ -120,10 +120,10 @@ def photo_sheet(reconstructor: GaussianReconstructor, fit: FitOptions, path: str
     batch = module.reader.read(clip, np.zeros(1, dtype=np.int64), 0, module.resolution)
     batch = move_data_to_device(batch, report.device)
     body, own, camera = reconstructor.body, batch.body, batch.world_to_camera[0, 0]
-    head = body(own)[1][0, 0, HEAD_JOINT]
+    head = body(own)[1][0, 0, HEAD]
     jaw, pose = own.jaw_pose.clone(), own.body_pose.clone()
     jaw[..., 0] += JAW
-    pose[..., HEAD_JOINT - 1, 1] += HEAD_TURN
+    pose[..., HEAD - 1, 1] += HEAD_TURN
     views = {
         "avatar": (own, camera),
         "turned left": (own, orbit(camera, head, TURN)),

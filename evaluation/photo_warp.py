@@ -17,7 +17,7 @@ from visa.evaluation.faces import MOVING
 from visa.evaluation.regions import face_places
 from visa.networks.body import BodyModel
 from visa.networks.farthest import farthest_points
-from visa.networks.template import LEG_JOINTS
+from visa.networks.joints import LEG_JOINTS
 from visa.networks.view import View
 
 NUM_POINTS = 160  # of the body, spread over its upper half

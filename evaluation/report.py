@@ -27,7 +27,7 @@ from visa.evaluation.photo_warp import ControlPoints, control_points, warped_pho
 from visa.evaluation.regions import PARTS, face_points, face_regions
 from visa.evaluation.table import AVATAR, COLUMNS, DETAILS, format_people, report_metrics
 from visa.networks.body import BodyModel, BodyParams
-from visa.networks.template import HEAD_JOINT
+from visa.networks.joints import HEAD
 
 TURNED = math.radians(20)
 BASELINES = ("freeze", "nearest", "warp")
@@ -37,7 +37,7 @@ def head_turn(body: BodyModel, batch: VideoBatch) -> Tensor:
     """`[B,T]` angle in radians by which each frame's head is turned from the photo's, as their cameras see them."""
 
     def head(params: BodyParams, camera: Tensor) -> Tensor:
-        return camera[..., :3, :3] @ body.joint_transforms(params)[..., HEAD_JOINT, :3, :3]
+        return camera[..., :3, :3] @ body.joint_transforms(params)[..., HEAD, :3, :3]
 
     params = [p.map(lambda value: value.cpu()) for p in (batch.body, batch.reference_body)]
     frames = head(params[0], batch.world_to_camera.cpu())

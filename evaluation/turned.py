@@ -15,9 +15,9 @@ from torch import Tensor
 
 from visa.evaluation.novel_motion import orbit
 from visa.networks.avatar import Avatar
+from visa.networks.joints import HEAD
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.template import HEAD_JOINT
 
 YAW, PITCH = math.radians(40), math.radians(20)
 VIEWS = ((YAW, 0.0), (-YAW, 0.0), (0.0, PITCH), (0.0, -PITCH))
@@ -35,7 +35,7 @@ def turned_figures(reconstructor: GaussianReconstructor, avatar: Avatar, photo: 
     the photo; well above one where colours run away.
     """
     body = reconstructor.body
-    centre = body(photo.body)[1][0, HEAD_JOINT]
+    centre = body(photo.body)[1][0, HEAD]
     bare = reconstructor.bare(photo)
     found = []
     for yaw, pitch in VIEWS:

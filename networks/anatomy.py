@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from visa.networks.body import NUM_BETAS, BodyModel
-from visa.networks.template import HAND_JOINTS, HEAD_JOINTS, NECK_JOINT
+from visa.networks.joints import HAND_JOINTS, HEAD, HEAD_JOINTS, JAW, NECK
 
 
 class Kind(IntEnum):
@@ -63,12 +63,11 @@ IRIS_ANGLE = 0.5  # radians from an eyeball's axis of sight
 INNER = tuple(PRIOR_COLORS)  # what lids and lips hide
 RIM_REACH = 0.012  # m from the mouth's inside: skin that mouth shapes move and that lies so near is lips
 LID_REACH = 0.004  # m from an eyeball: skin that lies so near is lids, the lower ones too, which a blink hardly moves
-JAW = 22  # joint
 FOLD = 0.004  # m from the other lip
 MOVED = 0.0005  # m at a full expression: skin that moves so far is face
 EAR = (0.058, 0.02, 0.05, -0.005, 0.04)  # m from the head's joint: beyond x; y and its reach; z and its reach
 ARM_JOINTS = (16, 17, 18, 19)  # upper arms and forearms
-NECK = 0.4  # skinning weight of the neck's joint: a bare neck is skin above any collar
+BARE_NECK = 0.4  # skinning weight of the neck's joint: a bare neck is skin above any collar
 CROWN = 0.08  # m above the head's joint: no face so high
 _MOUTH_SHAPES = ("mouthRollLower", "mouthRollUpper", "mouthPucker", "mouthShrugLower", "mouthShrugUpper")
 
@@ -192,10 +191,10 @@ def _regions(body: BodyModel, kind: Tensor) -> Tensor:
     is_head = weights[:, list(HEAD_JOINTS)].sum(dim=1) > 0.5
     is_hand = torch.stack([weights[:, list(joints)].sum(dim=1) > 0.5 for joints in HAND_JOINTS.values()]).any(dim=0)
     is_arm = weights[:, list(ARM_JOINTS)].sum(dim=1) > 0.5
-    x, y, z = (body.v_template - body.joint_template[HEAD_JOINTS[0]]).unbind(dim=1)
+    x, y, z = (body.v_template - body.joint_template[HEAD]).unbind(dim=1)
     is_ear = (x.abs() > EAR[0]) & ((y - EAR[1]).abs() < EAR[2]) & ((z - EAR[3]).abs() < EAR[4])
     is_scalp = is_head & (kind == int(Kind.BODY)) & ~is_ear & ((z < 0) | (y > CROWN))
-    is_neck = weights[:, NECK_JOINT] > NECK
+    is_neck = weights[:, NECK] > BARE_NECK
     region = torch.where(is_head | is_neck, int(Region.FACE), int(Region.TORSO))
     region[is_scalp] = int(Region.SCALP)
     region[is_arm] = int(Region.ARMS)

@@ -10,12 +10,12 @@ from torch import Tensor
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.compositing import splat, splat_photos
 from visa.networks.gaussians import Gaussians, concatenated
+from visa.networks.joints import HEAD, HEAD_JOINTS
 from visa.networks.lids import LidEdges, lid_edges
 from visa.networks.precision import full_precision
 from visa.networks.rotation import quaternion_multiply
 from visa.networks.skinning import blended_transforms, blended_turn, joint_turns, mix_corners, unposed
 from visa.networks.splat_maps import SplatMaps
-from visa.networks.template import HEAD_JOINTS
 from visa.networks.texture import Detail, Pattern, PhotoSet, Texture, view_directions
 from visa.networks.view import View
 
@@ -220,7 +220,7 @@ class Avatar:
         batch, frames = means.shape[:2]
         carrier, _ = self._carrier(body)
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
-        head = carrier.joint_transforms(shaped)[..., HEAD_JOINTS[0], :3, :]
+        head = carrier.joint_transforms(shaped)[..., HEAD, :3, :]
         inside = (means - head[..., None, :, 3]) @ head[..., :3]
         weights = carrier.lbs_weights[None].expand(batch, -1, -1)
         if self.loose is not None:

@@ -24,6 +24,7 @@ from visa.losses.image import StructuralSimilarity
 from visa.networks.anatomy import Kind, Region
 from visa.networks.avatar import Avatar
 from visa.networks.gaussians import Gaussians
+from visa.networks.joints import HEAD, NECK
 from visa.networks.photo import Photo
 from visa.networks.photo_colour import colour_sources, diffused
 from visa.networks.photo_set import own_shape, shown_by, with_photos
@@ -89,7 +90,7 @@ class FitOptions:
 
 _CHANGES = ("opacity", "color", "scale", "offset", "rotation")
 _CORRECTIONS = ("turn", "shift", "gain")
-_TURNED = (12, 15)  # neck and head: joints whose turns are corrected beside the pelvis and the jaw
+_TURNED = (NECK, HEAD)  # joints whose turns are corrected beside the pelvis and the jaw
 
 
 class _FurtherPhoto:

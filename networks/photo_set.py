@@ -11,15 +11,14 @@ from torch import Tensor
 
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel
+from visa.networks.joints import HEAD
 from visa.networks.photo import Photo
 from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.template import HEAD_JOINTS
 from visa.networks.texture import PhotoSet, Texture, shown_part, stacked, view_directions
 
 # B people, K photos, N Gaussians of the template, M loose ones.
 
-HEAD = HEAD_JOINTS[0]
 LOOSE_WITHIN = 0.95  # cosine between two photos' views of a loose Gaussian up to which the second shows it as well
 LEAST_COVERED = 0.8  # of the matte, where a photo shows a Gaussian
 

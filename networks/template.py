@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from visa.networks.body import BodyModel
-
-LEG_JOINTS = (1, 2, 4, 5, 7, 8, 10, 11)
-HEAD_JOINT = 15
-HEAD_JOINTS = (HEAD_JOINT, 22, 23, 24)
-HAND_JOINTS = {"left_hand": (20, *range(25, 40)), "right_hand": (21, *range(40, 55))}
-NECK_JOINT = 12
+from visa.networks.joints import HAND_JOINTS, HEAD, HEAD_JOINTS, LEG_JOINTS, NECK
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def build_template(body: BodyModel, remove_neck: bool = True, neck_weight: float
     """
     weights = body.lbs_weights
     upper = weights[:, list(LEG_JOINTS)].sum(dim=1) < 0.5
-    band = (weights[:, NECK_JOINT] > neck_weight) & upper
+    band = (weights[:, NECK] > neck_weight) & upper
     keep = upper & ~band if remove_neck else upper
     vertex_ids = torch.nonzero(keep)[:, 0]
     neck_ids = torch.nonzero(band)[:, 0] if remove_neck else vertex_ids.new_empty(0)
@@ -76,7 +71,7 @@ def part_vertices(body: BodyModel) -> dict[str, Tensor]:
     """
     weights = body.lbs_weights
     is_head = weights[:, list(HEAD_JOINTS)].sum(dim=1) > 0.5
-    is_front = body.v_template[:, 2] > body.joint_template[HEAD_JOINTS[0], 2]
+    is_front = body.v_template[:, 2] > body.joint_template[HEAD, 2]
     parts = {"face": is_head & is_front}
     parts |= {name: weights[:, list(joints)].sum(dim=1) > 0.5 for name, joints in HAND_JOINTS.items()}
     return {name: torch.nonzero(chosen)[:, 0] for name, chosen in parts.items()}

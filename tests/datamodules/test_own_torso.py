@@ -4,8 +4,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from visa.datamodules.own_torso import COLLARS, HEAD, NECK, SPINE, with_own_torso
+from visa.datamodules.own_torso import with_own_torso
 from visa.networks.body import BodyParams
+from visa.networks.joints import COLLARS, HEAD, NECK, SPINE
 
 FRAMES = 3
 

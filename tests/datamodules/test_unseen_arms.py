@@ -3,8 +3,9 @@
 import torch
 from scipy.spatial.transform import Rotation
 
-from visa.datamodules.unseen_arms import ELBOWS, KNUCKLES, SHOULDERS, WRISTS, with_own_arms
+from visa.datamodules.unseen_arms import KNUCKLES, with_own_arms
 from visa.networks.body import BodyParams
+from visa.networks.joints import ELBOWS, SHOULDERS, WRISTS
 
 
 def pose(count: int, seed: int) -> BodyParams:

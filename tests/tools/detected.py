@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from visa.networks.body import BodyModel, BodyParams
+from visa.networks.joints import HEAD
 from visa.tools.track.correspond import Landmarks
 from visa.tools.track.detect import Detections
-from visa.tools.track.skeleton import HEAD
 
 needs_mediapipe = pytest.mark.skipif(
     importlib.util.find_spec("mediapipe") is None, reason="the extra `track` is not installed"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.tools.detected import face_points, needs_mediapipe, quiet, synthetic
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.networks.joints import HEAD
 from visa.tools.track.__main__ import main
 from visa.tools.track.correspond import (
     LOWER_INNER_LIP,
@@ -30,7 +31,7 @@ from visa.tools.track.options import FitOptions
 from visa.tools.track.read import read_frames
 from visa.tools.track.render import shade, visible_triangles
 from visa.tools.track.report import report_of
-from visa.tools.track.skeleton import HEAD, matrix_to_axis_angle
+from visa.tools.track.skeleton import matrix_to_axis_angle
 from visa.tools.track.start import rigid_start
 from visa.tools.track.targets import covered, solved_frames
 from visa.tools.track.terms import Objective

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.networks.joints import ARMS, COLLARS
 from visa.tools.track.arms import PALM, ArmPoints, RestArms, arm_rotations, bone_directions, rigid_rotation
 from visa.tools.track.correspond import Landmarks
 from visa.tools.track.detect import Detections
 from visa.tools.track.outline import Outline, outline_of
-from visa.tools.track.skeleton import ARMS, COLLARS, matrix_to_axis_angle
+from visa.tools.track.skeleton import matrix_to_axis_angle
 
 SCALE = 500.0  # px a metre
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.networks.joints import HEAD, NECK, SPINE
 from visa.tools.track.correspond import Landmarks
 from visa.tools.track.detect import NUM_FACE_POINTS
-from visa.tools.track.skeleton import HEAD, NECK, SPINE, matrix_to_axis_angle
+from visa.tools.track.skeleton import matrix_to_axis_angle
 from visa.tools.track.variables import Variables
 
 Floats = NDArray[np.float32]

@@ -31,11 +31,12 @@ from visa.datamodules.windows import WindowReader
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
 from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.joints import COLLARS, ELBOWS, HEAD, NECK, SHOULDERS, SPINE, WRISTS
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
-from visa.tools.track.skeleton import COLLARS, ELBOWS, HEAD, NECK, SHOULDERS, SPINE, WRISTS, matrix_to_axis_angle
+from visa.tools.track.skeleton import matrix_to_axis_angle
 
 PLACE = 0.1  # m: a head moves as readily by a centimetre as a joint turns by 0.1 rad
 HEAD_STIFFNESS = 2.0

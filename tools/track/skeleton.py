@@ -1,14 +1,11 @@
-"""The body model's joints by name, and vectors of rotations."""
+"""The pose of joints that nothing shows, and vectors of rotations."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Joint indices in SMPL-X order; `body_pose` leaves out the pelvis, so joint j is its row j - 1.
-SPINE, NECK, HEAD = (3, 6, 9), 12, 15
-COLLARS, SHOULDERS, ELBOWS, WRISTS = (13, 14), (16, 17), (18, 19), (20, 21)
-ARMS = (SHOULDERS, ELBOWS, WRISTS)
+from visa.networks.joints import COLLARS, ELBOWS, SHOULDERS
 
 
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:

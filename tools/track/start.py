@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visa.networks.body import BodyParams
+from visa.networks.joints import ARMS, COLLARS, HEAD
 from visa.tools.track.arms import PALM, RestArms, arm_rotations
 from visa.tools.track.detect import Detections
 from visa.tools.track.points import PosedPoints
-from visa.tools.track.skeleton import ARMS, COLLARS, HEAD, matrix_to_axis_angle, rest_pose
+from visa.tools.track.skeleton import matrix_to_axis_angle, rest_pose
 from visa.tools.track.targets import Targets, arm_points, arms_seen, interpolate
 from visa.tools.track.variables import CLIP_RATES, FRAME_RATES, Variables
 

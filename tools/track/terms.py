@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visa.networks.body import BodyModel, BodyParams, rotation_matrices
+from visa.networks.joints import ARMS, COLLARS, ELBOWS, NECK, SHOULDERS, SPINE, WRISTS
 from visa.tools.track.correspond import Landmarks
 from visa.tools.track.detect import NUM_FACE_POINTS
 from visa.tools.track.options import FitOptions
 from visa.tools.track.outline import Outline
 from visa.tools.track.points import PosedPoints
-from visa.tools.track.skeleton import ARMS, COLLARS, ELBOWS, NECK, SHOULDERS, SPINE, WRISTS
 from visa.tools.track.surface import SurfaceMotion
 from visa.tools.track.targets import Targets
 from visa.tools.track.variables import Variables
