@@ -10,12 +10,12 @@ import torch
 
 from tests.reconstructors import untrained
 from visa.datamodules.clip import Clip
-from visa.datamodules.retarget import HEAD_JOINT
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.novel_motion import orbit
 from visa.evaluation.turned import VIEWS, turned_figures
 from visa.networks.avatar import Avatar, Loose
 from visa.networks.gaussians import Gaussians
+from visa.networks.joints import HEAD
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.runtime.conditioner import photo_of
@@ -68,7 +68,7 @@ def test_a_ball_that_floats_beside_the_person_is_a_spike_of_its_own_area(
 ) -> None:
     """A Gaussian's splatted alpha sums up to opacity 2 pi sigma^2, in px; the picture's low-pass adds 0.3 px^2."""
     _, joints = reconstructor.body(photo.body)
-    head = joints[0, HEAD_JOINT]
+    head = joints[0, HEAD]
     place, sigma, opacity = head + torch.tensor([0.0, -0.02, 0.0]) + torch.tensor([0.0, 0.45, 0.0]), 0.03, 0.9
     camera = photo.world_to_camera.clone()
     camera[0, 1, 3] += 0.2  # room above the head
@@ -77,7 +77,7 @@ def test_a_ball_that_floats_beside_the_person_is_a_spike_of_its_own_area(
         place[None, None], torch.tensor([[[1.0, 0, 0, 0]]]), torch.full((1, 1, 3), sigma), torch.full((1, 1), opacity),
         torch.full((1, 1, 3), 0.5), torch.zeros(1, 1, 0),
     )  # fmt: skip
-    weights = torch.nn.functional.one_hot(torch.tensor([[HEAD_JOINT]]), 55).float()
+    weights = torch.nn.functional.one_hot(torch.tensor([[HEAD]]), 55).float()
     figures = turned_figures(reconstructor, replace(bare, loose=Loose(ball, weights)), photo)
 
     focal = float(photo.intrinsics[0, 0, 0])

@@ -16,13 +16,14 @@ from tests.conftest import ROOT
 from tests.reconstructors import untrained
 from visa import cli as train
 from visa.datamodules.clip import Clip
-from visa.datamodules.retarget import HEAD_JOINT, open_photos, retarget
+from visa.datamodules.retarget import open_photos, retarget
 from visa.datamodules.spread import CALM, describe_frames, spread_frames
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.novel_motion import orbit
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.fit import FitOptions, fit_avatar
+from visa.networks.joints import HEAD
 from visa.networks.photo import Photo
 from visa.networks.photo_set import own_shape, with_photos
 from visa.networks.reconstructor import GaussianReconstructor
@@ -44,7 +45,7 @@ def photo_at(reconstructor: GaussianReconstructor, yaw: float, colors: Tensor, p
     body = reconstructor.body
     camera = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
     camera[1, 3], camera[2, 3] = 0.25, 0.9
-    camera = orbit(camera, body(params)[1][0, HEAD_JOINT], yaw)[None]
+    camera = orbit(camera, body(params)[1][0, HEAD], yaw)[None]
     focal = 1.5 * SIZE
     intrinsics = torch.tensor([[[focal, 0, SIZE / 2], [0, focal, SIZE / 2], [0, 0, 1]]])
     blank = torch.zeros(1, 3, SIZE, SIZE)
@@ -203,7 +204,7 @@ def test_another_shape_s_photo_keeps_its_head_in_place(reconstructor: GaussianRe
     photo = photo_at(reconstructor, 0.0, points * 0 + 0.5, params)
     aligned = own_shape(reconstructor.body, photo, torch.zeros(1, 10))
     assert torch.equal(aligned.body.betas, torch.zeros(1, 10))
-    before, after = (reconstructor.body(one.body)[1][:, HEAD_JOINT] for one in (photo, aligned))
+    before, after = (reconstructor.body(one.body)[1][:, HEAD] for one in (photo, aligned))
     assert torch.allclose(before, after, atol=1e-5)
 
 
