@@ -41,6 +41,7 @@ from visa.networks.texture import Texture, with_places
 _MOST_OPAQUE = 0.99  # of a start, so that its logit can still move
 _LEAST_OPAQUE = 1e-3  # below it a Gaussian is not drawn, at the start or ever
 _MOST_SPREAD = 0.03  # of a change of colour: what a Gaussian gives for its neighbours' gaps is nobody else's
+_MOST_RECOLOURED = 0.1  # of a face's skin, whose colour the photo gave: more makes up for the rim beside it, a stain
 _LEAST_DRAWN = 3 / 8  # of `steps`: so often each photo is drawn at least
 _LEAST_WEIGHT = 1.0  # px that a Gaussian colours: less does not show its colour, only what its neighbours lack
 _COOL_DOWN = 0.3  # share of the steps over which the rates fall to nothing
@@ -187,7 +188,8 @@ class _Fit:
         is_outline = (anchors.region == int(Region.FACE)) & ~anchors.is_inner & (self.sources == 0)
         self.seen[:, :count] *= ~is_outline
         # Nor do they move, shrink or turn to fill its rim: the mouth's inside would show through a turned cheek.
-        is_held = (anchors.kind == int(Kind.FACE)) & ((self.sources == 0) | (self.seen[:, :count] == 0))
+        self.is_skin = (anchors.kind == int(Kind.FACE)).expand(len(self.rest), -1)
+        is_held = self.is_skin & ((self.sources == 0) | (self.seen[:, :count] == 0))
         self.is_held = F.pad(is_held, (0, self.seen.shape[1] - count))
         if self.further:
             self._share_out()
@@ -229,6 +231,7 @@ class _Fit:
         self.changes["color"].copy_((mean - self.start.colors) * is_new[..., None])
         self.seen = torch.where(is_new, 1.0, self.seen)
         self.is_held &= ~is_new
+        self.is_skin = self.is_skin & ~is_new[:, : self.rest.shape[1]]  # what hid it says little of its colour
 
     def changed(self, base: Gaussians, moves: Tensor | None = None) -> Gaussians:
         """`base` (the start in the T-pose, or as posed with the `moves` of a change) with the changes so far."""
@@ -286,11 +289,11 @@ class _Fit:
 
     @torch.no_grad()
     def bound(self) -> None:
-        """Keep each Gaussian to its part of the body, lids and face opaque, and colours in [0,1].
-
-        Lids do not shrink: what a photo of open eyes fits so would not cover them shut.
-        """
+        """Keep each Gaussian to its part of the body, lids and face opaque and as large as they were, colours in [0,1]."""
         count, change = self.rest.shape[1], self.changes
+        color = change["color"][:, :count]
+        limit = _MOST_RECOLOURED
+        color.copy_(torch.where(self.is_skin[..., None], color.clamp(-limit, limit), color))
         change["color"].copy_((self.start.colors + change["color"]).clamp(0, 1) - self.start.colors)
         away = self.start.means[:, :count] + change["offset"][:, :count] - self.rest
         far = away.norm(dim=-1, keepdim=True).clamp_min(1e-9)
