@@ -289,7 +289,7 @@ class _Fit:
 
     @torch.no_grad()
     def bound(self) -> None:
-        """Keep each Gaussian to its part of the body, lids and face opaque and as large as they were, colours in [0,1]."""
+        """Keep each Gaussian to its part of the body, lids and face opaque and no smaller, and colours in [0,1]."""
         count, change = self.rest.shape[1], self.changes
         color = change["color"][:, :count]
         limit = _MOST_RECOLOURED

@@ -19,6 +19,7 @@ from visa.networks.skin import SkinTone, before_trunk, skin_tone
 # B photos, N anchors, K clusters of anchors, D channels.
 
 EDGE = 1 / 128  # share of the photo's side: colours so near the matte's edge hold what lies behind
+OUTLINE = 4  # times EDGE
 UPRIGHT = 0.35  # cosine between normal and view, from which on a head's colour stands for what is hidden
 LEAST_SEEN = 20  # anchors of hands in the colour of skin, from which on they stand for the others
 LEAST_CLOTH = 0.5  # share of what the photo shows of a trunk, from which on it is clothed below the neckline too
@@ -85,6 +86,21 @@ def colour_sources(
     cloth, most = (found & trunk & ~is_skin).sum(dim=1, keepdim=True), (found & trunk).sum(dim=1, keepdim=True)
     is_clothed = cloth >= LEAST_CLOTH * most
     return (found & ~(is_clothed & trunk & is_skin)).float()
+
+
+def at_outline(anchors: Anchors, photo: Photo, grid: Tensor, visible: Tensor, sources: Tensor) -> Tensor:
+    """`[B,N]` bool: skin of a face that the photo shows at its outline, where the colour is its own no longer.
+
+    Args:
+        anchors: of the template.
+        photo: what shows the anchors.
+        grid: `[B,N,2]` as `Projection.grid`.
+        visible: `[B,N]` 1 where the photo shows the anchor.
+        sources: `[B,N]` see `colour_sources`.
+    """
+    within = _eroded(photo.mask, OUTLINE)
+    is_deep = F.grid_sample(within, grid[:, :, None], padding_mode="border", align_corners=False)[:, 0, :, 0] > 0.5
+    return (visible > 0) & (sources == 0) & ~is_deep & (anchors.kind == int(Kind.FACE))
 
 
 def filled_colours(anchors: Anchors, colors: Tensor, visible: Tensor, sources: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from visa.networks.body import BodyModel
 from visa.networks.encoders import SemanticEncoder, VisualEncoder
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
-from visa.networks.photo_colour import colour_sources, filled_colours
+from visa.networks.photo_colour import at_outline, colour_sources, diffused, filled_colours
 from visa.networks.photo_layers import with_photo
 from visa.networks.precision import full_precision
 from visa.networks.projection import project
@@ -130,7 +130,9 @@ class GaussianReconstructor(nn.Module):
         raw = self.heads(self.anchor(torch.cat([local, prior, spread], dim=-1)))
         if not use_heads:
             raw = torch.zeros_like(raw)
-        avatar, trust = self._changed(photo, raw, filled, projection.visible)
+        outline = at_outline(anchors, photo, projection.grid, projection.visible, sources)
+        filled = torch.where(outline[..., None], diffused(anchors, colors, sources), filled)
+        avatar, trust = self._changed(photo, raw, filled, projection.visible * ~outline)
         return with_photo(anchors, avatar, photo, projection, trust, options, is_lifted=use_heads), semantic
 
     def _cluster_tokens(self, local: Tensor, semantic: Tensor) -> Tensor:
