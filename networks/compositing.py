@@ -28,6 +28,10 @@ LEAST_AGREEING = 0.25  # share of the photos, from which on they stand for the o
 # A photo saw a surface at a slant where its pixels cover many of the picture's: streaks. From the second share of its
 # density on it stands as a whole, below the first not at all; chosen on turned heads and frames of validation people.
 SLANTED, UPRIGHT = 0.25, 0.6
+# So far within its silhouette the splat is whole, and so far beside what the photo does not show its outline may lie
+# (shares of the picture's side); so much the photo's matte may lack before its pixel counts less, and so much more
+# until it does not count.
+AMID, BESIDE, LEAST_FRINGE, FRINGE = 2 / 128, 6 / 128, 0.04, 0.12
 LEAST_PATTERN = 1 / 42  # share of the picture's side: half the width of what shows a pattern; narrower is a rim
 
 
@@ -60,7 +64,7 @@ def splat(
     moved, weight = flow.detach(), shown.detach()
     pixels, inside, read_part = _read(texture.photo, texture.mask, texture.photo_part, moved, weight)
     share = _share_of_photo(shown, trusted, alpha) * _agreement(read_part, part, alpha)
-    share = share * _density(moved, weight)
+    share = share * _density(moved, weight) * _of_person(inside, shown, alpha)
     # The photo was matted over the same background: where the flow leads out of the person, the background stands.
     coverage = torch.lerp(alpha, inside, share)
     layers = Layers(moved[:, :, None], weight[:, :, None], share.detach()[:, :, None])
@@ -105,7 +109,9 @@ def splat_photos(
         read, matte, read_part = _read(picture, mask, photo_part, *way)
         pixels.append(read)
         inside.append(matte)
-        agreeing.append(near_weight[:, :, k] * _agreement(read_part, part, alpha) * _density(*way))
+        agreeing.append(
+            near_weight[:, :, k] * _agreement(read_part, part, alpha) * _density(*way) * _of_person(matte, shown, alpha)
+        )
     total, weighed = near_weight.sum(dim=2).clamp_min(1e-4), torch.stack(agreeing, dim=2)
     fraction = (weighed / weighed.amax(dim=2, keepdim=True).clamp_min(1e-4)) ** SHARPNESS
     fraction = fraction / fraction.sum(dim=2, keepdim=True).clamp_min(1e-4)
@@ -167,6 +173,25 @@ def _agreement(read_part: Tensor, part: Tensor, alpha: Tensor) -> Tensor:
     """
     between = (read_part - mean_part(part.detach(), alpha.detach())).abs()
     return ((OTHER_PART - between) / (OTHER_PART - SAME_PART)).clamp(0, 1)
+
+
+def _of_person(matte: Tensor, shown: Tensor, alpha: Tensor) -> Tensor:
+    """`[B,T,1,H,W]` 0 for the photo's outline amid the person, beside what the photo does not show; else 1.
+
+    Its pixels are mixed with what lay behind: a cheek's outline in the photo is a grey line on the cheek that has turned
+    to the camera. At an outline of the picture itself, and around a gap that the photo shows, they are right.
+
+    Args:
+        matte: the photo's, as `_read` gives it.
+        shown: splat of `Texture.seen`.
+        alpha: splat of ones.
+    """
+    size, flat = alpha.shape[-1], alpha.detach().flatten(0, 1)
+    amid = -_greatest(-flat, max(round(AMID * size), 1))
+    hidden = amid * (1 - covered_by_photo(shown, alpha).flatten(0, 1))
+    beside = _greatest(hidden, round(BESIDE * size)).view_as(alpha)
+    lacks = ((amid.view_as(alpha) - matte - LEAST_FRINGE) / FRINGE).clamp(0, 1)
+    return 1 - beside * lacks
 
 
 def _density(moved: Tensor, weight: Tensor) -> Tensor:
