@@ -178,8 +178,8 @@ def _agreement(read_part: Tensor, part: Tensor, alpha: Tensor) -> Tensor:
 def _of_person(matte: Tensor, shown: Tensor, alpha: Tensor) -> Tensor:
     """`[B,T,1,H,W]` 0 for the photo's outline amid the person, beside what the photo does not show; else 1.
 
-    Its pixels are mixed with what lay behind: a cheek's outline in the photo is a grey line on the cheek that has turned
-    to the camera. At an outline of the picture itself, and around a gap that the photo shows, they are right.
+    Its pixels are mixed with what lay behind: a cheek's outline in the photo is a grey line on the cheek that turned to
+    the camera. At an outline of the picture itself, and around a gap that the photo shows, they are right.
 
     Args:
         matte: the photo's, as `_read` gives it.
