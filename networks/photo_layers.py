@@ -53,10 +53,10 @@ def with_photo(
         projection: of the anchors.
         trust: `[B,N]` as `Texture.trust`.
         options: say which layers there are.
-        is_lifted: False makes neither loose nor surface Gaussians nor a pattern, and moves nothing.
+        is_lifted: False makes neither loose nor surface Gaussians nor a pattern.
     """
     with torch.no_grad():
-        if options.use_hull and is_lifted:
+        if options.use_hull:
             avatar = outlined(anchors, avatar, photo, projection.visible)
         template = _template_in_photo(anchors, avatar, photo, projection)
         inside = _in_hull(template.places, photo.mask) if options.use_hull else torch.ones_like(template.seen)
