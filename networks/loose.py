@@ -32,6 +32,8 @@ LEAST = 0.2  # a cell uncovered by less gets none, one by more than 1 - LEAST is
 HIDDEN = 0.5  # how far what the photo does not show covers: the back of the head, drawn out sideways, is half a cover
 CARRIERS = 4  # every so many Gaussians of the template one may carry loose ones
 NEAREST = 8  # carriers of a loose Gaussian
+EVEN, EVEN_STEPS = 3 / 64, 6  # share of the side over which a step mixes depth and weights of hair and cloth, and steps
+MOST_LIMB = 0.2  # of the weights on forearms and hands: what has more is not mixed, for they pass what is not theirs
 BEHIND = 0.03  # m behind its carriers: they are the nearest that the photo shows, the silhouette lies behind them
 HELD = 0.25  # share of a cell that is a hand before the trunk
 BEFORE = 0.02  # m by which such a hand lies before the trunk
@@ -115,7 +117,10 @@ def lift_loose(template: TemplateInPhoto, photo: Photo, grid: int = GRID) -> Lif
 
     rotation, shift = photo.world_to_camera[:, :3, :3], photo.world_to_camera[:, :3, 3]
     camera_points = template.posed.means[:, ::CARRIERS] @ rotation.mT + shift[:, None]
+    skin_weights = _by_wrists(carried(template.skin_weights[::CARRIERS].expand(len(places), -1, -1)))
     depth = carried(camera_points[..., 2:]) + BEHIND
+    joins = (opacity > 0) & ~held & (skin_weights[..., LIMBS].sum(dim=-1) < MOST_LIMB)
+    depth, skin_weights = _evened(torch.cat([depth, skin_weights], dim=-1), places / 2, joins).split([1, 55], -1)
     trunk = F.grid_sample(template.depth, places[:, :, None], "nearest", align_corners=False)[:, 0]
     depth = torch.where(held[..., None] & (trunk > 0), torch.minimum(depth, trunk - BEFORE), depth)
     size = places.new_tensor([photo.image.shape[-1], photo.image.shape[-2]])
@@ -133,10 +138,8 @@ def lift_loose(template: TemplateInPhoto, photo: Photo, grid: int = GRID) -> Lif
         colors=colors,
         features=carried(template.posed.features[:, ::CARRIERS]),
     )
-    batch = len(places)
-    skin_weights = _by_wrists(carried(template.skin_weights[::CARRIERS].expand(batch, -1, -1)))
     skin_weights = torch.where(held[..., None], _by_forearm(skin_weights), skin_weights)
-    part = carried(template.part[::CARRIERS, None].expand(batch, -1, -1))[..., 0]
+    part = carried(template.part[::CARRIERS, None].expand(len(places), -1, -1))[..., 0]
     return Lifted(Loose(unposed(posed, skin_weights, template.transforms), skin_weights), posed, places, part)
 
 
@@ -160,6 +163,21 @@ def _uncovered(template: TemplateInPhoto, photo: Photo, grid: int) -> Tensor:
     covered = covered * (1 - template.before)
     inside = (5 * photo.mask - 4).clamp(0, 1)  # edges are mixed with what lies behind
     return F.adaptive_avg_pool2d(inside * (1 - covered), grid)[:, 0]
+
+
+def _evened(values: Tensor, places: Tensor, joins: Tensor) -> Tensor:
+    """Values `[B,M,D]` mixed with those beside them: a sheet of hair from head to shoulder bends, and does not tear.
+
+    Args:
+        values: depth and skinning weights.
+        places: `[B,M,2]` in shares of the photo's side.
+        joins: `[B,M]` bool, what is mixed; the rest stays.
+    """
+    near = torch.exp(-torch.cdist(places, places).square() / (2 * EVEN**2)) * joins[:, None]
+    near = near / near.sum(dim=-1, keepdim=True).clamp_min(1e-6)
+    for _ in range(EVEN_STEPS):
+        values = torch.where(joins[..., None], near @ values, values)
+    return values
 
 
 def _by_wrists(skin_weights: Tensor) -> Tensor:

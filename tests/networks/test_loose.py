@@ -152,3 +152,32 @@ def test_what_is_lifted_does_not_scatter_with_the_fingers(reconstructor: Gaussia
         for params in (raised, closed)
     ]
     torch.testing.assert_close(*places, atol=1e-5, rtol=0)
+
+
+def test_hair_between_head_and_shoulder_bends_and_does_not_tear(
+    reconstructor: GaussianReconstructor, bare: Photo
+) -> None:
+    """Hair that falls beside the face, 8 px wide down to the picture's border, while the head turns by 0.6 rad."""
+    mask = bare.mask[0, 0]
+    row = int(torch.nonzero(mask.sum(dim=1) > 4)[0]) + 10  # within the head
+    first = int(torch.nonzero(mask[row] > 0.5)[-1]) + 1
+    fall = torch.zeros_like(mask, dtype=torch.bool)
+    fall[row:, first : first + 8] = True
+    photo = replace(
+        bare,
+        image=torch.where(fall, torch.tensor(RED)[:, None, None], bare.image[0])[None],
+        mask=torch.where(fall, 1.0, mask)[None, None],
+    )
+    with torch.no_grad():
+        avatar, _ = reconstructor(photo)
+    count, turned = avatar.gaussians.means.shape[1], photo.body.map(torch.clone)
+    turned.body_pose[:, 14] += torch.tensor([0.0, 0.6, 0.0])
+    used = avatar.loose.gaussians.opacities[0] > 0
+    limbs = avatar.loose.skin_weights[0, :, [18, 19, 20, 21]].sum(dim=-1) > 0.2  # not mixed
+    posed = [avatar.pose(reconstructor.body, one.map(lambda value: value[:, None])) for one in (photo.body, turned)]
+    places = [photo.places(one.means[:, 0, count:][:, used & ~limbs])[0] for one in posed]
+    now, then = (torch.cdist(one, one) for one in places)
+    beside = (now < 1.2 * now.fill_diagonal_(1.0).min()).nonzero().unbind(dim=1)
+    assert len(beside[0]) > 200
+    stretched = then[beside] / now[beside]
+    assert stretched.max() < 1.3  # without mixing 2.1
