@@ -22,7 +22,7 @@ def composed(matte: torch.Tensor) -> torch.Tensor:
 def test_a_matte_that_is_too_wide_is_cut_to_the_person() -> None:
     truth, coarse = disc(30, 4.0), disc(33, 4.0)
     _, found = cleaned(composed(truth), coarse)
-    assert (found - truth).abs().mean() < 0.1 * (coarse - truth).abs().mean()
+    assert (found - truth).abs().mean() < 0.3 * (coarse - truth).abs().mean()
 
 
 def test_colours_at_the_edge_are_the_persons() -> None:
@@ -51,6 +51,14 @@ def test_a_thin_part_is_not_taken_for_background() -> None:
     truth[..., 5:20, 46:50] = 1.0  # a finger
     _, found = cleaned(composed(truth), truth)
     assert bool((found[..., 8:18, 47:49] > 0.9).all())
+
+
+def test_where_the_picture_does_not_tell_the_coarse_matte_counts() -> None:
+    """Dark hair before a wall as dark: a small head keeps it, and does not grow."""
+    coarse = disc(9, 3.0)
+    _, found = cleaned(OWN.view(1, 3, 1, 1).expand(-1, -1, SIZE, SIZE), coarse)
+    assert bool((found[0, 0][disc(7, 1.0)[0, 0] == 1] > 0.5).all())
+    assert found.sum() < coarse.sum()
 
 
 def test_a_matte_of_nothing_changes_nothing() -> None:
