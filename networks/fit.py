@@ -41,7 +41,9 @@ from visa.networks.texture import Texture, with_places
 _MOST_OPAQUE = 0.99  # of a start, so that its logit can still move
 _LEAST_OPAQUE = 1e-3  # below it a Gaussian is not drawn, at the start or ever
 _MOST_SPREAD = 0.03  # of a change of colour: what a Gaussian gives for its neighbours' gaps is nobody else's
-_MOST_RECOLOURED = 0.1  # of a face's skin, whose colour the photo gave: more makes up for the rim beside it, a stain
+# Of skin of faces, whose colour the photo gave, and of body, hair and cloth: more makes up for the rim beside it.
+_MOST_RECOLOURED, _MOST_ELSEWHERE = 0.1, 0.2
+_SLANTED, _UPRIGHT = 0.6, 0.95  # cosines of normal and view: skin seen at the first keeps its colour, by the other less
 _LEAST_DRAWN = 3 / 8  # of `steps`: so often each photo is drawn at least
 _LEAST_WEIGHT = 1.0  # px that a Gaussian colours: less does not show its colour, only what its neighbours lack
 _COOL_DOWN = 0.3  # share of the steps over which the rates fall to nothing
@@ -183,7 +185,9 @@ class _Fit:
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
         self.further = [_FurtherPhoto(reconstructor, avatar, one, options) for one in further]
         self.seen = self.seen * (self._weights() >= _LEAST_WEIGHT)
-        self.sources = self._sources()
+        with torch.no_grad():
+            facing = project(anchors, photo).facing
+        self.sources = self._sources(facing)
         # At a face's outline a colour makes up for what lies beside it: turned to the camera it is a stain.
         is_outline = (anchors.region == int(Region.FACE)) & ~anchors.is_inner & (self.sources == 0)
         self.seen[:, :count] *= ~is_outline
@@ -191,6 +195,7 @@ class _Fit:
         self.is_skin = (anchors.kind == int(Kind.FACE)).expand(len(self.rest), -1)
         is_held = self.is_skin & ((self.sources == 0) | (self.seen[:, :count] == 0))
         self.is_held = F.pad(is_held, (0, self.seen.shape[1] - count))
+        self.recolouring = self._recolouring(facing)
         if self.further:
             self._share_out()
 
@@ -205,13 +210,23 @@ class _Fit:
         return torch.autograd.grad(maps.image.sum(), colors)[0].mean(dim=-1)
 
     @torch.no_grad()
-    def _sources(self) -> Tensor:
-        """`[B,N]` 1 where what the photo says of a Gaussian's colour may stand for others."""
+    def _sources(self, facing: Tensor) -> Tensor:
+        """`[B,N]` 1 where the colour that the photo gives may stand for others; `facing [B,N]` as of `Projection`."""
         anchors, texture, count = self.reconstructor.anchors, self.avatar.texture, self.rest.shape[1]
         assert isinstance(texture, Texture)
-        facing = project(anchors, self.photo).facing
         places, seen = texture.places[:, :count], texture.seen[:, :count]
         return colour_sources(anchors, self.photo, places, self.start.colors[:, :count], seen, facing)
+
+    def _recolouring(self, facing: Tensor) -> Tensor:
+        """`[B,N+M,1]` by how much a colour may change: skin by how upright the photo sees it, `facing [B,N]`.
+
+        A change makes up for what lies beside it; of what is seen at a slant it faces the camera when the head turns.
+        Eyes, lids, lips and what they uncover are free.
+        """
+        anchors, upright = self.reconstructor.anchors, ((facing - _SLANTED) / (_UPRIGHT - _SLANTED)).clamp(0, 1)
+        bounds = torch.full_like(facing, 1.0).masked_fill(anchors.kind == int(Kind.BODY), _MOST_ELSEWHERE)
+        bounds = torch.where(self.is_skin, _MOST_RECOLOURED * upright, bounds)
+        return F.pad(bounds, (0, self.seen.shape[1] - facing.shape[1]), value=_MOST_ELSEWHERE)[..., None]
 
     @torch.no_grad()
     def _share_out(self) -> None:
@@ -231,7 +246,10 @@ class _Fit:
         self.changes["color"].copy_((mean - self.start.colors) * is_new[..., None])
         self.seen = torch.where(is_new, 1.0, self.seen)
         self.is_held &= ~is_new
-        self.is_skin = self.is_skin & ~is_new[:, : self.rest.shape[1]]  # what hid it says little of its colour
+        shown = F.pad(self.is_skin, (0, is_new.shape[1] - self.rest.shape[1])) & (weight.sum(dim=0) > 0)
+        self.recolouring = torch.where(shown[..., None], _MOST_RECOLOURED, self.recolouring)
+        # What hid it in the first photo says little of its colour.
+        self.recolouring = torch.where(is_new[..., None], 1.0, self.recolouring)
 
     def changed(self, base: Gaussians, moves: Tensor | None = None) -> Gaussians:
         """`base` (the start in the T-pose, or as posed with the `moves` of a change) with the changes so far."""
@@ -291,9 +309,8 @@ class _Fit:
     def bound(self) -> None:
         """Keep each Gaussian to its part of the body, lids and face opaque and no smaller, and colours in [0,1]."""
         count, change = self.rest.shape[1], self.changes
-        color = change["color"][:, :count]
-        limit = _MOST_RECOLOURED
-        color.copy_(torch.where(self.is_skin[..., None], color.clamp(-limit, limit), color))
+        color = change["color"]
+        color.copy_(torch.minimum(torch.maximum(color, -self.recolouring), self.recolouring))
         change["color"].copy_((self.start.colors + change["color"]).clamp(0, 1) - self.start.colors)
         away = self.start.means[:, :count] + change["offset"][:, :count] - self.rest
         far = away.norm(dim=-1, keepdim=True).clamp_min(1e-9)

@@ -29,8 +29,8 @@ from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.rotation import quaternion_multiply
 from visa.networks.template import Template
 
-# Most that the network changes the colour of eyeballs and the mouth's inside, and of a face that the photo does not
-# show: what it guesses of a far cheek can be a stain.
+# Most that the network changes the colour of eyeballs and the mouth's inside, and of a head that the photo does not
+# show: what it guesses of a far cheek or of hair can be a stain.
 INNER_CHANGE, HIDDEN_CHANGE = 0.1, 0.05
 
 # B photos, N anchors, K clusters of anchors, D channels.
@@ -151,7 +151,7 @@ class GaussianReconstructor(nn.Module):
     def _changed(self, photo: Photo, raw: Tensor, filled: Tensor, visible: Tensor) -> tuple[Avatar, Tensor]:
         """The template in colours `filled [B,N,3]`, changed as the heads' output `raw [B,N,14+C]` says.
 
-        Colours of a face that the photo does not show, where `visible [B,N]` is 0, change little.
+        Colours of a head that the photo does not show, where `visible [B,N]` is 0, change little.
 
         Returns:
             the avatar without the photo, and the trust in the photo's pixels `[B,N]`.
@@ -161,7 +161,8 @@ class GaussianReconstructor(nn.Module):
             [3, 3, 3, 1, 3, self.feature_channels, 1], dim=-1
         )
         quaternion = F.normalize(torch.cat([torch.ones_like(opacity), 0.5 * turn], dim=-1), dim=-1)
-        is_hidden = (visible == 0) & (anchors.region == int(Region.FACE))
+        is_head = (anchors.region == int(Region.FACE)) | (anchors.region == int(Region.SCALP))
+        is_hidden = (visible == 0) & is_head
         bounded = torch.where(is_hidden[..., None], HIDDEN_CHANGE * torch.tanh(colour / HIDDEN_CHANGE), colour)
         bounded = torch.where(anchors.is_inner[:, None], INNER_CHANGE * torch.tanh(colour), bounded)
         opacity = torch.sigmoid(opacity[..., 0] + math.log(0.9 / 0.1))

@@ -153,6 +153,21 @@ def test_a_face_that_the_photo_does_not_show_keeps_its_shape(
     assert (fitted.gaussians.scales >= start.gaussians.scales * (1 - 1e-5))[0, face].all()
 
 
+def test_skin_changes_its_colour_where_the_photo_sees_it_upright(
+    reconstructor: GaussianReconstructor, start: Avatar, fitted: Avatar, photo: Photo
+) -> None:
+    """Elsewhere a change would make up for what lies beside it, and be a stain when the head turns."""
+    count, anchors = start.gaussians.means.shape[1], reconstructor.anchors
+    seen, places = start.texture.seen[:, :count], start.texture.places[:, :count]
+    facing = project(anchors, photo).facing
+    sources = colour_sources(anchors, photo, places, start.gaussians.colors, seen, facing)
+    change = (fitted.gaussians.colors - start.gaussians.colors).abs().amax(dim=-1)
+    skin = (sources > 0) & (anchors.kind == int(Kind.FACE))
+    slanted, upright = skin & (facing < 0.6), skin & (facing > 0.95)
+    assert min(slanted.sum(), upright.sum()) > 10
+    assert change[slanted].max() < 1e-6 < 1e-3 < change[upright].max() <= 0.1 + 1e-6
+
+
 def test_places_in_the_photo_follow_the_gaussians(
     reconstructor: GaussianReconstructor, fitted: Avatar, photo: Photo
 ) -> None:
