@@ -22,6 +22,7 @@ EDGE = 1 / 128  # share of the photo's side: colours so near the matte's edge ho
 OUTLINE = 4  # times EDGE
 UPRIGHT = 0.35  # cosine between normal and view, from which on a head's colour stands for what is hidden
 LEAST_SEEN = 20  # anchors of hands in the colour of skin, from which on they stand for the others
+LEAST_HAIR = 0.3  # share of what the photo shows of a scalp, from which on it takes no skin: foreheads reach into it
 LEAST_CLOTH = 0.5  # share of what the photo shows of a trunk, from which on it is clothed below the neckline too
 DIFFUSION_STEPS = 100  # of Jacobi's iteration
 
@@ -65,7 +66,7 @@ def colour_sources(
 
     Not at the matte's edge, where colours are mixed with what lies behind, nor where the photo sees a head at a slant:
     its rim is in the shade. Hands take skin alone; a trunk of which the photo shows cloth takes no skin: the chest
-    below a neckline is clothed.
+    below a neckline is clothed. Nor does a scalp of which it shows hair: the back of a head has hair.
 
     Args:
         anchors: of the template.
@@ -85,7 +86,11 @@ def colour_sources(
     found &= ~hands | ((found & hands).sum(dim=1, keepdim=True) >= LEAST_SEEN)
     cloth, most = (found & trunk & ~is_skin).sum(dim=1, keepdim=True), (found & trunk).sum(dim=1, keepdim=True)
     is_clothed = cloth >= LEAST_CLOTH * most
-    return (found & ~(is_clothed & trunk & is_skin)).float()
+    found &= ~(is_clothed & trunk & is_skin)
+    scalp = anchors.region == int(Region.SCALP)
+    hair, most = (found & scalp & ~is_skin).sum(dim=1, keepdim=True), (found & scalp).sum(dim=1, keepdim=True)
+    has_hair = hair >= LEAST_HAIR * most
+    return (found & ~(has_hair & scalp & is_skin)).float()
 
 
 def at_outline(anchors: Anchors, photo: Photo, grid: Tensor, visible: Tensor, sources: Tensor) -> Tensor:
