@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.conftest import ROOT
 from tests.reconstructors import untrained
@@ -62,6 +63,14 @@ def both(first: Photo, second: Photo) -> Photo:
         f.name: torch.cat([getattr(first, f.name), getattr(second, f.name)]) for f in fields(Photo) if f.name != "body"
     }
     return Photo(**merged, body=BodyParams.cat([first.body, second.body]))
+
+
+def seen_by(reconstructor: GaussianReconstructor, start: Avatar, photo: Photo) -> tuple[Tensor, Tensor, Tensor]:
+    """`[1,N]` each: which of the template's Gaussians the photo shows, how they face it, whose colours may spread."""
+    count, anchors = start.gaussians.means.shape[1], reconstructor.anchors
+    seen, places = start.texture.seen[:, :count], start.texture.places[:, :count]
+    facing = project(anchors, photo).facing
+    return seen, facing, colour_sources(anchors, photo, places, start.gaussians.colors, seen, facing)
 
 
 def own_pose_error(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo) -> float:
@@ -121,11 +130,9 @@ def test_what_the_photo_does_not_show_moves_with_what_it_shows(
     reconstructor: GaussianReconstructor, start: Avatar, fitted: Avatar, photo: Photo
 ) -> None:
     """Hidden colours and a face's outline change as what is seen, by 0.03 at most; inner parts keep theirs."""
-    count, anchors = start.gaussians.means.shape[1], reconstructor.anchors
-    seen, places = start.texture.seen[:, :count], start.texture.places[:, :count]
+    anchors = reconstructor.anchors
     change = fitted.gaussians.colors - start.gaussians.colors
-    facing = project(anchors, photo).facing
-    sources = colour_sources(anchors, photo, places, start.gaussians.colors, seen, facing)
+    seen, _, sources = seen_by(reconstructor, start, photo)
     hidden = (seen[0] == 0) & ~anchors.is_inner
     outline = (seen[0] > 0) & (sources[0] == 0) & (anchors.kind == int(Kind.FACE))
     assert outline.sum() > 10
@@ -139,10 +146,8 @@ def test_a_face_that_the_photo_does_not_show_keeps_its_shape(
     reconstructor: GaussianReconstructor, start: Avatar, fitted: Avatar, photo: Photo
 ) -> None:
     """Nor does one at its outline move, and no skin of a face shrinks: the mouth's inside would show through."""
-    count, anchors = start.gaussians.means.shape[1], reconstructor.anchors
-    seen, places = start.texture.seen[:, :count], start.texture.places[:, :count]
-    facing = project(anchors, photo).facing
-    sources = colour_sources(anchors, photo, places, start.gaussians.colors, seen, facing)
+    anchors = reconstructor.anchors
+    seen, _, sources = seen_by(reconstructor, start, photo)
     face = anchors.kind == int(Kind.FACE)
     held = face & ((seen[0] == 0) | (sources[0] == 0))
     assert 50 < held.sum() < face.sum()
@@ -157,10 +162,8 @@ def test_skin_changes_its_colour_where_the_photo_sees_it_upright(
     reconstructor: GaussianReconstructor, start: Avatar, fitted: Avatar, photo: Photo
 ) -> None:
     """Elsewhere a change would make up for what lies beside it, and be a stain when the head turns."""
-    count, anchors = start.gaussians.means.shape[1], reconstructor.anchors
-    seen, places = start.texture.seen[:, :count], start.texture.places[:, :count]
-    facing = project(anchors, photo).facing
-    sources = colour_sources(anchors, photo, places, start.gaussians.colors, seen, facing)
+    anchors = reconstructor.anchors
+    _, facing, sources = seen_by(reconstructor, start, photo)
     change = (fitted.gaussians.colors - start.gaussians.colors).abs().amax(dim=-1)
     skin = (sources > 0) & (anchors.kind == int(Kind.FACE))
     slanted, upright = skin & (facing < 0.6), skin & (facing > 0.95)
