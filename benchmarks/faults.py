@@ -1,7 +1,7 @@
 """What a run survives: `python -m visa.benchmarks.faults [--kills 2] [--stages teacher ...] [--json]`.
 
 A tiny run of each stage (64 px, a window of three frames, four batches, a checkpoint after each) is killed (SIGKILL) at
-random moments, and told to end (SIGTERM) at others. After each no visible file may be half a file, and the run, gone on
+random moments, and told to end (SIGTERM) at others, as is a `predict`. After each no visible file may be half a file, and the run, gone on
 with, must end as the run that nothing happened to: weights, averages, optimizers and schedules bit for bit. Then one
 stage meets a full disk, a folder that it may not write, checkpoints and weights that are cut off or not its own: each
 must end in one line, nothing half-written, and nothing lost of what was whole before.
@@ -131,7 +131,7 @@ class Child:
         os.close(out)
 
     def wait_for_fit(self) -> None:
-        """Until its fit starts, or it has ended."""
+        """Until its fit or its picture starts, or it has ended."""
         os.read(self.told, 1)
         self.begin = time.perf_counter()
 
@@ -154,6 +154,10 @@ def _run_in_fork(arguments: list[str], folder: Path, out: int, tell: int, prepar
         def before_fit(self) -> None:
             os.write(tell, b"f")
             super().before_fit()
+
+        def before_predict(self) -> None:
+            os.write(tell, b"p")
+            super().before_predict()
 
     code = 1
     try:
@@ -319,13 +323,40 @@ def fill_disk(stage: str, clip: Path, folder: Path, tally: Tally) -> None:
         tally.add(f"full disk, {name}", wrong)
 
 
-def fill_disk_of_predict(clip: Path, folder: Path, tally: Tally) -> None:
-    """A disk that is full while the mp4 is written."""
-    arguments = [
+def predict_arguments(clip: Path, out: Path) -> list[str]:
+    """`predict` of four pictures, as small as it gets."""
+    return [
         "predict", "-c", "configs/shader.yaml", "--image=assets/photos/astronaut.png", "--weights=shipped",
-        f"--driving={clip.with_suffix('.track.npz')}", f"--out={folder / 'out.mp4'}", "--data.resolution=64",
+        f"--driving={clip.with_suffix('.track.npz')}", f"--out={out}", "--data.resolution=64",
         "--data.predict.num_frames=4", "--model.init_args.fit.steps=1", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
+
+
+def end_predict(clip: Path, folder: Path, moments: list[float], tally: Tally) -> None:
+    """A `predict` that SIGTERM meets at `moments`, shares of the time that one takes: it ends, and leaves no half."""
+    whole = Child(predict_arguments(clip, folder / "whole.mp4"), folder / "runs")
+    whole.wait_for_fit()
+    reference = whole.wait()
+    if reference.code != 0:
+        raise ValueError(f"a predict that nothing was done to failed:\n{reference.text[-2000:]}")
+    for number, moment in enumerate(moments):
+        place = folder / str(number)
+        child = Child(predict_arguments(clip, place / "out.mp4"), place)
+        child.wait_for_fit()
+        time.sleep(moment * reference.seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGTERM)
+        ended = child.wait()
+        wrong = half_files(place) + scratch_files(place)
+        if ended.code != 0:
+            wrong += [] if ended.code == train.TOLD_TO_END else [f"exit code {ended.code}: {ended.text[-500:]}"]
+            wrong += ["out.mp4 is there"] if (place / "out.mp4").exists() else []
+        tally.add("SIGTERM, predict", wrong)
+
+
+def fill_disk_of_predict(clip: Path, folder: Path, tally: Tally) -> None:
+    """A disk that is full while the mp4 is written."""
+    arguments = predict_arguments(clip, folder / "out.mp4")
     from visa.lightning_modules.student import StudentStage
 
     ended = Child(arguments, folder, lambda: full_disk(StudentStage, "predict_step", 3_000)).wait()
@@ -420,8 +451,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for how, count in ((signal.SIGKILL, given.kills), (signal.SIGTERM, given.terms)):
                 for stage in given.stages:
                     say(f"{how.name}, {stage}: {count} runs")
-                    moments = [float(moment) for moment in np.array([rng.random() for _ in range(count)])]
+                    moments = [rng.random() for _ in range(count)]
                     break_off(stage, clip, folder / how.name / stage, how, moments, tally)
+            say(f"SIGTERM, predict: {given.terms} runs")
+            end_predict(clip, folder / "ended", [rng.random() for _ in range(given.terms)], tally)
         stage, other = given.stages[0], "teacher" if given.stages[0] != "teacher" else "reconstruction"
         if "disk" in given.only:
             fill_disk(stage, clip, folder / "disk", tally)

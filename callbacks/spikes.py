@@ -32,7 +32,7 @@ class SpikeWarning(Callback):
 
     A value that is `factor` times the median or more is written to the loggers as `spike/NAME`, value over median; the
     first one of each name is also a warning that names step, value, median and clips. Values are read one batch later,
-    so that no device is waited for. The windows are part of the checkpoint.
+    so that no device is waited for; what a batch does not log is not judged again. The windows are part of the checkpoint.
 
     Args:
         factor: of the median.
@@ -46,6 +46,7 @@ class SpikeWarning(Callback):
         self.values: dict[str, deque[float]] = {}
         self.warned: set[str] = set()
         self._waiting: _Values | None = None
+        self._seen: dict[str, Tensor] = {}  # held, so that no newer value can lie at the same address
 
     def state_dict(self) -> dict[str, Any]:
         self._judge()
@@ -60,7 +61,14 @@ class SpikeWarning(Callback):
     ) -> None:
         self._judge()
         metrics = trainer.callback_metrics
-        names = sorted(name for name, value in metrics.items() if name.startswith(WATCHED) and value.numel() == 1)
+        watched = {name: value for name, value in metrics.items() if name.startswith(WATCHED) and value.numel() == 1}
+        # Lightning gives the last value of each name, of whatever batch.
+        names = sorted(
+            name
+            for name, value in watched.items()
+            if name not in self._seen or value.data_ptr() != self._seen[name].data_ptr()
+        )
+        self._seen = watched
         if names:
             stacked = torch.stack([metrics[name].detach().float().reshape(()) for name in names])
             origin = f" ({batch.origin()})" if isinstance(batch, Traced) else ""

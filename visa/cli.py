@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import pkgutil
+import signal
 import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import lightning
 import torch
@@ -162,6 +164,17 @@ class StageCLI(LightningCLI):
             raise FileNotFoundError(f"no checkpoint at {path}: start the run without --ckpt_path")
         return path
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run. SIGTERM ends at once what has no batch to wait for; Lightning by itself would bypass it there."""
+        if subcommand == "fit" or threading.current_thread() is not threading.main_thread():
+            super()._run_subcommand(subcommand)
+            return
+        before = signal.signal(signal.SIGTERM, _end)
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
     def before_fit(self) -> None:
         """Say where results go."""
         self.trainer.print(f"run folder: {self.trainer.log_dir}")
@@ -198,6 +211,11 @@ class StageCLI(LightningCLI):
     def after_test(self) -> None:
         """The table, and the path of metrics.json as the last line."""
         self.model.report.write(weights=self.model.loaded)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """End by an exception, so that half-written files are removed on the way."""
+    sys.exit(TOLD_TO_END)
 
 
 def _exported(model: Namespace) -> str:

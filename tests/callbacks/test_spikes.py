@@ -29,6 +29,8 @@ class Jumpy(LightningModule):
         value = JUMPS.get(batch_idx, 1 + 0.1 * (batch_idx % 5))
         self.log("loss/flow", value)
         self.log("loss/nothing", 0.0)
+        if batch_idx % 3 == 0:
+            self.log("loss/seldom", 1.0 + batch_idx)
         self.log("other", 1000.0 * value)
         return self.layer(torch.ones(1)).sum()
 
@@ -84,6 +86,7 @@ def test_a_resumed_run_goes_on_with_its_windows(tmp_path: Path) -> None:
     assert state["warned"] == ["loss/flow"]
     resumed.load_state_dict(state)
     assert list(resumed.values["loss/flow"]) == list(whole.values["loss/flow"])[:11]
+    assert list(whole.values["loss/seldom"]) == [1.0, 4.0, 7.0, 10.0, 13.0, 16.0]
 
 
 def test_options_that_judge_nothing_are_errors() -> None:
