@@ -1,10 +1,10 @@
 """What a run survives: `python -m visa.benchmarks.faults [--kills 2] [--stages teacher ...] [--json]`.
 
-A tiny run of each stage (64 px, a window of three frames, four batches, a checkpoint after each) is killed (SIGKILL) at
-random moments, and told to end (SIGTERM) at others, as is a `predict`. After each no visible file may be half a file, and the run, gone on
-with, must end as the run that nothing happened to: weights, averages, optimizers and schedules bit for bit. Then one
-stage meets a full disk, a folder that it may not write, checkpoints and weights that are cut off or not its own: each
-must end in one line, nothing half-written, and nothing lost of what was whole before.
+A tiny run of each stage (64 px, a window of three frames, four batches, a checkpoint after each) is killed (SIGKILL)
+at random moments, and told to end (SIGTERM) at others, as is a `predict`. After each no visible file may be half a
+file, and the run, gone on with, must end as the run that nothing happened to: weights, averages, optimizers and
+schedules bit for bit. Then one stage meets a full disk, a folder that it may not write, checkpoints and weights that
+are cut off or not its own: each must end in one line, nothing half-written, and nothing lost of what was whole before.
 
 A full disk is a limit on the size of files (RLIMIT_FSIZE): the kernel refuses the rest of a write half-way, as it does
 there. Runs are forks of this process, which saves them the time of loading. Linux and macOS.
@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from safetensors import safe_open
 

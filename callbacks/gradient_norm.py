@@ -38,8 +38,8 @@ class GradientNorm(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Not while the optimizers step: where another hook logs between two values of a process's first batch, Lightning
-        # drops the first, and a resumed run would differ from an unbroken one.
+        # Not while the optimizers step: where another hook logs between two values of a process's first batch,
+        # Lightning drops the first, and a resumed run would differ from an unbroken one.
         norms, self._norms = self._norms, {}
         for name, value in norms.items():
             pl_module.log(name, value, batch_size=1)

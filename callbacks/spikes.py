@@ -32,7 +32,8 @@ class SpikeWarning(Callback):
 
     A value that is `factor` times the median or more is written to the loggers as `spike/NAME`, value over median; the
     first one of each name is also a warning that names step, value, median and clips. Values are read one batch later,
-    so that no device is waited for; what a batch does not log is not judged again. The windows are part of the checkpoint.
+    so that no device is waited for; what a batch does not log is not judged again. The windows are part of the
+    checkpoint.
 
     Args:
         factor: of the median.

@@ -83,6 +83,7 @@ class Anatomy:
         prior_color: `[V,3]` for skin of luminance 1/2; zeros for skin.
         is_lid: `[V]` bool, the rims that a blink moves or that lie on an eyeball.
         is_fold: `[V]` bool, skin of each lip that the other one touches when the mouth is closed.
+        is_mouth: `[V]` bool, the mouth's cavity.
     """
 
     kind: Tensor
@@ -91,6 +92,7 @@ class Anatomy:
     prior_color: Tensor
     is_lid: Tensor
     is_fold: Tensor
+    is_mouth: Tensor
 
     @property
     def offset_bound(self) -> Tensor:
@@ -154,6 +156,7 @@ def read_anatomy(body: BodyModel) -> Anatomy:
         prior_color=_prior_colors(body, kind, iris),
         is_lid=is_lid,
         is_fold=_folds(body, is_skin & (kind == int(Kind.RIM)) & ~is_lid),
+        is_mouth=inside,
     )
 
 

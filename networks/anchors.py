@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from visa.networks.anatomy import Kind, Region, read_anatomy
 from visa.networks.body import BodyModel
 from visa.networks.farthest import farthest_points
+from visa.networks.lips import FOLD_SHARE
 from visa.networks.regions import part_code
 from visa.networks.rotation import matrix_to_quaternion
 from visa.networks.template import Template, part_vertices, refine_template
@@ -16,10 +17,10 @@ from visa.networks.template import Template, part_vertices, refine_template
 # N anchors, K clusters of anchors, F triangles of the body model.
 
 LEAST_SCALE = 1e-3  # m
-# Where lips touch, Gaussians of full size reach over the gap of an opening mouth and hide the teeth.
-FOLD_SHARE = 0.3
 # Anchors a vertex where the body's mesh is coarser than what a picture shows: teeth of one are pearls, not a row.
 TEETH_COUNT, SCALP_COUNT = 7, 7
+TEETH_SIZE = 1.4  # of what covers the mesh: the tips of single teeth are a saw
+CAVITY_INSET = 0.004  # m: a smile draws the mouth's wall to the cheek, and its dark through the skin
 FOREARM_JOINTS = (18, 19)
 CHEST_JOINTS = (0, 3, 6, 9)  # without shoulders and neck: what lies before these is hair or their own skin
 
@@ -39,6 +40,7 @@ class Anchors(nn.Module):
         prior_row: `[N]` int64, each one's vertex among these.
         frames: `[N,4]` rotations of flat Gaussians in the T-pose, whose third axis is the normal.
         normals: `[N,3]` unit normals in the T-pose.
+        inset: `[N,3]` m, from the body's surface to the anchor: the mouth's cavity lies behind its wall.
         log_scale: `[N,3]` logarithm of the Gaussians' sizes (m) that cover the template.
         mirror: `[N]` int64, the left-right counterpart.
         neighbours: `[N,6]` int64, the nearest others of the same part and region.
@@ -62,6 +64,7 @@ class Anchors(nn.Module):
     prior_row: Tensor
     frames: Tensor
     normals: Tensor
+    inset: Tensor
     log_scale: Tensor
     mirror: Tensor
     neighbours: Tensor
@@ -109,8 +112,8 @@ class Anchors(nn.Module):
         """Anchors `[B,N,3]` of people of shape `betas [B,10]` in the T-pose, metres."""
         neutral = betas.new_zeros(*betas.shape[:-1], self.body.num_expressions)
         if self.template.corners is None:
-            return self.body.rest_vertices(betas, neutral, self.template.vertex_ids)
-        return self.template.points(self.body.rest_vertices(betas, neutral))
+            return self.body.rest_vertices(betas, neutral, self.template.vertex_ids) + self.inset
+        return self.template.points(self.body.rest_vertices(betas, neutral)) + self.inset
 
     def _keep(self, **constants: Tensor) -> None:
         for name, value in constants.items():
@@ -119,15 +122,20 @@ class Anchors(nn.Module):
     def _keep_shapes(self, points: Tensor) -> None:
         """Frames and sizes of the Gaussians at the anchors `points [N,3]`."""
         body, ids = self._body[0], self.template.vertex_ids
+        anatomy = read_anatomy(body)
         normals = vertex_normals(body.v_template, body.faces)[ids]
         spacing = _vertex_spacing(body.v_template, body.faces)[ids]
         if self.template.share is not None:
             spacing = spacing / self.template.share.to(spacing).sqrt()  # together they cover what one would
         flat = spacing[:, None] * points.new_tensor([0.5, 0.5, 0.2])
         frames = matrix_to_quaternion(_tangent_frames(normals))
-        fold = read_anatomy(body).is_fold[ids, None]
-        flat = torch.where(fold, FOLD_SHARE * flat, flat.clamp_min(LEAST_SCALE))
-        self._keep(frames=frames, normals=normals, log_scale=flat.clamp(FOLD_SHARE * LEAST_SCALE, 3e-2).log())
+        is_teeth = (anatomy.kind == int(Kind.TEETH))[ids, None]
+        flat = torch.where(is_teeth, TEETH_SIZE * flat, flat)
+        flat = torch.where(anatomy.is_fold[ids, None], FOLD_SHARE * flat, flat.clamp_min(LEAST_SCALE))
+        inset = anatomy.is_mouth[ids, None] * points.new_tensor([0.0, 0.0, -CAVITY_INSET])
+        self._keep(
+            frames=frames, normals=normals, inset=inset, log_scale=flat.clamp(FOLD_SHARE * LEAST_SCALE, 3e-2).log()
+        )
 
     def _keep_rows(self, vertices: Tensor) -> None:
         """Which anchors belong to which vertex, triangle and side of the body."""

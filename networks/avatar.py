@@ -12,6 +12,7 @@ from visa.networks.compositing import splat, splat_photos
 from visa.networks.gaussians import Gaussians, concatenated
 from visa.networks.joints import HEAD, HEAD_JOINTS
 from visa.networks.lids import LidEdges, lid_edges
+from visa.networks.lips import LipFolds, lip_folds
 from visa.networks.precision import full_precision
 from visa.networks.rotation import quaternion_multiply
 from visa.networks.skinning import blended_transforms, blended_turn, joint_turns, mix_corners, unposed
@@ -83,16 +84,17 @@ class Avatar:
     surface: Surface | None = None
     pattern: Pattern | None = None
     detail: Detail | None = None
-    # The body model that posed the avatar last, its vertices that carry Gaussians and their edges at lids: cut out
-    # once, not at every call.
-    _carriers: list[tuple[BodyModel, BodyModel, LidEdges]] = field(
+    # The body model that posed the avatar last, its vertices that carry Gaussians, their edges at lids and where lips
+    # touch: cut out once, not at every call.
+    _carriers: list[tuple[BodyModel, BodyModel, LidEdges, LipFolds]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
 
-    def _carrier(self, body: BodyModel) -> tuple[BodyModel, LidEdges]:
-        """The part of `body` that carries the Gaussians, one vertex each, and the edges of its lids."""
+    def _carrier(self, body: BodyModel) -> tuple[BodyModel, LidEdges, LipFolds]:
+        """The part of `body` that carries the Gaussians, one vertex each, the edges of its lids, and its lips."""
         if not self._carriers or self._carriers[0][0] is not body:
-            self._carriers[:] = [(body, body.subset(self.vertex_ids), lid_edges(body, self.vertex_ids))]
+            ids = self.vertex_ids
+            self._carriers[:] = [(body, body.subset(ids), lid_edges(body, ids), lip_folds(body, ids))]
         return self._carriers[0][1:]
 
     def canonical(self) -> Gaussians:
@@ -150,7 +152,7 @@ class Avatar:
     def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
         """`[B,T,N+M+S,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
         batch, frames = params.expression.shape[:2]
-        carrier, _ = self._carrier(body)
+        carrier, *_ = self._carrier(body)
         transforms = carrier.joint_transforms(replace(params, betas=self.betas[:, None].expand(batch, frames, -1)))
         transforms = transforms[..., :3, :]
         weights = [carrier.lbs_weights, *(weights for _, weights, _ in self._others(carrier))]
@@ -165,7 +167,7 @@ class Avatar:
             body: the body model.
             params: the pose, `[B]`.
         """
-        carrier, _ = self._carrier(body)
+        carrier, *_ = self._carrier(body)
         _, transforms, added = carrier.carry(self.gaussians.means.detach(), replace(params, betas=self.betas))
         weights = posed.mixed(carrier.lbs_weights[None, None])[:, 0]
         rest = unposed(posed.gaussians, weights, transforms)
@@ -176,7 +178,8 @@ class Avatar:
         """Move the Gaussians by expression and skinning.
 
         Means follow the blended affine transforms (as LBS moves vertices); rotations follow the blended joint
-        quaternions. Gaussians of lids grow as the skin between them is stretched (`LidEdges`).
+        quaternions. Gaussians of lids grow as the skin between them is stretched (`LidEdges`), those of lips as they
+        part (`LipFolds`).
 
         Args:
             body: the body model.
@@ -186,12 +189,12 @@ class Avatar:
             Gaussians `[B,T,...]` in the order of `canonical`.
         """
         batch, frames = params.expression.shape[:2]
-        (carrier, lids), canonical = self._carrier(body), self.gaussians
+        (carrier, lids, lips), canonical = self._carrier(body), self.gaussians
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
         means, transforms, added = carrier.carry(canonical.means[:, None], shaped)
         joints = joint_turns(transforms)
         quats = quaternion_multiply(blended_turn(carrier.lbs_weights, joints), canonical.quats[:, None])
-        scales = lids.stretched(canonical, means)
+        scales = lips.opened(lids.stretched(canonical, means), canonical, means)
         parts = [replace(_repeat(canonical, frames), means=means, quats=quats, scales=scales)]
         for other, weights, moved in self._others(carrier, added):
             start = other.means[:, None] if moved is None else other.means[:, None] + moved
@@ -216,15 +219,14 @@ class Avatar:
         return splat_photos(posed, view, self.background, self.texture.textures, shares.detach(), self.pattern)
 
     def head_positions(self, body: BodyModel, params: BodyParams, means: Tensor) -> Tensor:
-        """Posed `means [B,T,N+M,3]` in the axes of the posed head; zeros for Gaussians that it does not carry."""
+        """Posed `means [B,T,N+M+S,3]` in the axes of the posed head; zeros for Gaussians that it does not carry."""
         batch, frames = means.shape[:2]
-        carrier, _ = self._carrier(body)
+        carrier, *_ = self._carrier(body)
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
         head = carrier.joint_transforms(shaped)[..., HEAD, :3, :]
         inside = (means - head[..., None, :, 3]) @ head[..., :3]
-        weights = carrier.lbs_weights[None].expand(batch, -1, -1)
-        if self.loose is not None:
-            weights = torch.cat([weights, self.loose.skin_weights], dim=1)
+        others = (weights[:, 0] for _, weights, _ in self._others(carrier))
+        weights = torch.cat([carrier.lbs_weights.expand(batch, -1, -1), *others], dim=1)
         return inside * weights[:, None, :, list(HEAD_JOINTS)].sum(-1, keepdim=True)
 
 

@@ -24,6 +24,10 @@ UPRIGHT = 0.35  # cosine between normal and view, from which on a head's colour 
 LEAST_SEEN = 20  # anchors of hands in the colour of skin, from which on they stand for the others
 LEAST_HAIR = 0.3  # share of what the photo shows of a scalp, from which on it takes no skin: foreheads reach into it
 LEAST_CLOTH = 0.5  # share of what the photo shows of a trunk, from which on it is clothed below the neckline too
+# Skin of luminance 1 as most photos have it (9 people); what differs is mostly the light, which teeth and eyes share.
+SKIN_CHROMA = (1.25, 0.92, 0.83)
+TINT_SHARE, MOST_TINTED = 0.7, (0.3, 2.0)
+LEAST_LIT = 0.3  # share of the prior's brightness
 DIFFUSION_STEPS = 100  # of Jacobi's iteration
 
 
@@ -171,10 +175,15 @@ def _cluster_means(anchors: Anchors, values: Tensor, seen: Tensor) -> Tensor:
 
 
 def _inner_colors(anchors: Anchors, colors: Tensor, visible: Tensor) -> Tensor:
-    """Colour `[B,N,3]` of eyeballs and the mouth's inside that nothing shows: anybody's, as bright as the face."""
-    weight = visible * (anchors.kind == int(Kind.FACE))
-    luminance = (colors.mean(dim=-1) * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
-    return (anchors.prior_color * (2 * luminance[:, None, None]).clamp(0.3, 1.3)).clamp(0, 1)
+    """Colour `[B,N,3]` of eyeballs and the mouth's inside that nothing shows: anybody's, in the light of the face.
+
+    As bright as the face, to the prior's own brightness, and tinted as its skin differs from most people's.
+    """
+    face = _mean_where(colors, visible * (anchors.kind == int(Kind.FACE)))[:, None]
+    luminance = face.mean(dim=-1, keepdim=True)
+    tint = (face / luminance.clamp_min(1e-3) / face.new_tensor(SKIN_CHROMA)).clamp(*MOST_TINTED) ** TINT_SHARE
+    light = tint / tint.mean(dim=-1, keepdim=True) * (2 * luminance).clamp(LEAST_LIT, 1.0)
+    return (anchors.prior_color * light).clamp(0, 1)
 
 
 def _mean_where(values: Tensor, seen: Tensor) -> Tensor:

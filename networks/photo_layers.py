@@ -17,7 +17,7 @@ from visa.networks.outline import outlined
 from visa.networks.photo import Photo
 from visa.networks.projection import Projection
 from visa.networks.reconstructor_options import ReconstructorOptions
-from visa.networks.surface import cell_size, lift_surface
+from visa.networks.surface import COARSE, SPARSE, cell_size, lift_surface
 from visa.networks.texture import Pattern, Texture, shown_part
 
 # B photos, N Gaussians of the template, M loose ones, S on its surface.
@@ -63,16 +63,20 @@ def with_photo(
         size, layers = photo.image.shape[-1], [template]
         cell = cell_size(size, options.pixels_per_gaussian) if is_lifted else 0.0
         cells = round(size / cell) if cell else 0
+        is_dense = size <= COARSE and options.pixels_per_gaussian is None  # the template, for such a photo
         loose = surface = pattern = None
         if is_lifted and options.use_loose:  # by the template before the hull cuts its rim, no hole to be filled
-            lifted = lift_loose(_carriers(anchors, avatar, photo, projection, template), photo, max(cells, GRID))
+            side = GRID if is_dense else max(cells, GRID)
+            lifted = lift_loose(_carriers(anchors, avatar, photo, projection, template), photo, side)
             loose = lifted.loose
             template.posed = replace(template.posed, opacities=template.posed.opacities * inside)
             layers.append(_InPhoto(lifted.posed, lifted.places, torch.ones_like(lifted.part), lifted.part))
         if cells:
-            on = lift_surface(avatar, anchors.body, anchors.corner_rows, photo, projection.before, cells)
-            surface, part = on.surface, on.surface.mixed(anchors.part[None, None, :, None])[:, 0, :, 0]
-            layers.append(_InPhoto(on.posed, on.places, torch.ones_like(part), part))
+            spacing = SPARSE if is_dense else 0.0
+            on = lift_surface(avatar, anchors.body, anchors.corner_rows, photo, projection.before, cells, spacing)
+            if on.places.shape[1] > 0:
+                surface, part = on.surface, on.surface.mixed(anchors.part[None, None, :, None])[:, 0, :, 0]
+                layers.append(_InPhoto(on.posed, on.places, torch.ones_like(part), part))
         if is_lifted:
             pattern = _pattern(anchors, photo, projection, avatar.gaussians.colors, template)
         places, seen, part = (

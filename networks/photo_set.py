@@ -17,7 +17,7 @@ from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.texture import PhotoSet, Texture, shown_part, stacked, view_directions
 
-# B people, K photos, N Gaussians of the template, M loose ones.
+# B people, K photos, N Gaussians of the template, M others: loose ones, and those on its surface.
 
 LOOSE_WITHIN = 0.95  # cosine between two photos' views of a loose Gaussian up to which the second shows it as well
 LEAST_COVERED = 0.8  # of the matte, where a photo shows a Gaussian
@@ -62,17 +62,22 @@ def shown_by(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo,
     places = photo.places(posed.means[:, 0])
     seen = projection.visible
     directions = view_directions(posed, photo.world_to_camera[:, None])[:, 0]
-    count = seen.shape[1]
     facing = projection.facing.clamp_min(0)
     colors = F.grid_sample(photo.image, places[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
-    beside = places.shape[1] - count
-    if beside:
-        covered = F.grid_sample(photo.mask, places[:, count:, None], align_corners=False)[:, 0, :, 0]
+    on_template = [seen, facing, trust]
+    if avatar.loose is not None:
+        first, beside = seen.shape[1], avatar.loose.gaussians.means.shape[1]
+        rows = slice(first, first + beside)
+        covered = F.grid_sample(photo.mask, places[:, rows, None], align_corners=False)[:, 0, :, 0]
         # A loose Gaussian faces the camera of the photo that it was lifted from, which looks along its third axis.
-        cosine = directions[:, count:, 2].abs()
+        cosine = directions[:, rows, 2].abs()
         loose = ((covered > LEAST_COVERED) & (cosine > LOOSE_WITHIN)).float()
         seen, facing = torch.cat([seen, loose], dim=1), torch.cat([facing, cosine], dim=1)
         trust = torch.cat([trust, torch.ones_like(loose)], dim=1)
+    if avatar.surface is not None:  # as its triangle's corners are
+        mixed = avatar.surface.mixed(torch.stack(on_template, dim=-1)[:, None])[:, 0]
+        seen, facing = torch.cat([seen, (mixed[..., 0] > 0.5).float()], dim=1), torch.cat([facing, mixed[..., 1]], 1)
+        trust = torch.cat([trust, mixed[..., 2]], dim=1)
     seen = seen * (places.abs() < 1).all(-1)
     return Shown(seen, trust, colors, facing)
 

@@ -166,9 +166,10 @@ class GaussianReconstructor(nn.Module):
         bounded = torch.where(is_hidden[..., None], HIDDEN_CHANGE * torch.tanh(colour / HIDDEN_CHANGE), colour)
         bounded = torch.where(anchors.is_inner[:, None], INNER_CHANGE * torch.tanh(colour), bounded)
         opacity = torch.sigmoid(opacity[..., 0] + math.log(0.9 / 0.1))
-        # Smaller lids let the eyeball through, and smaller skin the mouth's inside.
+        # Smaller lids let the eyeball through, and smaller skin the mouth's inside, which a larger one draws over it.
         is_closed = anchors.is_lid | (anchors.kind == int(Kind.FACE))
         scale = torch.where(is_closed[:, None], scale.clamp_min(0), scale)
+        scale = torch.where((anchors.kind == int(Kind.CAVITY))[:, None], scale.clamp_max(0), scale)
         gaussians = Gaussians(
             means=bare.gaussians.means + anchors.offset_bound[:, None] * torch.tanh(offset),
             quats=quaternion_multiply(bare.gaussians.quats, quaternion),

@@ -26,7 +26,8 @@ class ReconstructorOptions:
         gaussians_per_anchor: Gaussians of each vertex of face and hands, spread over the triangles around it; 1 gives
             them as many as the rest. They share the vertex's row of `F_prior`: weights fit any number.
         pixels_per_gaussian: side in px of the photo's cells that become Gaussians of their own (`networks.surface`), on
-            the template's surface and as loose ones; 0 for none on the surface, None for 2 px in photos above 128 px.
+            the template's surface and as loose ones; 0 for none on the surface, None for 2 px. Photos of up to
+            128 px have them (1.5 px) only where the template is not as dense, and their loose ones stay coarser.
     """
 
     width: int = 128

@@ -1,11 +1,12 @@
 """Surface Gaussians: one for each cell of the photo that shows the template, as dense as the photo is large.
 
-The template has a Gaussian a vertex, a few pixels apart in a photo of 128 px and thrice as many in one of 384: without
-the photo as texture, as in an exported file, that is a blur. The photo says more. Where it shows a triangle of the
-template, each cell of a grid over it becomes a Gaussian that lies flat on the triangle, has the photo's colour, and
-rides on the triangle's corners by its barycentric coordinates (as in Shao et al., "SplattingAvatar", CVPR 2024). What
-the photo shows beside the template is lifted by `networks.loose`. The template's own Gaussians stay below: they show
-what the photo does not, and close the gaps of a lid that shuts or a lip that stretches.
+The template has a Gaussian a vertex, on the trunk a few pixels apart in a photo of 128 px and thrice as many in one of
+384: without the photo as texture, as in an exported file, that is a blur. The photo says more. Where it shows a
+triangle of the template, each cell of a grid over it becomes a Gaussian that lies flat on the triangle, has the
+photo's colour, and rides on the triangle's corners by its barycentric coordinates (as in Shao et al.,
+"SplattingAvatar", CVPR 2024). What the photo shows beside the template is lifted by `networks.loose`. The template's
+own Gaussians stay below: they show what the photo does not, and close the gaps of a lid that shuts or a lip that
+stretches.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from visa.networks.rotation import matrix_to_quaternion
 # B photos, F triangles, S Gaussians, G cells along each side of the photo, P = G * G.
 
 CELL = 2.0  # px: one or one and a half is no sharper once fitted
-COARSE = 128  # px: photos up to this size get no surface Gaussians, the template is nearly as dense as their pixels
+COARSE, COARSE_CELL = 128, 1.5  # px: photos up to this size are shown by the template alone where it is dense
+SPARSE = 1.5  # cells from vertex to vertex: there it is not
 LEAST_FACING = 0.15  # cosine between a triangle's normal and the view
 SPREAD = 0.6  # standard deviation, in cells: each overlaps the next
 THICKNESS = 0.2  # of the spread
@@ -54,14 +56,14 @@ def cell_size(size: int, chosen: float | None) -> float:
     if chosen is not None and chosen < 0:
         raise ValueError(f"pixels_per_gaussian is {chosen}: give a number of px, 0 for no surface Gaussians, or null")
     if chosen is None:
-        return CELL if size > COARSE else 0.0
+        return CELL if size > COARSE else COARSE_CELL
     return chosen
 
 
 @torch.no_grad()
 @full_precision
 def lift_surface(
-    avatar: Avatar, body: BodyModel, rows: Tensor, photo: Photo, before: Tensor, side: int
+    avatar: Avatar, body: BodyModel, rows: Tensor, photo: Photo, before: Tensor, side: int, spacing: float
 ) -> LiftedSurface:
     """A Gaussian for each cell in which the photo shows the front of one of the template's triangles.
 
@@ -72,6 +74,7 @@ def lift_surface(
         photo: what the avatar is made of.
         before: `[B,1,H,W]` as `networks.projection.Projection.before`: hands are no part of the trunk's surface.
         side: G.
+        spacing: cells from vertex to vertex beyond which a triangle has them; 0 for all.
     """
     size, camera = photo.image.shape[-2:], photo.world_to_camera
     vertices, _ = body(photo.body)
@@ -84,7 +87,8 @@ def lift_surface(
     facing = -(normals * F.normalize(rays, dim=-1)).sum(dim=-1)
     inside = F.adaptive_avg_pool2d((5 * photo.mask - 4).clamp(0, 1), side).flatten(1)  # edges hold what lies behind
     is_free = F.adaptive_max_pool2d(before, side).flatten(1) == 0
-    is_used = (face >= 0) & (rows[hit] >= 0).all(dim=-1) & (facing > LEAST_FACING) & (inside > 0) & is_free
+    is_sparse = _spacing(vertices, body.faces, photo, side).gather(1, hit) > spacing
+    is_used = is_sparse & (face >= 0) & (rows[hit] >= 0).all(dim=-1) & (facing > LEAST_FACING) & (inside > 0) & is_free
     # Used cells first, in their order; who has fewer than another of the batch gets transparent ones.
     order = is_used.long().argsort(dim=1, descending=True, stable=True)[:, : int(is_used.sum(dim=1).max())]
     batch = torch.arange(len(order), device=order.device)[:, None]
@@ -117,6 +121,17 @@ def _rays(intrinsics: Tensor, size: tuple[int, int] | torch.Size, side: int) -> 
     places = torch.stack([(cells % side + 0.5) / side, (cells // side + 0.5) / side], dim=-1)
     pixels = torch.cat([places * places.new_tensor([size[1], size[0]]), torch.ones_like(places[:, :1])], dim=-1)
     return pixels @ torch.linalg.inv(intrinsics).mT, places * 2 - 1
+
+
+def _spacing(vertices: Tensor, faces: Tensor, photo: Photo, side: int) -> Tensor:
+    """`[B,F]` cells from vertex to vertex, by the area of each triangle of `vertices [B,V,3]` in the photo."""
+    camera = photo.world_to_camera
+    seen = vertices @ camera[:, :3, :3].mT + camera[:, None, :3, 3]
+    pixels = seen @ photo.intrinsics.mT
+    cells = pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3) * (side / photo.image.shape[-1])
+    a, b, c = (cells[:, faces[:, k]] for k in range(3))
+    (x, y), (u, v) = (b - a).unbind(-1), (c - a).unbind(-1)
+    return (x * v - y * u).abs().sqrt()  # a mesh has half as many vertices as triangles
 
 
 def _facet_normals(vertices: Tensor, faces: Tensor, chosen: Tensor) -> Tensor:

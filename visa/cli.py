@@ -213,7 +213,7 @@ class StageCLI(LightningCLI):
         self.model.report.write(weights=self.model.loaded)
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def _end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (a handler's signature)
     """End by an exception, so that half-written files are removed on the way."""
     sys.exit(TOLD_TO_END)
 

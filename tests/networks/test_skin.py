@@ -130,7 +130,8 @@ def test_a_hand_before_the_chest_moves_with_a_forearm(reconstructor: GaussianRec
     photo, rows, columns = with_hand(clothed)
     with torch.no_grad():
         avatar, _ = reconstructor(photo)
-    places = (avatar.texture.places[0, len(reconstructor.anchors.kind) :] + 1) / 2 * SIZE
+    first, count = len(reconstructor.anchors.kind), avatar.loose.gaussians.means.shape[1]
+    places = (avatar.texture.places[0, first : first + count] + 1) / 2 * SIZE
     held = (places[:, 0] > columns.start) & (places[:, 0] < columns.stop)
     held &= (places[:, 1] > rows.start) & (places[:, 1] < rows.stop)
     assert held.sum() == (rows.stop - rows.start) * (columns.stop - columns.start) // 4  # a cell is 2 x 2 px

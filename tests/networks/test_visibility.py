@@ -15,7 +15,7 @@ from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.networks.anatomy import Kind, Region
 from visa.networks.photo import Photo
-from visa.networks.photo_colour import diffused
+from visa.networks.photo_colour import SKIN_CHROMA, diffused
 from visa.networks.projection import project
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.reconstructor import GaussianReconstructor
@@ -185,16 +185,21 @@ def test_neighbours_are_the_nearest_of_the_same_part_and_region(reconstructor: G
 
 
 def test_hidden_teeth_take_a_colour_of_their_own(reconstructor: GaussianReconstructor, photo: Photo) -> None:
-    """Twice as light a face has teeth twice as light; all of them are lighter than the mouth's inside."""
+    """Twice as light a face has teeth twice as light; all of them are lighter than the mouth's inside.
+
+    Of a grey face, as in bluer light than most skin is seen in, they are bluer.
+    """
     face = close_up(reconstructor, photo, jaw=0.0, blink=1.0)
     with torch.no_grad():
-        light, dark = (
-            reconstructor(replace(face, image=face.image * 0 + grey), use_heads=False)[0].gaussians.colors[0]
-            for grey in (0.5, 0.25)
+        plain = face.image * 0 + torch.tensor(SKIN_CHROMA)[:, None, None]
+        light, dark, blue = (
+            reconstructor(replace(face, image=image), use_heads=False)[0].gaussians.colors[0]
+            for image in (0.5 * plain, 0.25 * plain, 0 * plain + 0.5)
         )
     teeth, cavity = (reconstructor.anchors.kind == int(kind) for kind in (Kind.TEETH, Kind.CAVITY))
     torch.testing.assert_close(light[teeth], reconstructor.anchors.prior_color[teeth], atol=1e-3, rtol=0)
     torch.testing.assert_close(dark[teeth], light[teeth] / 2, atol=1e-3, rtol=0)
+    assert bool((blue[teeth][:, 2] > 1.05 * light[teeth][:, 2]).all())
     assert light[teeth].mean() > light[cavity].mean() + 0.2  # in the shade of lips: measured on people
 
 
