@@ -65,5 +65,5 @@ def test_a_killed_and_an_ended_run_go_on() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    for how in ("SIGKILL", "SIGTERM"):
-        assert figures[f"{how}_teacher_survived"] == figures[f"{how}_teacher_injected"] == 1
+    for fault in ("SIGKILL_teacher", "SIGTERM_teacher", "SIGTERM_predict"):
+        assert figures[f"{fault}_survived"] == figures[f"{fault}_injected"] == 1
