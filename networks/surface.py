@@ -110,7 +110,9 @@ def lift_surface(
         features=colors[..., :0],
     )
     corners = rows[hit[batch, order]].clamp_min(0)
-    weights = view.corner_weights.flatten(1, 2)[batch, order]
+    # A cell without a triangle rides on one corner: of none, it would have no way back to the T-pose.
+    one = facing.new_tensor([1.0, 0.0, 0.0])
+    weights = torch.where(is_used[batch, order][..., None], view.corner_weights.flatten(1, 2)[batch, order], one)
     surface = avatar.unposed_surface(Surface(posed, corners, weights), body, photo.body)
     return LiftedSurface(surface, posed, places)
 

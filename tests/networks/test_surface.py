@@ -199,3 +199,22 @@ def test_an_exported_file_is_as_sharp_as_its_photo(tmp_path: Path, monkeypatch: 
     for suffix in ("ply", "spz"):
         assert fidelity[suffix, None] > 33  # dB
         assert fidelity[suffix, None] > fidelity[suffix, 0.0] + 3
+
+
+def test_who_has_fewer_in_a_batch_gets_transparent_ones(reconstructor: GaussianReconstructor, clip_path: Path) -> None:
+    """Beside somebody whom the photo shows, somebody whom it does not show at all."""
+    photo = read(clip_path, 128)
+    nobody = replace(photo, mask=photo.mask * 0)
+    both = replace(
+        photo,
+        body=photo.body.map(lambda value: torch.cat([value, value])),
+        **{
+            name: torch.cat([getattr(one, name) for one in (photo, nobody)])
+            for name in ("image", "mask", "intrinsics", "world_to_camera", "background")
+        },
+    )
+    avatar, _ = reconstructor(both)
+    opacities, means = avatar.surface.gaussians.opacities, avatar.surface.gaussians.means
+    assert float(opacities[0].max()) > 0.9
+    assert float(opacities[1].max()) == 0
+    assert bool(means.isfinite().all())
