@@ -11,8 +11,8 @@ from visa.networks.body import BodyModel, BodyParams
 from visa.networks.compositing import splat, splat_photos
 from visa.networks.gaussians import Gaussians, concatenated
 from visa.networks.joints import HEAD, HEAD_JOINTS
-from visa.networks.lids import LidEdges, lid_edges
-from visa.networks.lips import LipFolds, lip_folds
+from visa.networks.lids import Lids, lids_of
+from visa.networks.lips import Lips, lips_of
 from visa.networks.precision import full_precision
 from visa.networks.rotation import quaternion_multiply
 from visa.networks.skinning import blended_transforms, blended_turn, joint_turns, mix_corners, unposed
@@ -84,17 +84,17 @@ class Avatar:
     surface: Surface | None = None
     pattern: Pattern | None = None
     detail: Detail | None = None
-    # The body model that posed the avatar last, its vertices that carry Gaussians, their edges at lids and where lips
-    # touch: cut out once, not at every call.
-    _carriers: list[tuple[BodyModel, BodyModel, LidEdges, LipFolds]] = field(
+    # The body model that posed the avatar last, its vertices that carry Gaussians, their lids and its
+    # lips: cut out once, not at every call.
+    _carriers: list[tuple[BodyModel, BodyModel, Lids, Lips]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
 
-    def _carrier(self, body: BodyModel) -> tuple[BodyModel, LidEdges, LipFolds]:
-        """The part of `body` that carries the Gaussians, one vertex each, the edges of its lids, and its lips."""
+    def _carrier(self, body: BodyModel) -> tuple[BodyModel, Lids, Lips]:
+        """The part of `body` that carries the Gaussians, one vertex each, its lids, and its lips."""
         if not self._carriers or self._carriers[0][0] is not body:
             ids = self.vertex_ids
-            self._carriers[:] = [(body, body.subset(ids), lid_edges(body, ids), lip_folds(body, ids))]
+            self._carriers[:] = [(body, body.subset(ids), lids_of(body, ids), lips_of(body, ids))]
         return self._carriers[0][1:]
 
     def canonical(self) -> Gaussians:
@@ -178,8 +178,8 @@ class Avatar:
         """Move the Gaussians by expression and skinning.
 
         Means follow the blended affine transforms (as LBS moves vertices); rotations follow the blended joint
-        quaternions. Gaussians of lids grow as the skin between them is stretched (`LidEdges`), those of lips as they
-        part (`LipFolds`).
+        quaternions. Gaussians of lids grow as the skin between them is stretched (`Lids`), those of lips as they
+        part, which light the teeth (`Lips`).
 
         Args:
             body: the body model.
@@ -195,7 +195,9 @@ class Avatar:
         joints = joint_turns(transforms)
         quats = quaternion_multiply(blended_turn(carrier.lbs_weights, joints), canonical.quats[:, None])
         scales = lips.opened(lids.stretched(canonical, means), canonical, means)
-        parts = [replace(_repeat(canonical, frames), means=means, quats=quats, scales=scales)]
+        still = _repeat(canonical, frames)
+        colors = lips.lit(still.colors, canonical, means)
+        parts = [replace(still, means=means, quats=quats, scales=scales, colors=colors)]
         for other, weights, moved in self._others(carrier, added):
             start = other.means[:, None] if moved is None else other.means[:, None] + moved
             blended = blended_transforms(weights, transforms)
@@ -213,10 +215,17 @@ class Avatar:
         """
         posed = self.pose(body, view.body)
         if not isinstance(self.texture, PhotoSet):
-            return splat(posed, view, self.background, self.texture, self.pattern)
+            part = None if self.texture is None else self.part(body, self.texture.part[:, None], posed.means)
+            return splat(posed, view, self.background, self.texture, self.pattern, part)
         positions = self.head_positions(body, view.body, posed.means)
         shares = self.texture.shares(view_directions(posed, view.world_to_camera), positions)
-        return splat_photos(posed, view, self.background, self.texture.textures, shares.detach(), self.pattern)
+        textures = self.texture.textures
+        part = self.part(body, textures.part[:, :1], posed.means)
+        return splat_photos(posed, view, self.background, textures, shares.detach(), self.pattern, part)
+
+    def part(self, body: BodyModel, part: Tensor, means: Tensor) -> Tensor:
+        """Part codes `[...,N+M+S]` in a pose, as `Lids.part`: of Gaussians at `means [...,N+M+S,3]`."""
+        return self._carrier(body)[1].part(part, means)
 
     def head_positions(self, body: BodyModel, params: BodyParams, means: Tensor) -> Tensor:
         """Posed `means [B,T,N+M+S,3]` in the axes of the posed head; zeros for Gaussians that it does not carry."""

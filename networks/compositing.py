@@ -42,10 +42,11 @@ def splat(
     background: Tensor,
     texture: Texture | None = None,
     pattern: Pattern | None = None,
+    part: Tensor | None = None,
 ) -> SplatMaps:
     """Rasterize `[B,T]` sets of Gaussians for `[B,T]` cameras; colours are laid over `background [B,3]`.
 
-    Without a texture nothing is read of a pattern.
+    Without a texture nothing is read of a pattern. `part [B,T,N]` are the frames' part codes; None takes the texture's.
     """
     if texture is None:
         image, alpha = _rasterized(gaussians, [gaussians.colors, gaussians.features], camera)
@@ -54,7 +55,7 @@ def splat(
         return SplatMaps(rgb, alpha, image[:, :, 3:], textured=rgb, photo_share=share, coverage=alpha)
     now = camera.places(gaussians.means.detach())
     seen = texture.seen[:, None, :, None].expand(-1, now.shape[1], -1, -1)
-    trust, part = (value[:, None, :, None] for value in (texture.trust, texture.part))
+    trust, part = texture.trust[:, None, :, None], (texture.part[:, None] if part is None else part)[..., None]
     moved = (texture.places[:, None] - now) * seen
     beyond = _pattern_channels(pattern, now)
     channels = [gaussians.colors, gaussians.features, *beyond, moved, seen, part.expand_as(seen), seen * trust]
@@ -81,6 +82,7 @@ def splat_photos(
     textures: Texture,
     shares: Tensor,
     pattern: Pattern | None = None,
+    part: Tensor | None = None,
 ) -> SplatMaps:
     """`splat` with textures of K photos `[B,K,...]`, of which each has `shares [B,T,K,N]` in each Gaussian.
 
@@ -89,7 +91,7 @@ def splat_photos(
     """
     frames, count = shares.shape[1:3]
     now = camera.places(gaussians.means.detach())
-    part = textures.part[:, :1, :, None].expand(-1, frames, -1, -1)
+    part = (textures.part[:, :1].expand(-1, frames, -1) if part is None else part)[..., None]
     anywhere = textures.seen.amax(dim=1)[:, None, :, None].expand(-1, frames, -1, -1)
     weight = shares[..., None]
     moved = (textures.places[:, None] - now[:, :, None]) * weight

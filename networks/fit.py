@@ -42,7 +42,7 @@ _MOST_OPAQUE = 0.99  # of a start, so that its logit can still move
 _LEAST_OPAQUE = 1e-3  # below it a Gaussian is not drawn, at the start or ever
 _MOST_SPREAD = 0.03  # of a change of colour: what a Gaussian gives for its neighbours' gaps is nobody else's
 # Of skin of faces, whose colour the photo gave, and of body, hair and cloth: more makes up for the rim beside it.
-_MOST_RECOLOURED, _MOST_ELSEWHERE = 0.1, 0.2
+_MOST_RECOLOURED, _MOST_OF_LIDS, _MOST_ELSEWHERE = 0.1, 0.06, 0.2
 _SLANTED, _UPRIGHT = 0.6, 0.95  # cosines of normal and view: skin seen at the first keeps its colour, by the other less
 _LEAST_DRAWN = 3 / 8  # of `steps`: so often each photo is drawn at least
 _LEAST_WEIGHT = 1.0  # px that a Gaussian colours: less does not show its colour, only what its neighbours lack
@@ -164,6 +164,8 @@ class _Fit:
         assert isinstance(avatar.texture, Texture)
         params = photo.view().body
         self.start, self.posed = avatar.canonical(), _first(avatar.pose(reconstructor.body, params))
+        # Of a colour, by the pose: 1 but for teeth, and where there is no colour to compare.
+        self.light = torch.where(self.start.colors > 1e-3, self.posed.colors / self.start.colors.clamp_min(1e-3), 1.0)
         self.moves = avatar.linear_part(reconstructor.body, params)[:, 0]  # of a change in the T-pose, [B,N+M,3,3]
         self.seen = avatar.texture.seen
         self.is_drawn = self.start.opacities >= _LEAST_OPAQUE
@@ -220,12 +222,14 @@ class _Fit:
     def _recolouring(self, facing: Tensor) -> Tensor:
         """`[B,N+M,1]` by how much a colour may change: skin by how upright the photo sees it, `facing [B,N]`.
 
-        A change makes up for what lies beside it; of what is seen at a slant it faces the camera when the head turns.
-        Eyes, lids, lips and what they uncover are free.
+        A change makes up for what lies beside it; of what is seen at a slant it faces the camera when the head turns,
+        and beside lids lies the iris, which they would carry over the eye as they close. Eyes, lips and what they
+        uncover are free.
         """
         anchors, upright = self.reconstructor.anchors, ((facing - _SLANTED) / (_UPRIGHT - _SLANTED)).clamp(0, 1)
         bounds = torch.full_like(facing, 1.0).masked_fill(anchors.kind == int(Kind.BODY), _MOST_ELSEWHERE)
         bounds = torch.where(self.is_skin, _MOST_RECOLOURED * upright, bounds)
+        bounds = bounds.masked_fill(anchors.is_lid, _MOST_OF_LIDS)
         return F.pad(bounds, (0, self.seen.shape[1] - facing.shape[1]), value=_MOST_ELSEWHERE)[..., None]
 
     @torch.no_grad()
@@ -261,7 +265,7 @@ class _Fit:
             quats=quaternion_multiply(base.quats, F.normalize(turn, dim=-1)),
             scales=base.scales * change["scale"].exp(),
             opacities=torch.sigmoid(self.logit + change["opacity"]) * self.is_drawn,
-            colors=base.colors + change["color"],
+            colors=base.colors + change["color"] * (1.0 if moves is None else self.light),
             features=base.features,
         )
 
@@ -382,7 +386,8 @@ class _Fit:
         avatar = self.avatar.with_canonical(kept)
         posed = _first(avatar.pose(self.reconstructor.body, self.photo.view().body))
         assert isinstance(avatar.texture, Texture)
-        texture = with_places(avatar.texture, posed, self.photo)
+        part = avatar.part(self.reconstructor.body, avatar.texture.part, posed.means)
+        texture = with_places(avatar.texture, posed, part, self.photo)
         avatar = replace(avatar, texture=texture)
         if not self.further:
             return avatar

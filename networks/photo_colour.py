@@ -13,6 +13,7 @@ from torch import Tensor
 from visa.networks.anatomy import Kind, Region
 from visa.networks.anchors import Anchors
 from visa.networks.continuation import median_color, opened, without_alike
+from visa.networks.lids import lids_of
 from visa.networks.photo import Photo
 from visa.networks.skin import SkinTone, before_trunk, skin_tone
 
@@ -28,6 +29,8 @@ LEAST_CLOTH = 0.5  # share of what the photo shows of a trunk, from which on it 
 SKIN_CHROMA = (1.25, 0.92, 0.83)
 TINT_SHARE, MOST_TINTED = 0.7, (0.3, 2.0)
 LEAST_LIT = 0.3  # share of the prior's brightness
+LID_SPREAD = 0.1  # by how much a lid's colour may differ from the median of the same eye's lids
+LASHES = 0.5  # of that median: lashes
 DIFFUSION_STEPS = 100  # of Jacobi's iteration
 
 
@@ -95,6 +98,27 @@ def colour_sources(
     hair, most = (found & scalp & ~is_skin).sum(dim=1, keepdim=True), (found & scalp).sum(dim=1, keepdim=True)
     has_hair = hair >= LEAST_HAIR * most
     return (found & ~(has_hair & scalp & is_skin)).float()
+
+
+def lid_colours(anchors: Anchors, colors: Tensor, visible: Tensor) -> Tensor:
+    """Colours `[B,N,3]` with those of lids near the median of what the photo shows of the same eye's lids.
+
+    A template's lid lies a pixel beside the photo's, on lashes and iris, and would draw them over the eye as it closes.
+    Lashes are a dark line where they grow: closed eyes have nothing else.
+
+    Args:
+        anchors: of the template.
+        colors: `[B,N,3]` the photo's at the anchors.
+        visible: `[B,N]` 1 where the photo shows the anchor.
+    """
+    is_left = anchors.cluster_points[anchors.cluster_of, 0] > 0
+    is_lash = torch.zeros_like(is_left).index_fill_(0, lids_of(anchors.body, anchors.template.vertex_ids).lash, True)
+    for lids in (anchors.is_lid & is_left, anchors.is_lid & ~is_left):
+        shown = torch.where(((visible > 0) & lids)[..., None], colors, torch.nan)
+        median = shown.nanmedian(dim=1, keepdim=True).values
+        near = torch.where(is_lash[:, None], LASHES * median, colors.clamp(median - LID_SPREAD, median + LID_SPREAD))
+        colors = torch.where(lids[:, None] & ~median.isnan(), near, colors)
+    return colors
 
 
 def at_outline(anchors: Anchors, photo: Photo, grid: Tensor, visible: Tensor, sources: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def with_photo(
             torch.cat([getattr(layer, name) for layer in layers], dim=1) for name in ("places", "seen", "part")
         )
         posed = concatenated([replace(layer.posed, features=layer.posed.features[..., :0]) for layer in layers])
-        photo_part = shown_part(posed, seen, part, photo)
+        photo_part = shown_part(posed, seen, avatar.part(anchors.body, part, posed.means), photo)
     trusts = [trust]
     if loose is not None:
         trusts.append(torch.ones_like(loose.gaussians.opacities))

@@ -107,7 +107,7 @@ def with_photos(
             continue
         shown = shown_by(reconstructor, avatar, photo, trust)
         still = posed.map(lambda value: value[:, 0])
-        part = shown_part(still, shown.seen, first.part, photo)
+        part = shown_part(still, shown.seen, avatar.part(body, first.part, still.means), photo)
         places = photo.places(still.means)
         textures.append(Texture(photo.image, photo.mask, places, shown.seen, shown.trust, first.part, part))
     photo_set = PhotoSet(stacked(textures), torch.stack(directions, dim=1), torch.stack(positions, dim=1))

@@ -21,7 +21,7 @@ from visa.networks.body import BodyModel
 from visa.networks.encoders import SemanticEncoder, VisualEncoder
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
-from visa.networks.photo_colour import at_outline, colour_sources, diffused, filled_colours
+from visa.networks.photo_colour import at_outline, colour_sources, diffused, filled_colours, lid_colours
 from visa.networks.photo_layers import with_photo
 from visa.networks.precision import full_precision
 from visa.networks.projection import project
@@ -119,6 +119,7 @@ class GaussianReconstructor(nn.Module):
         grid = projection.grid[:, :, None]
         sampled = F.grid_sample(detail, grid, padding_mode="border", align_corners=False)[..., 0].mT
         colors = F.grid_sample(photo.image, grid, padding_mode="border", align_corners=False)[..., 0].mT
+        colors = lid_colours(anchors, colors, projection.visible)
         sources = colour_sources(anchors, photo, projection.grid, colors, projection.visible, projection.facing)
         filled = filled_colours(anchors, colors, projection.visible, sources)
         visible = projection.visible[..., None]
@@ -151,7 +152,7 @@ class GaussianReconstructor(nn.Module):
     def _changed(self, photo: Photo, raw: Tensor, filled: Tensor, visible: Tensor) -> tuple[Avatar, Tensor]:
         """The template in colours `filled [B,N,3]`, changed as the heads' output `raw [B,N,14+C]` says.
 
-        Colours of a head that the photo does not show, where `visible [B,N]` is 0, change little.
+        Colours of a head that the photo does not show, where `visible [B,N]` is 0, change little, and so do lids'.
 
         Returns:
             the avatar without the photo, and the trust in the photo's pixels `[B,N]`.
@@ -162,8 +163,8 @@ class GaussianReconstructor(nn.Module):
         )
         quaternion = F.normalize(torch.cat([torch.ones_like(opacity), 0.5 * turn], dim=-1), dim=-1)
         is_head = (anchors.region == int(Region.FACE)) | (anchors.region == int(Region.SCALP))
-        is_hidden = (visible == 0) & is_head
-        bounded = torch.where(is_hidden[..., None], HIDDEN_CHANGE * torch.tanh(colour / HIDDEN_CHANGE), colour)
+        is_held = ((visible == 0) & is_head) | anchors.is_lid
+        bounded = torch.where(is_held[..., None], HIDDEN_CHANGE * torch.tanh(colour / HIDDEN_CHANGE), colour)
         bounded = torch.where(anchors.is_inner[:, None], INNER_CHANGE * torch.tanh(colour), bounded)
         opacity = torch.sigmoid(opacity[..., 0] + math.log(0.9 / 0.1))
         # Smaller lids let the eyeball through, and smaller skin the mouth's inside, which a larger one draws over it.

@@ -39,7 +39,8 @@ class Texture:
         seen: `[B,N]` 1 where the photo shows the Gaussian, else 0.
         trust: `[B,N]` in [0,1], learned: how far the photo's pixels stand for a Gaussian that it shows (little for a
             mouth that will open).
-        part: `[B,N]` the code of the part of the body that carries each Gaussian (`networks.regions.part_code`).
+        part: `[B,N]` the code of the part of the body that carries each Gaussian (`networks.regions.part_code`), with
+            open eyes.
         photo_part: `[B,1,H,W]` the code of what the photo shows at each pixel (`shown_part`).
     """
 
@@ -144,7 +145,7 @@ def shown_part(posed: Gaussians, seen: Tensor, part: Tensor, photo: Photo) -> Te
     Args:
         posed: as in the photo, `[B,N,...]`.
         seen: `[B,N]` as `Texture.seen`.
-        part: `[B,N]` as `Texture.part`.
+        part: `[B,N]` as `Texture.part`, in the photo's pose (`Avatar.part`).
         photo: of the same people.
     """
     maps = rasterize(
@@ -161,9 +162,12 @@ def shown_part(posed: Gaussians, seen: Tensor, part: Tensor, photo: Photo) -> Te
     return mean_part(maps[:, :1], maps[:, 1:])
 
 
-def with_places(texture: Texture, posed: Gaussians, photo: Photo) -> Texture:
-    """The texture of Gaussians that have moved: where they, `posed [B,N,...]` as in its photo, now lie in it."""
-    photo_part = shown_part(posed, texture.seen, texture.part, photo)
+def with_places(texture: Texture, posed: Gaussians, part: Tensor, photo: Photo) -> Texture:
+    """The texture of Gaussians that have moved: where they, `posed [B,N,...]` as in its photo, now lie in it.
+
+    `part [B,N]` are their codes in that pose.
+    """
+    photo_part = shown_part(posed, texture.seen, part, photo)
     return replace(texture, places=photo.places(posed.means), photo_part=photo_part)
 
 
