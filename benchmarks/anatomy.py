@@ -7,6 +7,9 @@ R3 The mouth opens: with the jaw opened, the share of pixels within the inner li
    mouth's inside, and how much brighter teeth are than the mouth's inside.
 R4 L1 of the textured row in boxes of eyes and mouth, in frames with the eyes half shut or the jaw open, of the
    feed-forward avatar and of the fitted one.
+R5 Lids are skin: with both eyes shut, how bright the darkest pixel of an eye is, as a share of the median there, in the
+   splat and in the textured row. An iris painted onto lids, or read there from the photo, is a dark spot; lashes are
+   half as bright.
 
 Each clip is read outside of its test blocks; its photo is that of its splits.
 """
@@ -147,6 +150,27 @@ def lid_cover(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo
     return float(cover[rows, columns].min())
 
 
+@torch.no_grad()
+def shut_eyes(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo) -> dict[str, float]:
+    """R5: luminance of the darkest pixel over the median's, within the eyeballs' outlines, in the worse eye."""
+    body, params = reconstructor.body, posed(photo, reconstructor.body, blink=SHUT)
+    vertices, view = body(params)[0][0], replace(photo, body=params).view()
+    maps = avatar.render(body, view)
+    figures = {}
+    for name, picture in (("splat", maps.rgb), ("textured", maps.textured)):
+        light, shares = picture[0, 0].mean(dim=0), []
+        for side in ("left", "right"):
+            eyeball = vertices[body.part == body.part_names.index(f"eyeball_{side}")]
+            places = pixels_of(eyeball, photo) / FINE
+            (left, top), (right, bottom) = places.amin(dim=0).tolist(), places.amax(dim=0).tolist()
+            eye = light[max(0, round(top)) : max(1, round(bottom)), max(0, round(left)) : max(1, round(right))]
+            if eye.numel():
+                shares.append(float(eye.min() / eye.median().clamp_min(1e-3)))
+        if shares:
+            figures[f"shut_{name}"] = min(shares)
+    return figures
+
+
 def open_mouth(reconstructor: GaussianReconstructor, avatar: Avatar, photo: Photo) -> dict[str, float]:
     """R3: share of the opening that is mostly interior, and luminance of teeth less that of the mouth's inside."""
     body, params = reconstructor.body, posed(photo, reconstructor.body, jaw=OPENED)
@@ -213,7 +237,8 @@ def measure(reconstructor: GaussianReconstructor, clip: Clip, options: FitOption
             figures |= {f"{name}_frames": len(counts), f"{name}_shown": float(np.mean(counts))}
     for prefix, one in (("feed_forward_", avatar), ("", fitted)):
         figures[f"{prefix}lid_cover"] = lid_cover(reconstructor, one, photo)
-        figures |= {f"{prefix}{name}": value for name, value in open_mouth(reconstructor, one, photo).items()}
+        made_up = open_mouth(reconstructor, one, photo) | shut_eyes(reconstructor, one, photo)
+        figures |= {f"{prefix}{name}": value for name, value in made_up.items()}
         for name, parts in (("eyes", [Kind.EYEBALL]), ("mouth", list(MOUTH))):
             if name in frames:
                 figures[f"{prefix}{name}_l1"] = crop_error(reconstructor, one, frames[name], parts)
