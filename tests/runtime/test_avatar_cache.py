@@ -306,8 +306,13 @@ def test_mixing_an_avatar_is_mixing_its_photo(
     expected = reconstructor(mixed_photo)[0]
     mixed = mix_colours(avatar, COLOUR)
     assert (expected.gaussians.colors - avatar.gaussians.colors).abs().max() > 0.02
-    # Colours of inner parts go by the face's luminance, those of hands that no photo shows by the face's median.
-    skin = ~reconstructor.anchors.is_inner & ~((reconstructor.anchors.region == int(Region.HANDS)) & (visible[0] == 0))
+    # Colours of inner parts go by the face's luminance, those of hands that no photo shows by the face's median, those
+    # of lids, and of hidden skin of the head that takes colour from them, by their eye's median.
+    anchors, is_hidden = reconstructor.anchors, visible[0] == 0
+    by_eye = anchors.is_lid
+    for _ in range(6):
+        by_eye = by_eye | (is_hidden & by_eye[anchors.neighbours].any(dim=1))
+    skin = ~anchors.is_inner & ~((anchors.region == int(Region.HANDS)) & is_hidden) & ~by_eye
     assert skin.sum() > count / 2
     torch.testing.assert_close(mixed.gaussians.colors[:, skin], expected.gaussians.colors[:, skin], rtol=0, atol=1e-5)
     torch.testing.assert_close(mixed.loose.gaussians.colors, expected.loose.gaussians.colors, rtol=0, atol=1e-5)
