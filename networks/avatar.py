@@ -84,8 +84,8 @@ class Avatar:
     surface: Surface | None = None
     pattern: Pattern | None = None
     detail: Detail | None = None
-    # The body model that posed the avatar last, its vertices that carry Gaussians, their lids and its
-    # lips: cut out once, not at every call.
+    # The body model that posed the avatar last, its vertices that carry Gaussians, their lids and lips: cut out once,
+    # not at every call.
     _carriers: list[tuple[BodyModel, BodyModel, Lids, Lips]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )

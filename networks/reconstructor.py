@@ -29,8 +29,8 @@ from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.rotation import quaternion_multiply
 from visa.networks.template import Template
 
-# Most that the network changes the colour of eyeballs and the mouth's inside, and of a head that the photo does not
-# show: what it guesses of a far cheek or of hair can be a stain.
+# Most that the network changes the colour of eyeballs and the mouth's inside, and of lids and of a head that the photo
+# does not show: what it guesses of a far cheek or of hair can be a stain, and of an open lid the iris beside it.
 INNER_CHANGE, HIDDEN_CHANGE = 0.1, 0.05
 
 # B photos, N anchors, K clusters of anchors, D channels.
