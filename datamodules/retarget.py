@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from visa.artifacts.photos import is_image
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip, frame_rate, load_track
-from visa.datamodules.own_torso import with_own_torso
+from visa.datamodules.own_pose import Head, head_turns, with_own_pose
 from visa.datamodules.spread import spread_frames
 from visa.datamodules.unseen_arms import with_own_arms
 from visa.datamodules.windows import WindowReader
@@ -89,12 +89,13 @@ def retarget(
     body_model: str,
     num_photos: int | None = None,
     fine: int | None = None,
+    head: Head = "photo",
 ) -> VideoBatch:
     """Put the driver's pose and expression on the photo's person, seen by the photo's camera.
 
-    The person keeps their own shape. The head turns as the driver's, seen from the camera; it starts where the photo's
-    head is, and moves as the driver's moves, so that framing follows the photo. The torso starts as the photo's
-    (`datamodules.own_torso`), and arms that the driver's picture does not hold stay so (`datamodules.unseen_arms`).
+    The person keeps their own shape. In the frame in which the driver rests (`rest_frame`) head, gaze and torso are the
+    photo's, and they move from there as the driver's do (`datamodules.own_pose`), so that framing follows the photo.
+    Arms that the driver's picture does not hold stay the photo's (`datamodules.unseen_arms`).
     Where the driver's tracker found nobody, the frame before is held, so that the time stays the driver's
     (`held_frames`). Photos lose what lies behind the person (`datamodules.foreground`).
 
@@ -108,6 +109,7 @@ def retarget(
         body_model: the file that both tracks are fits of.
         num_photos: how many frames of a clip are photos, see `open_photos`.
         fine: side in px of the photos for pictures larger than `resolution`; None for none.
+        head: "driver" turns head and eyes as the driver's are turned to the camera, whatever the photo shows.
 
     Returns:
         a batch of one window whose `frames` and `masks` are empty of truth (zeros) and `valid` is False.
@@ -120,7 +122,7 @@ def retarget(
     if num_held := len(numbers) - len(np.unique(numbers)):
         rank_zero_info(f"{driving}: nobody was found in {num_held} of {len(numbers)} frames, which hold the one before")
     name = f"{Path(images[0]).stem}_{Path(driving).name.split('.')[0]}"
-    batch = put_motion_on(*photos[0], motion, numbers, reader, resolution, body, name, fine)
+    batch = put_motion_on(*photos[0], motion, numbers, reader, resolution, body, name, fine, head)
     return with_further(batch, photos[1:], reader, resolution, fine)
 
 
@@ -134,11 +136,12 @@ def put_motion_on(
     body: BodyModel,
     name: str,
     fine: int | None = None,
+    head: Head = "photo",
 ) -> VideoBatch:
     """Frames `numbers` of a track's `motion`, put on the person whom frame `frame` of `photo` shows; see `retarget`."""
     still = reader.read(photo, np.asarray([frame]), frame, resolution, fine=fine, is_cleaned=True)
     own = BodyParams.from_track(photo.track, np.asarray([frame]))
-    params = retargeted(motion, numbers, own, still.world_to_camera[0, 0], body)
+    params = retargeted(motion, numbers, own, still.world_to_camera[0, 0], body, head)
     count = len(numbers)
     return VideoBatch(
         frames=torch.zeros(1, count, 3, resolution, resolution),
@@ -166,7 +169,12 @@ def put_motion_on(
 
 
 def retargeted(
-    motion: Mapping[str, np.ndarray], numbers: np.ndarray, own: BodyParams, photo_camera: torch.Tensor, body: BodyModel
+    motion: Mapping[str, np.ndarray],
+    numbers: np.ndarray,
+    own: BodyParams,
+    photo_camera: torch.Tensor,
+    body: BodyModel,
+    head: Head = "photo",
 ) -> BodyParams:
     """Frames `numbers [T]` of a track's motion as parameters `[T]` of the person whom a photo shows; see `retarget`.
 
@@ -176,16 +184,33 @@ def retargeted(
         own: the photo's parameters `[1]`.
         photo_camera: `[4,4]` world to camera.
         body: the model that both are fits of.
+        head: see `retarget`.
     """
+    numbers = np.concatenate([[rest_frame(motion, body)], numbers])
     params = BodyParams.from_track(motion, numbers)
     params = with_own_arms(params, own, *_driver_joints(params, motion, numbers, body))
     params.betas = own.betas.expand(len(numbers), -1).contiguous()
     _orient_for_camera(params, torch.from_numpy(motion["world_to_camera"][numbers]), photo_camera)
     heads = _head(body, params)
-    params = with_own_torso(params, own)
-    # The head is what the photo frames: start it where the photo has it, and let it move as the driver's moves.
+    params = with_own_pose(params, own, head)
+    # The head is what the photo frames: it rests where the photo has it, and moves as the driver's moves.
     params.transl = params.transl + _head(body, own) + heads - heads[:1] - _head(body, params)
-    return params
+    return params[1:]
+
+
+def rest_frame(motion: Mapping[str, np.ndarray], body: BodyModel) -> int:
+    """The valid frame of a track whose head and gaze, as the camera sees them, are nearest to their medians.
+
+    Turns in rad, the head's place in m: of people in front of a camera they are of one size.
+    """
+    numbers = np.flatnonzero(motion["frame_valid"])
+    params = BodyParams.from_track(motion, numbers)
+    camera = torch.from_numpy(motion["world_to_camera"][numbers])
+    joints, turns = body.joints(params)[:, HEAD], head_turns(params)
+    gaze = (params.leye_pose + params.reye_pose) / 2
+    place = torch.einsum("tij,tj->ti", camera[:, :3, :3], joints) + camera[:, :3, 3]
+    told = torch.cat([axis_angle(camera[:, :3, :3] @ turns), gaze, place], dim=1)
+    return int(numbers[(told - told.median(dim=0).values).square().sum(dim=1).argmin()])
 
 
 def _head(body: BodyModel, params: BodyParams) -> torch.Tensor:

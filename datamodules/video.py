@@ -15,6 +15,7 @@ from visa.datamodules.augment import Augment, mirrored_expressions
 from visa.datamodules.batch import VideoBatch
 from visa.datamodules.clip import Clip
 from visa.datamodules.decode import BrokenVideo
+from visa.datamodules.own_pose import Head
 from visa.datamodules.references import ReferencePhoto
 from visa.datamodules.retarget import retarget
 from visa.datamodules.schedule import Phase, StepSampler, check_phases, describe
@@ -55,6 +56,8 @@ class PredictInput:
         num_frames: read at most so many frames of the motion; None takes all.
         size: side of the pictures in px, at least `data.resolution`: painting keeps that one, and the photo is read at
             this one. None for OUTPUT_SIZE, or `data.resolution` where that is larger.
+        head: "photo": head and eyes rest as the photo's and turn from there as the driver's; "driver": they turn to the
+            camera as the driver's do.
     """
 
     image: str | list[str] | None = None
@@ -62,6 +65,7 @@ class PredictInput:
     driving: str | None = None
     num_frames: int | None = None
     size: int | None = None
+    head: Head = "photo"
 
 
 class VideoDataModule(lightning.LightningDataModule):
@@ -293,5 +297,6 @@ class VideoDataModule(lightning.LightningDataModule):
             self.body_model,
             source.photos,
             None if size == self.resolution else size,
+            source.head,
         )
         return DataLoader(cast("Dataset[VideoBatch]", [batch]), batch_size=None)  # a list has all that it takes

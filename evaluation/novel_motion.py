@@ -47,7 +47,17 @@ def cross_motion_batches(
             name = f"{person.name} moved by {driver.name}"
             reference = person.reference_frame()
             batches.append(
-                put_motion_on(person, reference, driver.track, numbers, module.reader, module.resolution, body, name)
+                put_motion_on(
+                    person,
+                    reference,
+                    driver.track,
+                    numbers,
+                    module.reader,
+                    module.resolution,
+                    body,
+                    name,
+                    head="driver",
+                )
             )
     return batches
 

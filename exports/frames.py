@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.media import write_pictures
+from visa.datamodules.own_pose import HEAD_HELP, Head
 from visa.person import Person
 
 
@@ -24,10 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--driving", required=True, help="motion: a video, or a .track.npz")
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument("--size", type=int, default=512, help="px of the pictures (default: %(default)s)")
+    parser.add_argument("--head", choices=get_args(Head), default="photo", help=HEAD_HELP)
     parser.add_argument("--num_frames", type=int, help="at most so many (default: all)")
     given = parser.parse_args(arguments)
     person = Person.open(given.image, given.size)
-    print(write_pictures(given.out, person.frames(given.driving, given.size, given.num_frames, has_alpha=True)))
+    frames = person.frames(given.driving, given.size, given.num_frames, has_alpha=True, head=given.head)
+    print(write_pictures(given.out, frames))
     return 0
 
 

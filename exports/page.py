@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from visa.artifacts.command_line import one_line_errors
 from visa.artifacts.files import atomic_path
+from visa.datamodules.own_pose import HEAD_HELP, Head
 from visa.networks.body import BodyParams
 from visa.networks.rasterizer.constants import ALPHA_CAP, ALPHA_THRESHOLD, EPS_2D
 from visa.person import Person
@@ -95,13 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("image", nargs="+", help="photo or photos of the person, a clip, or a .safetensors person")
     parser.add_argument("--driving", required=True, help="motion: a video, or a .track.npz")
     parser.add_argument("--out", type=Path, required=True, help="page to write, .html")
+    parser.add_argument("--head", choices=get_args(Head), default="photo", help=HEAD_HELP)
     parser.add_argument("--num_frames", type=int, default=100, help="at most so many (default: %(default)s)")
     parser.add_argument("--every", type=int, default=2, help="keep every n-th of them (default: %(default)s)")
     given = parser.parse_args(arguments)
     if min(given.num_frames, given.every) < 1:
         raise ValueError("--num_frames and --every are counts: give 1 or more")
     person = Person.open(given.image)
-    motion, rate = person.motion(given.driving, given.num_frames)
+    motion, rate = person.motion(given.driving, given.num_frames, given.head)
     text = page_of(person, motion[:: given.every], rate / given.every, Path(given.image[0]).stem)
     with atomic_path(given.out) as scratch:
         scratch.write_text(text)

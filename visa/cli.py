@@ -11,7 +11,7 @@ import threading
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import lightning
 import torch
@@ -29,6 +29,7 @@ from visa.artifacts.provenance import peak_memory_mb
 from visa.callbacks.ema import ExponentialMovingAverage
 from visa.callbacks.resume import ResumeCheckpoint
 from visa.callbacks.weights import SaveWeights
+from visa.datamodules.own_pose import HEAD_HELP, Head
 from visa.datamodules.video import VideoDataModule
 from visa.lightning_modules.stage import Stage
 from visa.tools.track.face_points import face_points
@@ -103,6 +104,7 @@ class StageCLI(LightningCLI):
             )
             parser.add_argument("--out", default="out.mp4", help="video to write")
             parser.add_argument("--size", type=int, default=None, help="side of its pictures in px (512)")
+            parser.add_argument("--head", choices=get_args(Head), default="photo", help=HEAD_HELP)
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -118,6 +120,7 @@ class StageCLI(LightningCLI):
         if self.subcommand == "predict":
             config.data.predict.image, config.data.predict.driving = config.image, config.driving
             config.data.predict.photos, config.data.predict.size = config.photos, config.size
+            config.data.predict.head = config.head
             if "out" not in config.model.init_args:
                 raise ValueError(
                     f"{config.model.class_path} paints no video: "

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from visa.datamodules.clip import frame_rate
+from visa.datamodules.own_pose import Head
 from visa.datamodules.retarget import held_frames, open_photos, read_motion, retargeted
 from visa.datamodules.windows import WindowReader
 from visa.networks.avatar import Avatar
@@ -131,19 +132,23 @@ class Person:
         return self.avatar.render(self.body, view).textured.clamp(0, 1)
 
     @torch.no_grad()
-    def motion(self, driving: str | Path, num_frames: int | None = None) -> tuple[BodyParams, float]:
+    def motion(
+        self, driving: str | Path, num_frames: int | None = None, head: Head = "photo"
+    ) -> tuple[BodyParams, float]:
         """A driver's motion `[T]` as this person's in the photo's place (`datamodules.retarget`), and frames a second.
 
         Args:
             driving: a video, tracked first where it is not, or a `.track.npz`.
             num_frames: at most so many; None takes all.
+            head: "photo": head and eyes rest as the photo's and turn from there as the driver's; "driver": they turn to
+                the camera as the driver's do.
         """
         track = read_motion(tracked(driving, BODY, "driving"))
         numbers = held_frames(track["frame_valid"])[:num_frames]
         if len(numbers) == 0:
             raise ValueError(f"{driving} has no valid frame to drive with: track another video")
         photo = self.photos[0]
-        return retargeted(track, numbers, photo.body, photo.world_to_camera[0], self.body), frame_rate(track)
+        return retargeted(track, numbers, photo.body, photo.world_to_camera[0], self.body, head), frame_rate(track)
 
     @torch.no_grad()
     def frames(
@@ -152,16 +157,18 @@ class Person:
         size: int | None = None,
         num_frames: int | None = None,
         has_alpha: bool = False,
+        head: Head = "photo",
     ) -> Iterator[Tensor]:
         """The person in the motion of a video (or `.track.npz`), frame by frame, `[3,size,size]` in [0,1].
 
         Drawn at the avatar's resolution and composed with the photo at `size` px, which is no smaller; `self.size`
         without it. With `has_alpha` `[4,size,size]`: the person's own colours, not premultiplied, and alpha.
+        `head` is that of `motion`.
         """
         size = self.size if size is None else size
         if size < self.resolution:
             raise ValueError(f"size is {size}: give {self.resolution} px or more, the size that the avatar is drawn at")
-        motion, _ = self.motion(driving, num_frames)
+        motion, _ = self.motion(driving, num_frames, head)
         for first in range(0, len(motion.transl), CHUNK):
             view = view_of(self.photos[0].view(), motion[first : first + CHUNK])
             maps = self.avatar.render(self.body, view)

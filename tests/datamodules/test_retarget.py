@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import ROOT, clip_track, write_clip
 from visa.datamodules.clip import Clip
-from visa.datamodules.retarget import held_frames, read_motion, retarget
+from visa.datamodules.retarget import held_frames, read_motion, rest_frame, retarget, retargeted
 from visa.datamodules.windows import WindowReader
+from visa.networks.body import BodyModel, BodyParams
+from visa.networks.joints import ELBOWS
 from visa.tools.track.on_demand import tracked
 
 BODY = str(ROOT / "assets/body/smplx_anny.npz")
@@ -81,3 +84,26 @@ def test_the_motion_keeps_its_time_where_nobody_is_seen(tmp_path: Path) -> None:
     batch = retarget(PHOTO, str(tmp_path / "motion.track.npz"), WindowReader((0.5, 0.5, 0.5)), 32, None, BODY)
     assert batch.frame_numbers[0].tolist() == [0, 1, 2, 3, 3, 3, 6, 7, 8, 9, 10, 11]
     assert batch.body.transl[0, 4].equal(batch.body.transl[0, 3])
+
+
+def test_a_driver_rests_where_the_head_most_often_is() -> None:
+    track = clip_track(9)
+    track["body_pose"][:, 11, 1] = [0.5, 0.5, 0.5, 0.1, 0.0, -0.1, -0.4, -0.6, -0.7]
+    assert rest_frame(track, BodyModel.from_file(BODY)) == 4
+    track["frame_valid"][4] = False
+    assert rest_frame(track, BodyModel.from_file(BODY)) in {3, 5}
+
+
+def test_a_resting_driver_shows_the_photo_as_it_is() -> None:
+    body = BodyModel.from_file(BODY)
+    track = clip_track(12)
+    track["global_orient"][:] = (0.3, 0.2, 0)  # the driver's camera looks up at them from the side
+    photo = Clip(PHOTO).load()
+    own = BodyParams.from_track(photo.track, np.asarray([0]))
+    rest = rest_frame(track, body)
+    camera = torch.from_numpy(photo.track["world_to_camera"][0])
+    found = retargeted(track, np.asarray([0, rest]), own, camera, body)
+    torso = slice(ELBOWS[0])  # with the head; the driver's arms are seen
+    torch.testing.assert_close(body.joints(found)[1, torso], body.joints(own)[0, torso], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.leye_pose[1:], own.leye_pose, atol=1e-5, rtol=0)
+    assert (found.body_pose[0] - found.body_pose[1]).abs().max() > 0.05

@@ -1,10 +1,10 @@
-"""A torso starts as in the photo, moves as the driver's, and leaves the head to the driver."""
+"""Torso, head and gaze rest as in the photo and move as the driver's; the head is left to the driver where asked."""
 
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from visa.datamodules.own_torso import with_own_torso
+from visa.datamodules.own_pose import with_own_pose
 from visa.networks.body import BodyParams
 from visa.networks.joints import COLLARS, HEAD, NECK, SPINE
 
@@ -16,7 +16,7 @@ def pose(count: int, seed: int) -> BodyParams:
     zeros = BodyParams.zeros((count,), 4)
     turned = {
         name: 0.3 * torch.randn(getattr(zeros, name).shape, generator=generator)
-        for name in ("global_orient", "body_pose")
+        for name in ("global_orient", "body_pose", "leye_pose", "reye_pose")
     }
     return BodyParams(**{**vars(zeros), **turned})
 
@@ -36,7 +36,7 @@ def angle(first: Rotation, second: Rotation) -> float:
 @pytest.fixture
 def found() -> tuple[BodyParams, BodyParams, BodyParams]:
     driven, own = pose(FRAMES, 0), pose(1, 1)
-    return driven, own, with_own_torso(driven, own)
+    return driven, own, with_own_pose(driven, own)
 
 
 def test_the_torso_starts_as_the_photos_and_moves_as_the_drivers(found: tuple[BodyParams, ...]) -> None:
@@ -47,15 +47,35 @@ def test_the_torso_starts_as_the_photos_and_moves_as_the_drivers(found: tuple[Bo
         assert angle(torso[t] * torso[0].inv(), other[t] * other[0].inv()) < 1e-5
 
 
-def test_the_head_is_the_drivers(found: tuple[BodyParams, ...]) -> None:
-    driven, _, new = found
+def test_the_head_rests_as_the_photos_and_turns_as_the_drivers(found: tuple[BodyParams, ...]) -> None:
+    driven, own, new = found
+    chain = (*SPINE, NECK, HEAD)
+    head, other = turns(new, chain), turns(driven, chain)
+    assert angle(head[:1], turns(own, chain)) < 1e-5
+    for t in range(FRAMES):
+        assert angle(head[t] * head[0].inv(), other[t] * other[0].inv()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["leye_pose", "reye_pose"])
+def test_eyes_rest_as_the_photos_and_turn_as_the_drivers(found: tuple[BodyParams, ...], name: str) -> None:
+    driven, own, new = found
+    torch.testing.assert_close(getattr(new, name)[:1], getattr(own, name), atol=1e-5, rtol=0)
+    still, moved = (Rotation.from_rotvec(getattr(one, name).numpy()) for one in (driven, new))
+    for t in range(FRAMES):
+        assert angle(moved[t] * moved[0].inv(), still[t] * still[0].inv()) < 1e-5
+
+
+def test_the_head_is_the_drivers_where_asked() -> None:
+    driven, own = pose(FRAMES, 0), pose(1, 1)
+    new = with_own_pose(driven, own, "driver")
     chain = (*SPINE, NECK, HEAD)
     assert angle(turns(new, chain), turns(driven, chain)) < 1e-5
+    assert torch.equal(new.leye_pose, driven.leye_pose)
 
 
 def test_the_photos_own_pose_gives_itself() -> None:
     own = pose(1, 1)
-    new = with_own_torso(own, own)
+    new = with_own_pose(own, own)
     torch.testing.assert_close(new.body_pose, own.body_pose, atol=1e-5, rtol=0)
     torch.testing.assert_close(new.global_orient, own.global_orient, atol=1e-5, rtol=0)
 
