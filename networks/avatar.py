@@ -224,8 +224,9 @@ class Avatar:
         return splat_photos(posed, view, self.background, textures, shares.detach(), self.pattern, part)
 
     def part(self, body: BodyModel, part: Tensor, means: Tensor) -> Tensor:
-        """Part codes `[...,N+M+S]` in a pose, as `Lids.part`: of Gaussians at `means [...,N+M+S,3]`."""
-        return self._carrier(body)[1].part(part, means)
+        """Part codes `[...,N+M+S]` in a pose, as `Lids.part` and `Lips.part`: of Gaussians at `means [...,N+M+S,3]`."""
+        _, lids, lips = self._carrier(body)
+        return lips.part(lids.part(part, means), means)
 
     def head_positions(self, body: BodyModel, params: BodyParams, means: Tensor) -> Tensor:
         """Posed `means [B,T,N+M+S,3]` in the axes of the posed head; zeros for Gaussians that it does not carry."""

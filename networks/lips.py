@@ -1,4 +1,4 @@
-"""Lips grow as they part, and teeth lie in their shade: found once an avatar, applied in every pose."""
+"""Lips grow as they part and leave the photo as they close, and teeth lie in their shade: found once an avatar."""
 
 from __future__ import annotations
 
@@ -20,25 +20,50 @@ FOLD_SHARE = 0.3  # of the full size, where lips touch: larger ones would reach 
 NARROW, WIDE = 0.95, 1.25
 SHADE = (0.70, 0.57, 0.52)
 OPEN = 0.006  # m that the lips have parted when they have their full size
+LEAVING = 1.0  # by how much the part code of closed lips differs from that of open ones
+PARTED = 0.003  # m that the lips have parted when they have the code of open ones
+REACH = (
+    0.006  # m around where lips touch: the codes of skin leave by half as much there, and not at all beyond 1.5 REACH
+)
 
 
 @dataclass(frozen=True)
 class Lips:
     """Gaussians on the skin of each lip that the other one touches when the mouth is closed, and the teeth behind them.
 
-    Small ones leave gaps in a lip that an open mouth shows, and the dark of the mouth comes through them.
+    Small ones leave gaps in a lip that an open mouth shows, and the dark of the mouth comes through them. And of a photo
+    that smiles, the flow of a closed mouth leads from lip to lip over what lies between: teeth, and dark corners.
 
     Attributes:
         fold: `[R]` Gaussians of such skin.
         across: `[R]` the Gaussian of the other lip that each lies nearest to.
         corners: `[2,K]` those at each of the mouth's corners, the outermost tenth on its side; K 0 where there is none.
         teeth: `[Q]` Gaussians of teeth.
+        touching: `[R]` m to `across` in the body model's closed mouth.
+        near: `[M]` Gaussians of a lip and the skin around it, `fold` among them.
+        of: `[M]` the number in `fold` that each lies nearest to, of its own lip.
+        share: `[M]` in (0,1], by how much it goes with that one.
     """
 
     fold: Tensor
     across: Tensor
     corners: Tensor
     teeth: Tensor
+    touching: Tensor
+    near: Tensor
+    of: Tensor
+    share: Tensor
+
+    def part(self, part: Tensor, means: Tensor) -> Tensor:
+        """Part codes `[...,N]` of Gaussians at `means [...,N,3]`, whose codes with open lips are `part`.
+
+        Those of lips leave the codes of open lips as they close, as `Lids.part` does.
+        """
+        part = part.expand(means.shape[:-1])
+        if len(self.fold) == 0:
+            return part
+        closed = 1 - ((self._gap(means) - self.touching) / PARTED).clamp(0, 1)
+        return part.index_copy(-1, self.near, part[..., self.near] - LEAVING * self.share * closed[..., self.of])
 
     def opened(self, scales: Tensor, canonical: Gaussians, means: Tensor) -> Tensor:
         """`scales [B,T,N,3]`, grown to the full size where Gaussians at `means [B,T,N,3]` have parted.
@@ -64,8 +89,8 @@ class Lips:
         return colors.index_copy(2, self.teeth, colors[:, :, self.teeth] * light)
 
     def _gap(self, means: Tensor) -> Tensor:
-        """`[B,T,R]` m to the other lip."""
-        return (means[:, :, self.fold] - means[:, :, self.across]).norm(dim=-1)
+        """`[...,R]` m to the other lip, at `means [...,N,3]`."""
+        return (means[..., self.fold, :] - means[..., self.across, :]).norm(dim=-1)
 
     def _width(self, means: Tensor) -> Tensor:
         """`[...]` m from corner to corner of the mouth, at `means [...,N,3]`."""
@@ -80,10 +105,19 @@ def lips_of(body: BodyModel, vertex_ids: Tensor) -> Lips:
     fold = torch.nonzero(anatomy.is_fold.to(vertex_ids.device)[vertex_ids])[:, 0]
     teeth = torch.nonzero(anatomy.kind.to(vertex_ids.device)[vertex_ids] == int(Kind.TEETH))[:, 0]
     if len(fold) == 0:
-        return Lips(fold, fold, fold.expand(2, 0), teeth)
-    points, is_lower = body.v_template[vertex_ids[fold]], body.lbs_weights[vertex_ids[fold], JAW] > 0.5
+        none = torch.zeros(0, device=vertex_ids.device)
+        return Lips(fold, fold, fold.expand(2, 0), teeth, none, fold, fold, none)
+    rest, is_low = body.v_template[vertex_ids], body.lbs_weights[vertex_ids, JAW] > 0.5
+    points, is_lower = rest[fold], is_low[fold]
     is_same = is_lower[:, None] == is_lower[None]
     across = fold[torch.cdist(points, points).masked_fill(is_same, torch.inf).argmin(dim=1)]
     outward, count = points[:, 0].argsort(), max(1, len(fold) // 20)  # of both sides
     corners = fold[torch.stack([outward[:count], outward[-count:]])]
-    return Lips(fold, across, corners, teeth)
+    is_skin = (anatomy.kind <= int(Kind.RIM)) & ~anatomy.is_lid & ~anatomy.is_mouth
+    skin = torch.nonzero(is_skin.to(vertex_ids.device)[vertex_ids])[:, 0]
+    is_other = is_low[skin, None] != is_lower[None]
+    far, of = torch.cdist(rest[skin], points).masked_fill(is_other, torch.inf).min(dim=1)
+    share = (1.5 - far / REACH).clamp(0, 1)
+    is_near = share > 0
+    touching = (points - rest[across]).norm(dim=-1)
+    return Lips(fold, across, corners, teeth, touching, skin[is_near], of[is_near], share[is_near])

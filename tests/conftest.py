@@ -1,5 +1,6 @@
 """Fixtures: a small synthetic clip on disk, a browser, and the folder of real test material where there is one."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from visa.networks import anchors, template
 from visa.networks.body import BodyModel
 
 ROOT = Path(__file__).resolve().parent.parent
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they and what they start share the cores
+    share = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+    os.environ |= {"OMP_NUM_THREADS": str(share), "NUMBA_NUM_THREADS": str(share)}
+    torch.set_num_threads(share)
 SHARED = ROOT.parent / "shared" / "real"
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 

@@ -53,6 +53,7 @@ def small(clip_path: Path, num_steps: int = 2, num_frames: int = 4) -> list[str]
         "--data.validation_windows=1",
         "--data.validation_frames=4",
         f"--trainer.val_check_interval={num_steps}",
+        "--trainer.num_sanity_val_steps=0",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
     ]

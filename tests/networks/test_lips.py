@@ -1,11 +1,11 @@
-"""Lips that part grow to their full size, and light the teeth by how wide they are drawn; nothing else changes."""
+"""Lips that part grow to their full size, leave the photo as they close, and light the teeth by their width."""
 
 import torch
 
 from tests.reconstructors import untrained
 from visa.networks.gaussians import Gaussians
 from visa.networks.joints import JAW
-from visa.networks.lips import FOLD_SHARE, NARROW, OPEN, SHADE, WIDE, lips_of
+from visa.networks.lips import FOLD_SHARE, LEAVING, NARROW, OPEN, PARTED, REACH, SHADE, WIDE, lips_of
 
 
 def test_lips_grow_with_the_gap_between_them() -> None:
@@ -52,3 +52,27 @@ def test_teeth_are_lit_by_a_smile_and_lie_in_the_shade_of_a_narrow_mouth() -> No
         lit = lips.lit(colors, canonical, means)[0, 0]
         torch.testing.assert_close(lit[is_teeth], (0.8 * light).expand(int(is_teeth.sum()), 3), atol=1e-5, rtol=1e-5)
         assert bool((lit[~is_teeth] == 0.8).all())
+
+
+def test_the_part_codes_of_lips_leave_as_they_close() -> None:
+    anchors = untrained(True, 4, 64).anchors
+    body, ids, part = anchors.body, anchors.template.vertex_ids, anchors.part
+    lips, rest = lips_of(body, ids), body.v_template[ids]
+    is_lower = body.lbs_weights[ids, JAW] > 0.5
+
+    def left(opening: float) -> torch.Tensor:
+        means = rest.clone()
+        # By their middle, as a whole: who lies above whom stays.
+        means[is_lower] += opening * torch.tensor([0.0, -1.0, 0.0])
+        return part - lips.part(part, means)
+
+    closed = left(0.0)
+    torch.testing.assert_close(closed[lips.fold], torch.full_like(closed[lips.fold], LEAVING), atol=1e-5, rtol=0)
+    far = torch.cdist(rest, rest[lips.fold]).amin(dim=1) > 1.5 * REACH
+    assert bool((closed[far] == 0).all())
+    assert bool((closed >= 0).all())
+    assert 0 < closed[~far].std()  # it fades around them
+    assert left(10 * PARTED).abs().max() == 0
+    assert closed[lips.fold].mean() > left(0.5 * PARTED)[lips.fold].mean() > 0
+    none = lips_of(body, torch.nonzero(body.part != body.part_names.index("skin"))[:, 0])
+    assert torch.equal(none.part(part, rest), part)
