@@ -22,16 +22,14 @@ SHADE = (0.70, 0.57, 0.52)
 OPEN = 0.006  # m that the lips have parted when they have their full size
 LEAVING = 1.0  # by how much the part code of closed lips differs from that of open ones
 PARTED = 0.003  # m that the lips have parted when they have the code of open ones
-REACH = (
-    0.006  # m around where lips touch: the codes of skin leave by half as much there, and not at all beyond 1.5 REACH
-)
+REACH = 0.006  # m from where lips touch: there the code of skin leaves by half as much, and at 1.5 REACH by nothing
 
 
 @dataclass(frozen=True)
 class Lips:
     """Gaussians on the skin of each lip that the other one touches when the mouth is closed, and the teeth behind them.
 
-    Small ones leave gaps in a lip that an open mouth shows, and the dark of the mouth comes through them. And of a photo
+    Small ones leave gaps in a lip that an open mouth shows, and the dark of the mouth comes through them. In a photo
     that smiles, the flow of a closed mouth leads from lip to lip over what lies between: teeth, and dark corners.
 
     Attributes:
