@@ -86,7 +86,7 @@ def test_the_ci_script_reads_the_test_command() -> None:
     (reader,) = [line for line in (ROOT / ".ci/run").read_text().splitlines() if line.startswith("command=")]
     read = subprocess.run(["bash", "-c", f'{reader}; printf %s "$command"'], cwd=ROOT, capture_output=True, text=True)
     assert read.stdout.startswith("python3 -m venv")
-    assert read.stdout.endswith("python -m pytest")
+    assert read.stdout.endswith("python -m pytest -n auto")
     assert "\n" not in read.stdout
 
 
