@@ -209,7 +209,9 @@ def rest_frame(motion: Mapping[str, np.ndarray], body: BodyModel) -> int:
     joints, turns = body.joints(params)[:, HEAD], head_turns(params)
     gaze = (params.leye_pose + params.reye_pose) / 2
     place = torch.einsum("tij,tj->ti", camera[:, :3, :3], joints) + camera[:, :3, 3]
-    told = torch.cat([axis_angle(camera[:, :3, :3] @ turns), gaze, place], dim=1)
+    # Of one who faces the camera, whose axes point down and away, the turn is none: its vector counts all axes alike.
+    facing = torch.diag(torch.tensor([1.0, -1.0, -1.0])) @ camera[:, :3, :3] @ turns
+    told = torch.cat([axis_angle(facing), gaze, place], dim=1)
     return int(numbers[(told - told.median(dim=0).values).square().sum(dim=1).argmin()])
 
 
