@@ -1,9 +1,10 @@
-"""Pictures larger than the shader's: `python -m visa.benchmarks.output_size [--clips people/validation ...] [--json]`.
+"""Pictures larger than their geometry: `python -m visa.benchmarks.output_size [--clips people/validation] [--json]`.
 
-Each clip's person is reconstructed and fitted at the shader's size, moved through the clip's held-out block (as in
-`benchmarks.fit`), and shown at the output's: `bicubic` enlarges the small picture, `composed` reads the photo at the
-output's size (`networks.detail`), `drawn` is an avatar made and drawn at that size. PSNR (dB) and perceptual distance
-(`vgg`) to the true frames of that size, and milliseconds a frame from a pose to the picture.
+Each clip's person is reconstructed and fitted at each of `--sizes`, moved through the clip's held-out block (as in
+`benchmarks.fit`), drawn at that size and shown at the output's: the photo is read at the output's size
+(`networks.detail`). `bicubic` enlarges the picture of the first of the sizes instead. PSNR (dB) and perceptual distance
+(`vgg`) to the true frames, of the whole frame and of squares around the face, and milliseconds a frame from a pose to
+the picture.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ from torch import Tensor
 from visa.benchmarks.command import add_clips, add_stride, clip_paths, command_line, print_json, run, say
 from visa.benchmarks.fit import CLIPS, FIT, compare, read
 from visa.datamodules.batch import VideoBatch
+from visa.evaluation.regions import face_points
 from visa.evaluation.table import format_table
 from visa.networks.avatar import Avatar
-from visa.networks.detail import enlarged, with_detail
+from visa.networks.detail import detail_of, enlarged, with_detail
 from visa.networks.fit import fit_avatar
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.splat_maps import SplatMaps
+from visa.networks.texture import Detail
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 
 CHUNK = 4  # frames at a time
+FACE, AROUND = 192, 0.7  # px of a face's square, and half of its side in sides of the face
 
 
 def fitted(reconstructor: GaussianReconstructor, batch: VideoBatch) -> Avatar:
@@ -54,27 +58,42 @@ def shown(
     return torch.cat(frames), 1000 * (time.perf_counter() - start) / batch.frames.shape[1]
 
 
-def measure(reconstructor: GaussianReconstructor, path: Path, size: int, output: int, stride: int) -> dict[str, float]:
+def faces(frames: Tensor, points: Tensor) -> Tensor:
+    """Squares `[T,3,FACE,FACE]` of `frames [T,3,P,P]` around the points `[T,L,2]` px of a face."""
+    low, high = points.amin(dim=1), points.amax(dim=1)
+    middle, half = (low + high) / 2, AROUND * (high - low).amax(dim=1)
+    steps = torch.linspace(-1, 1, FACE)
+    square = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
+    grid = middle[:, None, None] + half[:, None, None, None] * square
+    grid = grid / (frames.shape[-1] / 2) - 1
+    return F.grid_sample(frames, grid, "bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+def measure(
+    reconstructor: GaussianReconstructor, path: Path, sizes: Sequence[int], output: int, stride: int
+) -> dict[str, float]:
     """All figures of one clip."""
-    small, large = read(path, size, stride), read(path, output, stride)
-    pictures = [(large.reference, large.reference_mask)]
-    avatar = with_detail(reconstructor, fitted(reconstructor, small), photo_of(small), pictures)
-    detail = avatar.detail
-    assert detail is not None
-
-    def bicubic(maps: SplatMaps) -> Tensor:
-        return F.interpolate(maps.textured[0], (output, output), mode="bicubic")[None]
-
-    whole = fitted(reconstructor, large)
-    rows = {
-        "bicubic": shown(reconstructor, avatar, small, bicubic),
-        "composed": shown(reconstructor, avatar, small, lambda maps: enlarged(maps, detail, output).textured),
-        "drawn": shown(reconstructor, whole, large, lambda maps: maps.textured),
-    }
+    large = read(path, output, stride)
+    pictures, truth = [(large.reference, large.reference_mask)], large.frames[0]
+    points = face_points(reconstructor.body, large.view())[0]
     figures: dict[str, float] = {}
-    for name, (frames, milliseconds) in rows.items():
-        figures[f"{name}_psnr"], figures[f"{name}_perceptual"] = compare(frames, large.frames[0])
-        figures[f"{name}_ms"] = milliseconds
+    for size in sizes:
+        small = read(path, size, stride)
+        avatar = with_detail(reconstructor, fitted(reconstructor, small), photo_of(small), pictures)
+        detail = detail_of(avatar)
+
+        def composed(maps: SplatMaps, detail: Detail = detail) -> Tensor:
+            return enlarged(maps, detail, output).textured
+
+        def bicubic(maps: SplatMaps) -> Tensor:
+            return F.interpolate(maps.textured[0], (output, output), mode="bicubic")[None]
+
+        for name, finish in {"bicubic": bicubic, f"{size}px": composed}.items():
+            if name == "bicubic" and size != sizes[0]:
+                continue
+            frames, figures[f"{name}_ms"] = shown(reconstructor, avatar, small, finish)
+            figures[f"{name}_psnr"], figures[f"{name}_perceptual"] = compare(frames, truth)
+            _, figures[f"{name}_face"] = compare(faces(frames, points), faces(truth, points))
     return figures
 
 
@@ -82,22 +101,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = command_line(__doc__)
     add_clips(parser, CLIPS)
-    parser.add_argument("--size", type=int, default=128, help="px that geometry is drawn at (default: %(default)s)")
-    parser.add_argument("--output", type=int, default=384, help="px of the pictures (default: %(default)s)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[128, 256], help="px that geometry is drawn at (default: 128 256)"
+    )
+    parser.add_argument("--output", type=int, default=512, help="px of the pictures (default: %(default)s)")
     add_stride(parser, 6)
     given = parser.parse_args(arguments)
-    if given.output < given.size:
-        parser.error("--output must be at least --size")
+    if given.output < max(given.sizes):
+        parser.error("--output must be at least as large as each of --sizes")
     reconstructor = load_reconstructor(BODY, WEIGHTS)
     rows = {}
     for path in clip_paths(given.clips):
         say(path.stem)
-        rows[path.stem] = measure(reconstructor, path, given.size, given.output, given.stride)
+        rows[path.stem] = measure(reconstructor, path, given.sizes, given.output, given.stride)
     columns = list(next(iter(rows.values())))
     means = {column: statistics.fmean(row[column] for row in rows.values()) for column in columns}
-    say(format_table({**rows, "mean": means}, columns))
-    gain = 1 - means["composed_perceptual"] / means["bicubic_perceptual"]
-    say(f"composed is {gain:.0%} nearer than bicubic")
+    for name in ("bicubic", *(f"{size}px" for size in given.sizes)):
+        own = [column for column in columns if column.startswith(f"{name}_")]
+        say(format_table({**rows, "mean": means}, own))
+    gain = 1 - means[f"{given.sizes[-1]}px_perceptual"] / means["bicubic_perceptual"]
+    say(f"{given.sizes[-1]} px composed is {gain:.0%} nearer than {given.sizes[0]} px enlarged")
     print_json({"clips": len(rows), "gain": gain, **means}, given.json)
 
 

@@ -148,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--look", choices=LOOKS, default="textured", help="default: %(default)s")
     parser.add_argument("--size", type=at_least_one, default=512, help="px of the pictures (default: %(default)s)")
-    parser.add_argument("--resolution", type=at_least_one, default=128, help="px drawn (default: %(default)s)")
+    parser.add_argument(
+        "--resolution", type=at_least_one, help="px at which geometry is made and drawn (default: half of --size)"
+    )
     parser.add_argument("--steps", type=at_least_one, help="denoising steps of the look shaded (default: the config's)")
     parser.add_argument("--chunk", type=at_least_one, help="poses given at a time (default: 1)")
     parser.add_argument("--frames", type=at_least_one, default=240, help="pictures timed (default: %(default)s)")
@@ -179,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "threads": torch.get_num_threads(),
         "look": given.look,
         "size": given.size,
-        "resolution": given.resolution,
+        "resolution": person.resolution,
         "steps": 0 if shading is None else len(shading.noise_levels),
         "has_clean_pass": None if shading is None else shading.has_clean_pass,
         "window_frames": 0 if shading is None else shading.window.capacity,

@@ -285,7 +285,7 @@ class Reconstruction(Stage):
         clip, numbers = module.clip_named(name), batch.frame_numbers[0].cpu().numpy()
         large = module.reader.read(clip, numbers, int(batch.reference_numbers[0]), size)
         large = self.transfer_batch_to_device(large, self.device, 0)
-        rows = larger_rows(self.reconstructor, avatar, batch, large)
+        rows = larger_rows(self.reconstructor, self.fit, avatar, batch, large)
         self.report.add_rows(name, rows, f"measured at {size} px, in some frames of the first block")
 
     def _further_photos(self, batch: VideoBatch, count: int) -> list[Photo]:

@@ -25,7 +25,7 @@ from visa.live.broadcast import Broadcast
 from visa.live.capture import FaceCapture
 from visa.live.drive import Driver, Figures, fastest_look
 from visa.live.inputs import Moment, OscReceiver, camera_moments, csv_moments, json_moments, video_moments
-from visa.live.performer import LOOKS
+from visa.live.performer import LOOKS, Performer
 from visa.live.record import Recorder
 from visa.live.shading import load_shading
 from visa.person import Person
@@ -85,15 +85,15 @@ def drive(given: argparse.Namespace, say: Callable[[str], None]) -> Figures:
     shapes = Blendshapes(person.body)
     source = moments(given, shapes)
     capture = FaceCapture(person.body) if given.video is not None or given.camera is not None else None
-    look, note = given.look, ""
+    look, geometry, note = given.look, person.resolution, ""
     if look == "auto":
-        look, note = fastest_look(person, given.size, RATE, person.photos[0].body)
+        look, geometry, note = fastest_look(person, given.size, RATE, person.photos[0].body)
     shading = load_shading(num_steps=given.steps) if look == "shaded" else None
     if shading is not None and given.fast:
         shading = shading.fast()
     torch.set_num_threads(given.threads)
     page = Broadcast(given.host, given.port)
-    page.said = note or f"{look}, {given.size} px"
+    page.said = note or f"{look}, {given.size} px, geometry {geometry} px"
     say(f"{page.address}: {page.said} (Ctrl+C ends)")
     recorder = None if given.out is None else Recorder(given.out)
 
@@ -102,7 +102,7 @@ def drive(given: argparse.Namespace, say: Callable[[str], None]) -> Figures:
         if recorder is not None:
             recorder.show(picture)
 
-    driver = Driver(person, look, given.size, shading, capture, show)
+    driver = Driver(Performer(person, look, given.size, shading, geometry), capture, show)
     try:
         figures = driver.run(source, given.seconds)
     except KeyboardInterrupt:

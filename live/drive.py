@@ -20,7 +20,6 @@ from visa.artifacts.media import to_uint8
 from visa.live.blendshapes import Blendshapes
 from visa.live.inputs import Moment
 from visa.live.performer import Look, Performer
-from visa.live.shading import Shading
 from visa.live.signal import Signal
 from visa.networks.body import BodyParams
 from visa.person import Person
@@ -96,41 +95,46 @@ class Figures:
         return found
 
 
-def fastest_look(person: Person, size: int, rate: float, poses: BodyParams) -> tuple[Look, str]:
-    """The dearest look without a shader that this machine draws `rate` times a second, and what to say of it."""
-    performer = Performer(person, "textured", size)
+def fastest_look(person: Person, size: int, rate: float, poses: BodyParams) -> tuple[Look, int, str]:
+    """The dearest look without a shader that this machine draws `rate` times a second, the px at which its geometry is
+    drawn, and what to say of it.
+    """
+    typical = 0.0
+    for geometry in dict.fromkeys((person.resolution, person.quick_resolution)):
+        typical = _picture_seconds(Performer(person, "textured", size, geometry=geometry), poses)
+        if typical * rate <= 1:
+            return "textured", geometry, ""
+    note = f"this machine takes {1000 * typical:.0f} ms a picture: the Gaussians alone are drawn"
+    return "splat", person.quick_resolution, note
+
+
+@torch.no_grad()
+def _picture_seconds(performer: Performer, pose: BodyParams) -> float:
+    """Median of some, after a first one."""
     times = []
-    with torch.no_grad():
-        for _ in range(TRIALS + 1):
-            begin = time.perf_counter()
-            performer.push(poses)
-            times.append(time.perf_counter() - begin)
-    typical = float(np.median(times[1:]))
-    if typical * rate <= 1:
-        return "textured", ""
-    return "splat", f"this machine takes {1000 * typical:.0f} ms a picture: the Gaussians alone are drawn"
+    for _ in range(TRIALS + 1):
+        begin = time.perf_counter()
+        performer.push(pose)
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times[1:]))
 
 
 class Driver:
     """A person moved by a source.
 
     Args:
-        person: who is moved; the first photo's pose is the neutral one.
-        look, size, shading: as of `Performer`.
+        performer: draws who is moved; the pose of their first photo is the neutral one.
         capture: frames to signals, for a video or camera.
         show: takes each picture `[P,P,3]` RGB.
     """
 
     def __init__(
         self,
-        person: Person,
-        look: Look,
-        size: int,
-        shading: Shading | None,
+        performer: Performer,
         capture: Capture | None,
         show: Callable[[NDArray[np.uint8]], None],
     ) -> None:
-        self.performer = Performer(person, look, size, shading)
+        self.performer, person = performer, performer.person
         self.neutral, self.shapes = person.photos[0].body, Blendshapes(person.body)
         self.capture, self.show, self.figures = capture, show, Figures()
         self._failure: BaseException | None = None

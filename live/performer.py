@@ -33,30 +33,33 @@ class Performer:
         person: who is drawn.
         look: "splat" draws the Gaussians' own colours, "textured" the photo's pixels too, "shaded" lets the shader
             paint.
-        size: px of the pictures, no smaller than the person's resolution.
+        size: px of the pictures.
         shading: the shader, for the look "shaded".
+        geometry: px at which geometry is drawn; None takes the person's resolution. Less is faster and less sharp.
 
     Raises:
         ValueError: a size or look that cannot be had.
     """
 
     def __init__(
-        self, person: Person, look: Look = "textured", size: int = 512, shading: Shading | None = None
+        self,
+        person: Person,
+        look: Look = "textured",
+        size: int = 512,
+        shading: Shading | None = None,
+        geometry: int | None = None,
     ) -> None:
-        if size < person.resolution:
-            raise ValueError(
-                f"size is {size}: give {person.resolution} px or more, the size that the avatar is drawn at"
-            )
-        self.person, self.look, self.size = person, look, size
+        if size < 1:
+            raise ValueError(f"size is {size}: give 1 px or more")
+        geometry = min(size, person.resolution if geometry is None else geometry)
+        self.person, self.look, self.size, self.geometry = person, look, size, geometry
         self.stream: AvatarStream | None = None
-        self._camera = person.photos[0].view()
+        self._camera = person.photos[0].view().resized(geometry)
         self._poses = PoseQueue(person.body.num_expressions)
         if look == "shaded":
             if shading is None:
                 raise ValueError("the look shaded needs a shader: give load_shading()")
-            if size > person.resolution:
-                person = replace(person, avatar=replace(person.avatar, detail=detail_of(person.avatar)))
-            self.stream = shading.stream(person, size)
+            self.stream = shading.stream(person, size, geometry)
             return
         avatar = without_features(person.avatar)
         self._avatar = replace(avatar, texture=None, pattern=None) if look == "splat" else avatar
@@ -83,7 +86,7 @@ class Performer:
 
     def _draw(self, pose: BodyParams) -> Tensor:
         maps = self._avatar.render(self.person.body, view_of(self._camera, pose))
-        if self.size == self.person.resolution:
+        if self.size == self.geometry:
             return maps.textured[0].clamp_(0, 1)
         if self.look == "splat":
             return F.interpolate(maps.rgb[0], (self.size, self.size), mode="bilinear").clamp_(0, 1)

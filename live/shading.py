@@ -10,6 +10,7 @@ import torch
 from visa import cli
 from visa.lightning_modules.student import StudentStage
 from visa.networks.codec import BlockCodec, WanCodec
+from visa.networks.detail import detail_of
 from visa.networks.rollout import CausalRollout
 from visa.networks.shader import VideoShader, Window
 from visa.networks.splat_maps import MatteOptions
@@ -28,6 +29,7 @@ class Shading:
         noise_levels: its denoising steps.
         window: frames that it sees.
         matte: what of the painted picture stands.
+        resolution: px at which it paints.
         has_clean_pass: as of `CausalRollout`.
     """
 
@@ -36,6 +38,7 @@ class Shading:
     noise_levels: tuple[float, ...]
     window: Window
     matte: MatteOptions
+    resolution: int
     has_clean_pass: bool = True
 
     def levels(self, num_steps: int | None) -> tuple[float, ...]:
@@ -50,12 +53,16 @@ class Shading:
         """The same in fewer operations: no pass over the clean chunk, and no chunk seen but the last and the photo."""
         return replace(self, has_clean_pass=False, window=Window(0, self.shader.chunk_frames))
 
-    def stream(self, person: Person, size: int) -> AvatarStream:
-        """A stream of its own for a person, begun; pictures of `size` px."""
+    def stream(self, person: Person, size: int, geometry: int) -> AvatarStream:
+        """A stream of its own for a person, begun; pictures of `size` px, in which geometry of `geometry` px shows."""
         conditioner = Conditioner(person.reconstructor, self.codec).eval()
         rollout = CausalRollout(self.shader, self.noise_levels, self.window, self.has_clean_pass)
         stream = AvatarStream(conditioner, rollout, matte=self.matte)
-        stream.begin(person.avatar, person.photos[0], size)
+        photo = person.photos[0].resized(min(self.resolution, geometry))
+        avatar = person.avatar
+        if size > photo.image.shape[-1]:
+            avatar = replace(avatar, detail=detail_of(avatar))
+        stream.begin(avatar, photo, size, geometry)
         return stream
 
 
@@ -77,12 +84,13 @@ def load_shading(
         ValueError: the config has no student, or its steps do not divide.
     """
     arguments = ["predict", "-c", config, "--image=none", "--driving=none", *options]
-    stage = cli.main(arguments, cli=cli.BuildOnly).model
+    built = cli.main(arguments, cli=cli.BuildOnly)
+    stage, data = built.model, built.datamodule
     if not isinstance(stage, StudentStage):
         raise ValueError(f"{config} has no student: give configs/shader.yaml or configs/adversarial.yaml")
     stage.load_exported(weights, cli.RUNS)
     # Convolutions of a CPU read pixels with their channels together: the same numbers in four fifths of the time.
     stage.student.condition_head.to(memory_format=torch.channels_last)
-    levels = tuple(stage.noise_levels)
-    shading = Shading(stage.student.eval(), stage.codec, levels, stage.rollout_window, stage.matte)
+    levels, resolution = tuple(stage.noise_levels), data.resolution
+    shading = Shading(stage.student.eval(), stage.codec, levels, stage.rollout_window, stage.matte, resolution)
     return replace(shading, noise_levels=shading.levels(num_steps))

@@ -1,8 +1,8 @@
 """Pictures larger than the splat: geometry is drawn small, and the photo is read at its own resolution.
 
 The flow that leads from a pixel to the photo's is smooth, and so is what painting changes; the detail is in the photo.
-So both are drawn at the shader's size, enlarged, and composed with the photo at the output's: as sharp as the photo is,
-at the cost of reading it.
+So geometry is drawn at half the output's size and painting at the shader's, both are enlarged, and composed with the
+photo at the output's: as sharp as the photo is, at the cost of reading it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,16 @@ from visa.networks.splat_maps import Layers, SplatMaps
 from visa.networks.texture import Detail, PhotoSet, read_photo
 
 # B people, T frames, K photos, P px of a photo's side, S px of the splat's.
+
+LEAST_GEOMETRY = 128  # px: that of the shipped networks
+
+
+def geometry_size(size: int) -> int:
+    """px at which the geometry of pictures of `size` px is made and drawn.
+
+    Half of them: lips, lids and teeth are a few pixels wide in 128 px, and there the flow is not smooth.
+    """
+    return min(size, max(LEAST_GEOMETRY, size // 2))
 
 
 @torch.no_grad()
@@ -141,7 +151,6 @@ def _enlarged_by_tensors(maps: SplatMaps, layers: Layers, detail: Detail, size: 
     return Composed(textured, coverage, total)
 
 
-def painted_at(maps: SplatMaps, painted: Tensor, detail: Detail, size: int) -> Tensor:
-    """Painted frames `[B,T,3,S,S]` as pictures `[B,T,3,size,size]`: what painting changed, on the enlarged splat."""
-    change = F.interpolate((painted - maps.textured).flatten(0, 1), (size, size), mode="bilinear")
-    return enlarged(maps, detail, size).textured + change.unflatten(0, painted.shape[:2])
+def painted_at(maps: SplatMaps, change: Tensor, detail: Detail, size: int) -> Tensor:
+    """Pictures `[B,T,3,size,size]`: what painting changes, `[B,T,3,.,.]` of any size, on the enlarged maps."""
+    return enlarged(maps, detail, size).textured + _larger(change, size)

@@ -46,6 +46,8 @@ _MOST_RECOLOURED, _MOST_OF_LIDS, _MOST_ELSEWHERE = 0.1, 0.06, 0.2
 _SLANTED, _UPRIGHT = 0.6, 0.95  # cosines of normal and view: skin seen at the first keeps its colour, by the other less
 _LEAST_DRAWN = 3 / 8  # of `steps`: so often each photo is drawn at least
 _LEAST_WEIGHT = 1.0  # px that a Gaussian colours: less does not show its colour, only what its neighbours lack
+_MOST_GROWN = 0.4  # change of its scale's logarithm
+_PIXELS = 128**2  # of a photo for which the pulls stand as they are
 _COOL_DOWN = 0.3  # share of the steps over which the rates fall to nothing
 
 
@@ -163,6 +165,7 @@ class _Fit:
         self.reconstructor, self.avatar, self.photo, self.options = reconstructor, avatar, photo, options
         assert isinstance(avatar.texture, Texture)
         params = photo.view().body
+        self.size = photo.mask[0].numel() / _PIXELS
         self.start, self.posed = avatar.canonical(), _first(avatar.pose(reconstructor.body, params))
         # Of a colour, by the pose: 1 but for teeth, and where there is no colour to compare.
         self.light = torch.where(self.start.colors > 1e-3, self.posed.colors / self.start.colors.clamp_min(1e-3), 1.0)
@@ -186,7 +189,10 @@ class _Fit:
         self.changes = {name: torch.zeros_like(shapes[name]).requires_grad_() for name in _CHANGES}
         self.is_finite = torch.ones(len(self.rest), dtype=torch.bool, device=self.rest.device)
         self.further = [_FurtherPhoto(reconstructor, avatar, one, options) for one in further]
-        self.seen = self.seen * (self._weights() >= _LEAST_WEIGHT)
+        is_shown = self._weights() >= _LEAST_WEIGHT
+        self.seen = self.seen * is_shown
+        # What is barely seen through a gap would grow until it fills it: a haze around the body once it moves.
+        self.largest = torch.where(is_shown, torch.inf, _MOST_GROWN)[..., None]
         with torch.no_grad():
             facing = project(anchors, photo).facing
         self.sources = self._sources(facing)
@@ -250,6 +256,7 @@ class _Fit:
         self.changes["color"].copy_((mean - self.start.colors) * is_new[..., None])
         self.seen = torch.where(is_new, 1.0, self.seen)
         self.is_held &= ~is_new
+        self.largest = torch.where(is_new[..., None], torch.inf, self.largest)
         shown = F.pad(self.is_skin, (0, is_new.shape[1] - self.rest.shape[1])) & (weight.sum(dim=0) > 0)
         self.recolouring = torch.where(shown[..., None], _MOST_RECOLOURED, self.recolouring)
         # What hid it in the first photo says little of its colour.
@@ -275,9 +282,14 @@ class _Fit:
         chosen = [(2 * step + i) % count for i in range(min(count, 2))]
         errors = torch.stack([self._unlikeness(number) for number in chosen]).mean(dim=0)
         options = self.options
-        pulls = [getattr(options, f"{name}_pull") * self.changes[name].square().flatten(1).sum(1) for name in _CHANGES]
-        pulls += [self.further[number - 1].pull() for number in chosen if number > 0]
+        pulls = [getattr(options, f"{name}_pull") * self._strain(self.changes[name]) for name in _CHANGES]
+        pulls += [self.size * self.further[number - 1].pull() for number in chosen if number > 0]
         return errors + torch.stack(pulls).sum(dim=0)
+
+    def _strain(self, change: Tensor) -> Tensor:
+        """`[B]` of a change `[B,N+M,...]`, squared: the template's Gaussians cover more pixels of a larger photo."""
+        template, others = change.square().split([self.rest.shape[1], change.shape[1] - self.rest.shape[1]], dim=1)
+        return self.size * template.flatten(1).sum(dim=1) + others.flatten(1).sum(dim=1)
 
     def _unlikeness(self, number: int) -> Tensor:
         """`[B]` summed L1 of colour and alpha in a photo's view, and what SSIM says of it."""
@@ -322,12 +334,14 @@ class _Fit:
         change["offset"][:, :count] += away * (within - 1)
         change["opacity"][:, :count].clamp_(min=self.lowest)
         change["scale"][:, :count].clamp_(min=self.smallest)
+        change["scale"].clamp_(max=self.largest)
 
     @torch.no_grad()
     def drop_diverged(self) -> None:
         """Take people whose Gaussians are no numbers any more back to the start: the rest of the batch goes on."""
-        values = vars(self.changed(self.start)).values()
-        self.is_finite &= torch.stack([torch.isfinite(value).flatten(1).all(dim=1) for value in values]).all(dim=0)
+        numbers = self.changes | {"scale": self.changes["scale"].exp()}
+        sums = torch.stack([value.flatten(1).sum(dim=1) for value in numbers.values()])
+        self.is_finite &= torch.isfinite(sums).all(dim=0)
         for change in self.changes.values():
             change[~self.is_finite] = 0.0
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -27,6 +28,10 @@ class Camera:
         """Where `means [...,N,3]` lie in the picture: `[...,N,2]` as `grid_sample` counts."""
         return image_places(means, self.intrinsics, self.world_to_camera, (self.size, self.size))
 
+    def resized(self, size: int) -> Self:
+        """The same, for pictures of `size` px."""
+        return replace(self, intrinsics=resized_intrinsics(self.intrinsics, size / self.size), size=size)
+
 
 @dataclass(frozen=True)
 class View(Camera):
@@ -37,6 +42,11 @@ class View(Camera):
     """
 
     body: BodyParams
+
+
+def resized_intrinsics(intrinsics: Tensor, factor: float) -> Tensor:
+    """`[...,3,3]` of a picture whose sides are `factor` times as long; pixel centres lie at +0.5 in both."""
+    return intrinsics * intrinsics.new_tensor([factor, factor, 1.0])[:, None]
 
 
 def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,12 +12,12 @@ from torch import Tensor
 from visa.datamodules.batch import VideoBatch
 from visa.networks.avatar import Avatar
 from visa.networks.body import FIELD_SHAPES, BodyParams
-from visa.networks.detail import painted_at, with_detail
+from visa.networks.detail import geometry_size, painted_at, with_detail
 from visa.networks.photo import Photo
 from visa.networks.rollout import CausalRollout
 from visa.networks.shader import ShaderCondition
 from visa.networks.splat_maps import MatteOptions
-from visa.networks.view import Camera, View
+from visa.networks.view import Camera, View, resized_intrinsics
 from visa.runtime.conditioner import Conditioner, photo_of
 
 
@@ -29,6 +29,21 @@ def fine_photos(batch: VideoBatch) -> list[tuple[Tensor, Tensor]]:
             return []
         found.append((one.fine_reference, one.fine_reference_mask))
     return found
+
+
+def at_geometry(batch: VideoBatch) -> VideoBatch:
+    """The batch with its photos at the size that geometry is made at, from those of the output's size."""
+    fine = fine_photos(batch)
+    size = max(geometry_size(fine[0][0].shape[-1]), batch.reference.shape[-1])
+
+    def resized(one: VideoBatch, image: Tensor, mask: Tensor) -> VideoBatch:
+        factor = image.shape[-1] / one.reference.shape[-1]
+        intrinsics = resized_intrinsics(one.reference_intrinsics, factor)
+        photo = replace(photo_of(one), image=image, mask=mask, intrinsics=intrinsics).resized(size)
+        return replace(one, reference=photo.image, reference_mask=photo.mask, reference_intrinsics=photo.intrinsics)
+
+    first, *further = (resized(one, *pictures) for one, pictures in zip([batch, *batch.further], fine, strict=True))
+    return replace(first, further=further)
 
 
 def view_of(camera: Camera, body: BodyParams) -> View:
@@ -102,26 +117,37 @@ class AvatarStream:
     @torch.no_grad()
     def start(self, batch: VideoBatch) -> None:
         """Reconstruct the photo's person (the batch's reference) and fill the cache with the photo."""
-        avatar, still = self.conditioner.avatar(batch)
-        fine, photo = fine_photos(batch), photo_of(batch)
-        if fine:
-            avatar = with_detail(self.conditioner.reconstructor, avatar, photo, fine)
-        size = fine[0][0].shape[-1] if fine else batch.reference.shape[-1]
-        self.begin(avatar, photo, size, still)
+        fine = fine_photos(batch)
+        if not fine:
+            avatar, still = self.conditioner.avatar(batch)
+            self.begin(avatar, photo_of(batch), batch.reference.shape[-1], still=still)
+            return
+        made = at_geometry(batch)
+        avatar = self.conditioner.reconstruct(made)[0]
+        avatar = with_detail(self.conditioner.reconstructor, avatar, photo_of(made), fine)
+        self.begin(avatar, photo_of(batch), fine[0][0].shape[-1], made.reference.shape[-1])
 
     @torch.no_grad()
-    def begin(self, avatar: Avatar, photo: Photo, size: int, still: ShaderCondition | None = None) -> None:
+    def begin(
+        self,
+        avatar: Avatar,
+        photo: Photo,
+        size: int,
+        geometry: int | None = None,
+        still: ShaderCondition | None = None,
+    ) -> None:
         """Start with an avatar that is made already, such as a `visa.person.Person`'s.
 
         Args:
             avatar: of one person; with `detail` its pictures are of `size` px.
-            photo: the first that it was made of: its camera is that of `push`.
+            photo: the first that it was made of, at the shader's size: its camera is that of `push`.
             size: px; the photo's own without `detail`.
+            geometry: px at which what is shown with `detail` is drawn; None takes the shader's.
             still: what the shader is told of the photo; None makes it.
         """
         self._avatar = avatar
         self._still = still if still is not None else self.conditioner.still(avatar, photo)
-        self._output_size, self._camera = size, photo.view()
+        self._output_size, self._geometry, self._camera = size, geometry, photo.view()
         self._poses.clear()
         self.rollout.start(self._still)
         codec = self.conditioner.codec
@@ -160,7 +186,7 @@ class AvatarStream:
         """Paint the next chunk of t frames (see `chunk_length`; only the video's last chunk may be shorter).
 
         Args:
-            view: `[1,t]` poses and cameras, of the photo's size.
+            view: `[1,t]` poses and cameras, of the shader's size.
 
         Returns:
             painted frames `[1,t,3,P,P]`, not clamped, of the size of the batch's `fine_reference` where it has one; and
@@ -176,7 +202,10 @@ class AvatarStream:
         self._is_first = False
         painted = splat.matted(self._decoder.decode(latents), self.matte)
         if self._avatar.detail is not None:
-            painted = painted_at(splat, painted, self._avatar.detail, self._output_size)
+            shown = splat
+            if self._geometry is not None and self._geometry != view.size:
+                shown = self._avatar.render(self.conditioner.body, view.resized(self._geometry))
+            painted = painted_at(shown, painted - splat.textured, self._avatar.detail, self._output_size)
         return painted, splat.rgb
 
     def chunks(self, batch: VideoBatch) -> Iterator[tuple[Tensor, Tensor]]:

@@ -90,7 +90,7 @@ def test_an_avatar_without_photos_is_no_person(person: Person, tmp_path: Path) -
 def test_files_are_written_and_wrong_ones_named(person: Person, tmp_path: Path, clip_path: Path) -> None:
     for suffix in (".ply", ".safetensors"):
         assert person.export(tmp_path / f"person{suffix}").stat().st_size > 1000
-    with pytest.raises(ValueError, match="size is 32: give 48 px or more"):
-        next(person.frames(clip_path, 32))
+    with pytest.raises(ValueError, match="size is 0: give 1 px or more"):
+        next(person.frames(clip_path, 0))
     with pytest.raises(FileNotFoundError, match=r"no file at nobody\.jpg"):
         Person.from_photos("nobody.jpg")

@@ -84,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
         default=FitOptions.steps,
         help="of the fit to the photos; 0 for none, with one photo (default: %(default)s)",
     )
-    parser.add_argument("--resolution", type=int, default=128, help="px at which the photo is read")
+    parser.add_argument(
+        "--resolution", type=int, default=256, help="px at which the photo is read (default: %(default)s)"
+    )
     given = parser.parse_args(arguments)
     if given.out.suffix not in SUFFIXES:
         raise ValueError(f"{given.out}: give --out a name that ends in one of {', '.join(SUFFIXES)}")

@@ -117,7 +117,7 @@ class Session:
             return ""
 
         self._told(read)
-        self._changed.set()
+        self._start_over()
 
     def _add_photo(self, content: bytes) -> str:
         self.uploads.add(content)
@@ -131,7 +131,6 @@ class Session:
             self.person = Person.from_photos(*self.uploads.take(), size=self.size)
         self._look_at_person()
         self._choose_motion()
-        self._start_over()
         return "this is the person of your photos"
 
     def pose(self) -> BodyParams:
@@ -142,7 +141,7 @@ class Session:
 
     def _send_video(self) -> str:
         """The motion from its start, at most MOST_RECORDED pictures, in the look of now; a still one lasts a second."""
-        motion, performer = self._motion, self._performer_of_now()
+        motion, performer = self._motion, self._performer_of_now(self.person.resolution)
         count = 25 if motion is None else min(len(motion.transl), MOST_RECORDED)
         poses = [
             self.controls.applied(self.person.photos[0].body if motion is None else motion[t : t + 1])
@@ -160,13 +159,13 @@ class Session:
         self.client.send_file_download("visa.ply", path.read_bytes())
         return "splats sent"
 
-    def _performer_of_now(self) -> Performer:
-        """A new one in the look that is chosen; the textured one where the shader cannot be had."""
+    def _performer_of_now(self, geometry: int) -> Performer:
+        """A new one in the look that is chosen, with geometry of so many px."""
         look: Look = self._look.value
         if look != "shaded":
-            return Performer(self.person, look, self.size)
+            return Performer(self.person, look, self.size, geometry=geometry)
         with BUSY:
-            return Performer(self.person, look, self.size, self._shading())
+            return Performer(self.person, look, self.size, self._shading(), geometry)
 
     def _loop(self) -> None:
         """Draw when something has changed, and all the time while a motion plays."""
@@ -187,7 +186,9 @@ class Session:
         """One pose: the picture and the Gaussians."""
         performer = self._performer
         if performer is None:
-            performer = self._performer = self._performer_of_now()
+            is_still = self._motion is None  # what moves is drawn in less time
+            geometry = self.person.resolution if is_still else self.person.quick_resolution
+            performer = self._performer = self._performer_of_now(geometry)
         pose, begin = self.pose(), time.perf_counter()
         # A still pose is shown at once: a shader waits for a whole chunk.
         pictures = performer.push(pose if self._motion is not None else _repeated(pose, performer.chunk))

@@ -25,7 +25,7 @@ from visa.datamodules.retarget import held_frames, open_photos, read_motion, ret
 from visa.datamodules.windows import WindowReader
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
-from visa.networks.detail import detail_of, enlarged, with_detail
+from visa.networks.detail import LEAST_GEOMETRY, detail_of, enlarged, geometry_size, with_detail
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
@@ -59,7 +59,7 @@ class Person:
         cls,
         *images: str | Path,
         num_photos: int | None = None,
-        resolution: int = 128,
+        resolution: int | None = None,
         size: int = 512,
         fit: FitOptions = FitOptions(),  # noqa: B008
         weights: str = WEIGHTS,
@@ -69,7 +69,7 @@ class Person:
         Args:
             images: photos of one person, or one clip; a file without a track is tracked first (extra `track`).
             num_photos: frames of a clip that are taken as photos; None takes 8.
-            resolution: px at which geometry is made and drawn.
+            resolution: px at which geometry is made and drawn; None takes `networks.detail.geometry_size`.
             size: px of the pictures, for which the photos are kept in detail where it is larger.
             fit: how the avatar is fitted to the photos.
             weights: of the reconstruction.
@@ -78,6 +78,7 @@ class Person:
             FileNotFoundError, ValueError: one line that says what to mend.
         """
         reconstructor = load_reconstructor(BODY, weights)
+        resolution = geometry_size(size) if resolution is None else resolution
         names = [str(image) for image in images]
         photo, *further = read_photos(names, num_photos, BODY, reconstructor.body, resolution)
         with torch.no_grad():
@@ -122,6 +123,11 @@ class Person:
         return self.photos[0].image.shape[-1]
 
     @property
+    def quick_resolution(self) -> int:
+        """px at which geometry is drawn where time is short."""
+        return min(self.resolution, LEAST_GEOMETRY)
+
+    @property
     def size(self) -> int:
         """px of the pictures: the photos' in detail."""
         return self.resolution if self.avatar.detail is None else self.avatar.detail.photo.shape[-1]
@@ -161,18 +167,19 @@ class Person:
     ) -> Iterator[Tensor]:
         """The person in the motion of a video (or `.track.npz`), frame by frame, `[3,size,size]` in [0,1].
 
-        Drawn at the avatar's resolution and composed with the photo at `size` px, which is no smaller; `self.size`
-        without it. With `has_alpha` `[4,size,size]`: the person's own colours, not premultiplied, and alpha.
+        Drawn at the avatar's resolution and composed with the photo at `size` px; `self.size` without it. With
+        `has_alpha` `[4,size,size]`: the person's own colours, not premultiplied, and alpha.
         `head` is that of `motion`.
         """
         size = self.size if size is None else size
-        if size < self.resolution:
-            raise ValueError(f"size is {size}: give {self.resolution} px or more, the size that the avatar is drawn at")
+        if size < 1:
+            raise ValueError(f"size is {size}: give 1 px or more")
+        geometry = min(size, self.resolution)
+        camera = self.photos[0].view().resized(geometry)
         motion, _ = self.motion(driving, num_frames, head)
         for first in range(0, len(motion.transl), CHUNK):
-            view = view_of(self.photos[0].view(), motion[first : first + CHUNK])
-            maps = self.avatar.render(self.body, view)
-            drawn = maps if size == self.resolution else enlarged(maps, detail_of(self.avatar), size)
+            maps = self.avatar.render(self.body, view_of(camera, motion[first : first + CHUNK]))
+            drawn = maps if size == geometry else enlarged(maps, detail_of(self.avatar), size)
             pictures, alpha = drawn.textured[0], drawn.coverage[0].clamp(0, 1)
             if has_alpha:
                 behind = self.avatar.background[0, :, None, None] * (1 - alpha)

@@ -55,7 +55,7 @@ def test_strangers_are_tested_from_their_photo(folder: Path, capsys: pytest.Capt
     train.main(
         [
             "test", "-c", "configs/reconstruction.yaml", "-c", "configs/data/strangers.yaml", "--weights=shipped",
-            "--data.resolution=64", *QUIET,
+            "--data.resolution=64", "--model.init_args.test_larger=96", *QUIET,
         ]
     )  # fmt: skip
     printed = capsys.readouterr().out

@@ -27,4 +27,4 @@ def shading() -> Shading:
     with torch.no_grad():
         for name, parameter in shader.named_parameters():  # away from zero, so that it paints
             parameter.add_((0.01 if "condition_head" in name else 0.1) * torch.randn_like(parameter))
-    return Shading(shader, BlockCodec(), (1.0, 0.5), Window(0, 3), MatteOptions())
+    return Shading(shader, BlockCodec(), (1.0, 0.5), Window(0, 3), MatteOptions(), 64)

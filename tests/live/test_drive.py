@@ -23,6 +23,7 @@ from visa.live.blendshapes import Blendshapes
 from visa.live.broadcast import BOUNDARY, Broadcast
 from visa.live.drive import Driver, Newest, fastest_look
 from visa.live.inputs import Moment
+from visa.live.performer import Performer
 from visa.live.record import Recorder
 from visa.live.signal import Signal, named_signal
 from visa.person import Person
@@ -44,7 +45,7 @@ def driven(
     person: Person, source: Iterator[Moment], capture: drive.Capture | None = None
 ) -> tuple[Driver, list[np.ndarray]]:
     shown: list[np.ndarray] = []
-    driver = Driver(person, "textured", 64, None, capture, shown.append)
+    driver = Driver(Performer(person, "textured", 64), capture, shown.append)
     driver.run(source)
     return driver, shown
 
@@ -100,9 +101,9 @@ def test_an_error_of_a_thread_ends_the_run(person: Person) -> None:
 
 def test_a_slow_machine_draws_the_gaussians_alone(person: Person) -> None:
     pose = person.photos[0].body
-    assert fastest_look(person, 64, 1e-3, pose) == ("textured", "")
-    look, note = fastest_look(person, 64, 1e6, pose)
-    assert look == "splat"
+    assert fastest_look(person, 64, 1e-3, pose) == ("textured", 64, "")
+    look, geometry, note = fastest_look(person, 64, 1e6, pose)
+    assert (look, geometry) == ("splat", 64)
     assert "ms a picture: the Gaussians alone are drawn" in note
 
 

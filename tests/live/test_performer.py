@@ -42,6 +42,24 @@ def test_a_pushed_stream_is_the_stepped_one(person: Person, poses: BodyParams, s
     assert torch.equal(whole, parts)
 
 
+def test_geometry_is_drawn_finer_than_what_the_shader_paints(
+    person: Person, poses: BodyParams, shading: Shading
+) -> None:
+    shading = replace(shading, resolution=32)
+    one, other = (Performer(person, "shaded", 128, shading, geometry) for geometry in (64, 32))
+    assert one.stream is not None
+    assert other.stream is not None
+    finer = one.stream.push(poses[:3]) - other.stream.push(poses[:3])  # the same change on both
+    textured, coarse = (Performer(person, "textured", 128, geometry=px).push(poses[:3]) for px in (64, 32))
+    assert float(finer.abs().max()) > 0.1
+    torch.testing.assert_close(finer, textured - coarse, atol=1e-3, rtol=0)  # a grey level is 4e-3
+
+
+def test_pictures_may_be_smaller_than_the_person(person: Person, poses: BodyParams) -> None:
+    small = Performer(person, "textured", 32)
+    assert (small.geometry, small.push(poses[:1]).shape) == (32, (1, 3, 32, 32))
+
+
 @pytest.mark.parametrize("look", ["textured", "shaded"])
 def test_a_bad_parameter_is_refused_and_the_stream_goes_on(
     look: Look, person: Person, poses: BodyParams, shading: Shading
@@ -74,7 +92,7 @@ def test_without_the_clean_pass_the_first_chunk_is_the_same(
 
 
 def test_what_cannot_be_had_is_named(person: Person) -> None:
-    with pytest.raises(ValueError, match="size is 32: give 64 px or more"):
-        Performer(person, "textured", 32)
+    with pytest.raises(ValueError, match="size is 0: give 1 px or more"):
+        Performer(person, "textured", 0)
     with pytest.raises(ValueError, match="needs a shader"):
         Performer(person, "shaded", 128)

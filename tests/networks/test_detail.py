@@ -19,13 +19,13 @@ from visa.datamodules.retarget import retarget
 from visa.datamodules.video import PredictInput, VideoDataModule
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
-from visa.networks.detail import _enlarged_by_tensors, enlarged, painted_at, with_detail
+from visa.networks.detail import _enlarged_by_tensors, enlarged, geometry_size, painted_at, with_detail
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.splat_maps import Layers, SplatMaps
 from visa.networks.texture import Detail
 from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY
-from visa.runtime.stream import fine_photos
+from visa.runtime.stream import at_geometry, fine_photos
 
 SMALL, LARGE = 32, 128
 CLIP = "assets/clips/webcam_man.mp4"
@@ -74,10 +74,36 @@ def test_motion_of_whole_pixels_moves_the_photo_by_them() -> None:
 def test_painting_changes_the_large_picture_by_its_own_change() -> None:
     detail, maps = noise_detail(), still_maps(1.0)
     painted = maps.textured + 0.125
-    picture = painted_at(maps, painted, detail, LARGE)
+    picture = painted_at(maps, painted - maps.textured, detail, LARGE)
     torch.testing.assert_close(picture[0, 0], detail.photo[0, 0] + 0.125, atol=1e-5, rtol=0)
-    untouched = painted_at(maps, maps.textured, detail, LARGE)
+    untouched = painted_at(maps, torch.zeros_like(painted), detail, LARGE)
     torch.testing.assert_close(untouched, enlarged(maps, detail, LARGE).textured)
+
+
+def test_geometry_has_half_the_size_of_the_picture() -> None:
+    assert [geometry_size(size) for size in (64, 128, 200, 256, 384, 512)] == [64, 128, 128, 128, 192, 256]
+
+
+def test_a_photo_of_another_size_shows_the_same_places() -> None:
+    clip = Clip("assets/photos/astronaut.png").load()
+    first, numbers = clip.reference_frame(), np.zeros(1, dtype=np.int64)
+    photo, small = (photo_of(WindowReader(BACKGROUND).read(clip, numbers, first, size)) for size in (128, 64))
+    resized, points = photo.resized(64), torch.randn(1, 50, 3)
+    torch.testing.assert_close(resized.intrinsics, small.intrinsics)
+    torch.testing.assert_close(resized.places(points), photo.places(points))
+    torch.testing.assert_close(photo.view().resized(64).places(points), photo.view().places(points))
+    assert float((resized.image - small.image).abs().mean()) < 2 / 255
+    assert photo.resized(128) is photo
+
+
+def test_photos_are_made_at_the_size_of_geometry() -> None:
+    track = str(Path(CLIP).with_suffix(".track.npz"))
+    batch = retarget(["assets/photos/astronaut.png"] * 2, track, WindowReader(BACKGROUND), 64, 2, BODY, fine=384)
+    made = at_geometry(batch)
+    for one, other in zip([made, *made.further], [batch, *batch.further], strict=True):
+        assert (one.reference.shape[-1], one.reference_mask.shape[-1]) == (192, 192)
+        torch.testing.assert_close(one.reference_intrinsics[:, :2], 3 * other.reference_intrinsics[:, :2])
+    assert float((F.avg_pool2d(made.reference, 3) - batch.reference).abs().mean()) < 4 / 255
 
 
 def test_maps_without_a_texture_are_refused() -> None:
@@ -160,9 +186,10 @@ def test_the_benchmark_compares_on_one_truth(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(output_size, "FIT", replace(output_size.FIT, steps=2))
-    output_size.main(["--size", "64", "--output", "128", "--stride", "24", "--json"])
+    output_size.main(["--sizes", "32", "64", "--output", "128", "--stride", "24", "--json"])
     flat = json.loads(capsys.readouterr().out)
-    assert flat["composed_perceptual"] < flat["bicubic_perceptual"]
-    assert flat["gain"] == pytest.approx(1 - flat["composed_perceptual"] / flat["bicubic_perceptual"], abs=1e-2)
+    for column in ("perceptual", "face"):
+        assert flat[f"64px_{column}"] < flat[f"32px_{column}"] < flat[f"bicubic_{column}"]
+    assert flat["gain"] == pytest.approx(1 - flat["64px_perceptual"] / flat["bicubic_perceptual"], abs=1e-2)
     with pytest.raises(SystemExit):
-        output_size.main(["--size", "128", "--output", "64"])
+        output_size.main(["--sizes", "128", "--output", "64"])

@@ -1,5 +1,6 @@
 """The fit to the photo: what it reaches, what it may not do, and where it runs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -103,6 +104,25 @@ def test_what_the_photo_barely_shows_keeps_its_colour(
     result = fit_avatar(reconstructor, start, photo, SHORT)
     change = (result.gaussians.colors - start.gaussians.colors)[barely].abs()
     assert change.max() <= 0.1  # what its neighbours spread
+
+
+def test_what_the_photo_barely_shows_does_not_grow_into_a_haze(
+    reconstructor: GaussianReconstructor, start: Avatar, fitted: Avatar, photo: Photo
+) -> None:
+    weights = _Fit(reconstructor, start, photo, FitOptions())._weights()
+    growth = (fitted.canonical().scales / start.canonical().scales).amax(dim=-1)
+    assert growth[weights < 0.9].max() <= math.exp(0.4) * (1 + 1e-4)
+    assert growth[weights > 1.1].max() > math.exp(0.4)
+
+
+def test_a_larger_photo_pulls_the_template_as_much_as_its_pixels_push(
+    reconstructor: GaussianReconstructor, photo: Photo
+) -> None:
+    for size, pull in ((64, 0.25), (128, 1.0)):
+        one = photo.resized(size)
+        fit = _Fit(reconstructor, reconstructor(one)[0], one, FitOptions())
+        count, total = fit.rest.shape[1], fit.start.means.shape[1]
+        assert fit._strain(torch.ones(1, total)).item() == pytest.approx(pull * count + total - count)
 
 
 def test_the_splat_becomes_the_photo(
