@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visa.live.shading import Shading
-from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams
 from visa.networks.detail import detail_of, enlarged
 from visa.person import Person
@@ -18,12 +17,6 @@ from visa.runtime.stream import AvatarStream, PoseQueue, view_of
 
 Look = Literal["splat", "textured", "shaded"]
 LOOKS: tuple[Look, ...] = ("splat", "textured", "shaded")  # from the cheapest to the dearest
-
-
-def without_features(avatar: Avatar) -> Avatar:
-    """The same pictures for less: only the shader reads the Gaussians' features."""
-    gaussians = avatar.canonical()
-    return avatar.with_canonical(replace(gaussians, features=gaussians.features[..., :0]))
 
 
 class Performer:
@@ -61,7 +54,7 @@ class Performer:
                 raise ValueError("the look shaded needs a shader: give load_shading()")
             self.stream = shading.stream(person, size, geometry)
             return
-        avatar = without_features(person.avatar)
+        avatar = person.avatar.without_features()
         self._avatar = replace(avatar, texture=None, pattern=None) if look == "splat" else avatar
 
     @property

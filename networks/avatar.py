@@ -102,6 +102,11 @@ class Avatar:
         parts = [self.gaussians, *(part.gaussians for part in (self.loose, self.surface) if part is not None)]
         return parts[0] if len(parts) == 1 else concatenated(parts)
 
+    def without_features(self) -> Avatar:
+        """The same pictures for less: only the shader reads the Gaussians' features."""
+        gaussians = self.canonical()
+        return self.with_canonical(replace(gaussians, features=gaussians.features[..., :0]))
+
     def with_canonical(self, gaussians: Gaussians) -> Avatar:
         """The avatar with other Gaussians in the T-pose, `[B,N+M+S,...]` as `canonical` gives them."""
         axes = {name: -1 if name == "opacities" else -2 for name in vars(gaussians)}

@@ -109,7 +109,7 @@ class AvatarStream:
         matte: MatteOptions = MatteOptions(),  # noqa: B008
     ) -> None:
         self.conditioner, self.rollout, self.seed, self.matte = conditioner, rollout, seed, matte
-        self._avatar: Avatar | None = None
+        self._avatar: Avatar | None = None  # as the shader is told of it; `_shown` is what its larger pictures show
         self._still: ShaderCondition | None = None
         self._poses = PoseQueue(conditioner.body.num_expressions)
         self.chunk_seconds: list[float] = []
@@ -145,7 +145,7 @@ class AvatarStream:
             geometry: px at which what is shown with `detail` is drawn; None takes the shader's.
             still: what the shader is told of the photo; None makes it.
         """
-        self._avatar = avatar
+        self._avatar, self._shown = avatar, avatar.without_features()
         self._still = still if still is not None else self.conditioner.still(avatar, photo)
         self._output_size, self._geometry, self._camera = size, geometry, photo.view()
         self._poses.clear()
@@ -204,7 +204,7 @@ class AvatarStream:
         if self._avatar.detail is not None:
             shown = splat
             if self._geometry is not None and self._geometry != view.size:
-                shown = self._avatar.render(self.conditioner.body, view.resized(self._geometry))
+                shown = self._shown.render(self.conditioner.body, view.resized(self._geometry))
             painted = painted_at(shown, painted - splat.textured, self._avatar.detail, self._output_size)
         return painted, splat.rgb
 
