@@ -21,8 +21,8 @@ NARROW, WIDE = 0.95, 1.25
 SHADE = (0.70, 0.57, 0.52)
 OPEN = 0.006  # m that the lips have parted when they have their full size
 LEAVING = 1.0  # by how much the part code of closed lips differs from that of open ones
-PARTED = 0.003  # m that the lips have parted when they have the code of open ones
-REACH = 0.003  # m from where lips touch: there the code of skin leaves by half as much, and at 1.5 REACH by nothing
+PARTED = 0.006  # m that the lips have parted when they have the code of open ones
+REACH = 0.006  # m from where lips touch: there the code of skin leaves by half as much, and at 1.5 REACH by nothing
 
 
 @dataclass(frozen=True)
