@@ -53,8 +53,9 @@ class Shading:
         """The same in fewer operations: no pass over the clean chunk, and no chunk seen but the last and the photo."""
         return replace(self, has_clean_pass=False, window=Window(0, self.shader.chunk_frames))
 
-    def stream(self, person: Person, size: int, geometry: int) -> AvatarStream:
-        """A stream of its own for a person, begun; pictures of `size` px, in which geometry of `geometry` px shows."""
+    def stream(self, person: Person, size: int, geometry: int | None = None) -> AvatarStream:
+        """A stream of its own for a person, begun; pictures of `size` px, their geometry drawn as of `Performer`."""
+        geometry = min(size, person.resolution if geometry is None else geometry)
         conditioner = Conditioner(person.reconstructor, self.codec).eval()
         rollout = CausalRollout(self.shader, self.noise_levels, self.window, self.has_clean_pass)
         stream = AvatarStream(conditioner, rollout, matte=self.matte)

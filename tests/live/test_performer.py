@@ -55,6 +55,11 @@ def test_geometry_is_drawn_finer_than_what_the_shader_paints(
     torch.testing.assert_close(finer, textured - coarse, atol=1e-3, rtol=0)  # a grey level is 4e-3
 
 
+def test_a_stream_begins_without_a_performer(person: Person, poses: BodyParams, shading: Shading) -> None:
+    pictures = shading.stream(person, 128).push(poses[:3])
+    assert torch.equal(pictures.clamp(0, 1), Performer(person, "shaded", 128, shading).push(poses[:3]))
+
+
 def test_pictures_may_be_smaller_than_the_person(person: Person, poses: BodyParams) -> None:
     small = Performer(person, "textured", 32)
     assert (small.geometry, small.push(poses[:1]).shape) == (32, (1, 3, 32, 32))
