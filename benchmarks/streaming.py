@@ -40,7 +40,7 @@ WARM_UP = 12  # pushes that are not counted; a shader's window is full by then
 WATCHED: tuple[tuple[Any, str, str], ...] = (
     (Avatar, "pose", "posing"),
     (compositing, "rasterize", "splatting"),
-    (Avatar, "render", "texture"),
+    (Avatar, "drawn", "texture"),
     (AvatarStream, "step", "painting"),
     (streaming, "painted_at", "composition"),
     (performing, "enlarged", "composition"),

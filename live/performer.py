@@ -12,6 +12,7 @@ from torch import Tensor
 from visa.live.shading import Shading
 from visa.networks.body import BodyParams
 from visa.networks.detail import detail_of, enlarged
+from visa.networks.rasterizer.cpu import kernels_alone
 from visa.person import Person
 from visa.runtime.stream import AvatarStream, PoseQueue, view_of
 
@@ -73,13 +74,15 @@ class Performer:
             return self.stream.push(body).clamp_(0, 1)
         self._poses.add(body)
         pictures = [torch.empty(0, 3, self.size, self.size)]
-        while (pose := self._poses.take(1)) is not None:  # pictures of one frame fit into the processor's cache
-            pictures.append(self._draw(pose))
+        with kernels_alone():
+            while (pose := self._poses.take(1)) is not None:  # pictures of one frame fit into the processor's cache
+                pictures.append(self._draw(pose))
         return pictures[-1] if len(pictures) == 2 else torch.cat(pictures)
 
     def _draw(self, pose: BodyParams) -> Tensor:
-        maps = self._avatar.render(self.person.body, view_of(self._camera, pose))
-        if self.size == self.geometry:
+        body, view, is_larger = self.person.body, view_of(self._camera, pose), self.size != self.geometry
+        maps = self._avatar.drawn(body, view, self._avatar.pose(body, view.body), is_composed=not is_larger)
+        if not is_larger:
             return maps.textured[0].clamp_(0, 1)
         if self.look == "splat":
             return F.interpolate(maps.rgb[0], (self.size, self.size), mode="bilinear").clamp_(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -84,9 +85,9 @@ class Avatar:
     surface: Surface | None = None
     pattern: Pattern | None = None
     detail: Detail | None = None
-    # The body model that posed the avatar last, its vertices that carry Gaussians, their lids and lips: cut out once,
-    # not at every call.
-    _carriers: list[tuple[BodyModel, BodyModel, Lids, Lips]] = field(
+    # The body model that posed the avatar last, its vertices that carry Gaussians, their lids and lips, and skinning
+    # weights of Gaussians on triangles: found once, not at every call.
+    _carriers: list[tuple[BodyModel, BodyModel, Lids, Lips, Tensor | None]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
 
@@ -94,8 +95,20 @@ class Avatar:
         """The part of `body` that carries the Gaussians, one vertex each, its lids, and its lips."""
         if not self._carriers or self._carriers[0][0] is not body:
             ids = self.vertex_ids
-            self._carriers[:] = [(body, body.subset(ids), lids_of(body, ids), lips_of(body, ids))]
-        return self._carriers[0][1:]
+            carrier, surface = body.subset(ids), self.surface
+            weights = None if surface is None else surface.mixed(carrier.lbs_weights[None, None])
+            self._carriers[:] = [(body, carrier, lids_of(body, ids), lips_of(body, ids), weights)]
+        return self._carriers[0][1:4]
+
+    @cached_property
+    def pictures(self) -> Detail:
+        """Its photos and pattern as it was made of them; ValueError without a texture."""
+        texture, pattern = self.texture, None if self.pattern is None else self.pattern.picture
+        if texture is None:
+            raise ValueError("this avatar has no photo: make it of one")
+        if isinstance(texture, PhotoSet):
+            return Detail(texture.textures.photo, texture.textures.mask, pattern)
+        return Detail(texture.photo[:, None], texture.mask[:, None], pattern)
 
     def canonical(self) -> Gaussians:
         """All Gaussians in the T-pose, `[B,N+M+S,...]`: the template's, the loose ones, those on its surface."""
@@ -126,16 +139,16 @@ class Avatar:
         changed._carriers[:] = self._carriers
         return changed
 
-    def _others(self, carrier: BodyModel, added: Tensor | None = None) -> list[tuple[Gaussians, Tensor, Tensor | None]]:
+    def _others(self, added: Tensor | None = None) -> list[tuple[Gaussians, Tensor, Tensor | None]]:
         """What no single vertex carries: Gaussians, their skinning weights, and what expressions add `[B,T,...,3]`.
 
-        `added [B,T,N,3]` is what they add to the template's Gaussians.
+        `added [B,T,N,3]` is what they add to the template's Gaussians. The `_carrier` has been found.
         """
         found: list[tuple[Gaussians, Tensor, Tensor | None]] = []
         if self.loose is not None:
             found.append((self.loose.gaussians, self.loose.skin_weights[:, None], None))
-        if self.surface is not None:
-            weights = self.surface.mixed(carrier.lbs_weights[None, None])
+        weights = self._carriers[0][4]
+        if self.surface is not None and weights is not None:
             found.append((self.surface.gaussians, weights, None if added is None else self.surface.mixed(added)))
         return found
 
@@ -160,7 +173,7 @@ class Avatar:
         carrier, *_ = self._carrier(body)
         transforms = carrier.joint_transforms(replace(params, betas=self.betas[:, None].expand(batch, frames, -1)))
         transforms = transforms[..., :3, :]
-        weights = [carrier.lbs_weights, *(weights for _, weights, _ in self._others(carrier))]
+        weights = [carrier.lbs_weights, *(weights for _, weights, _ in self._others())]
         parts = [blended_transforms(weight, transforms)[..., :3] for weight in weights]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
 
@@ -203,7 +216,7 @@ class Avatar:
         still = _repeat(canonical, frames)
         colors = lips.lit(still.colors, canonical, means)
         parts = [replace(still, means=means, quats=quats, scales=scales, colors=colors)]
-        for other, weights, moved in self._others(carrier, added):
+        for other, weights, moved in self._others(added):
             start = other.means[:, None] if moved is None else other.means[:, None] + moved
             blended = blended_transforms(weights, transforms)
             means = (blended[..., :3] * start[..., None, :]).sum(-1) + blended[..., 3]
@@ -218,15 +231,29 @@ class Avatar:
             body: the body model.
             view: `[B,T]` poses and cameras.
         """
-        posed = self.pose(body, view.body)
+        return self.drawn(body, view, self.pose(body, view.body))
+
+    def drawn(self, body: BodyModel, view: View, posed: Gaussians, is_composed: bool = True) -> SplatMaps:
+        """Splat what `pose` gave for the view's poses: for pictures of several sizes it is posed once.
+
+        Args:
+            body: the body model.
+            view: `[B,T]` poses and cameras.
+            posed: `[B,T,N+M+S,...]`.
+            is_composed: whether the photos are laid over the colours; maps that are enlarged need no more.
+        """
         if not isinstance(self.texture, PhotoSet):
             part = None if self.texture is None else self.part(body, self.texture.part[:, None], posed.means)
-            return splat(posed, view, self.background, self.texture, self.pattern, part)
+            pictures = None if self.texture is None else self.pictures
+            return splat(posed, view, self.background, self.texture, self.pattern, part, pictures, is_composed)
         positions = self.head_positions(body, view.body, posed.means)
         shares = self.texture.shares(view_directions(posed, view.world_to_camera), positions)
         textures = self.texture.textures
         part = self.part(body, textures.part[:, :1], posed.means)
-        return splat_photos(posed, view, self.background, textures, shares.detach(), self.pattern, part)
+        shares = shares.detach()
+        return splat_photos(
+            posed, view, self.background, textures, shares, self.pattern, part, self.pictures, is_composed
+        )
 
     def part(self, body: BodyModel, part: Tensor, means: Tensor) -> Tensor:
         """Part codes `[...,N+M+S]` in a pose, as `Lids.part` and `Lips.part`: of Gaussians at `means [...,N+M+S,3]`."""
@@ -240,7 +267,7 @@ class Avatar:
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
         head = carrier.joint_transforms(shaped)[..., HEAD, :3, :]
         inside = (means - head[..., None, :, 3]) @ head[..., :3]
-        others = (weights[:, 0] for _, weights, _ in self._others(carrier))
+        others = (weights[:, 0] for _, weights, _ in self._others())
         weights = torch.cat([carrier.lbs_weights.expand(batch, -1, -1), *others], dim=1)
         return inside * weights[:, None, :, list(HEAD_JOINTS)].sum(-1, keepdim=True)
 

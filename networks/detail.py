@@ -8,21 +8,20 @@ photo at the output's: as sharp as the photo is, at the cost of reading it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from visa.networks.avatar import Avatar
-from visa.networks.continuation import REACH, continued
+from visa.networks.composition import Composed, composed, larger
+from visa.networks.continuation import continued
 from visa.networks.photo import Photo
-from visa.networks.precision import full_precision
 from visa.networks.projection import project
-from visa.networks.rasterizer.cpu import compose
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.networks.splat_maps import Layers, SplatMaps
-from visa.networks.texture import Detail, PhotoSet, read_photo
+from visa.networks.splat_maps import SplatMaps
+from visa.networks.texture import Detail, PhotoSet
 
 # B people, T frames, K photos, P px of a photo's side, S px of the splat's.
 
@@ -70,87 +69,20 @@ def with_detail(
 
 def detail_of(avatar: Avatar) -> Detail:
     """The avatar's photos in detail, or as it was made of them; ValueError for an avatar without a texture."""
-    if avatar.detail is not None:
-        return avatar.detail
-    texture = avatar.texture
-    if texture is None:
-        raise ValueError("this avatar has no photo: make it of one")
-    picture = None if avatar.pattern is None else avatar.pattern.picture
-    if isinstance(texture, PhotoSet):
-        return Detail(texture.textures.photo, texture.textures.mask, picture)
-    return Detail(texture.photo[:, None], texture.mask[:, None], picture)
+    return avatar.pictures if avatar.detail is None else avatar.detail
 
 
-@dataclass(frozen=True)
-class Composed:
-    """A picture larger than the splat, `[B,T,...]` as of `SplatMaps`.
-
-    Attributes:
-        textured: `[B,T,3,P,P]`.
-        coverage: `[B,T,1,P,P]` its alpha.
-        photo_share: `[B,T,1,P,P]` of the photos' pixels in it.
-    """
-
-    textured: Tensor
-    coverage: Tensor
-    photo_share: Tensor
-
-
-@full_precision
 def enlarged(maps: SplatMaps, detail: Detail, size: int) -> Composed:
     """The maps `[B,T,...]` as a picture of `size` px, its photos read at their own resolution.
 
-    On the CPU, where no gradient is asked for, in one pass over the pixels.
+    Raises:
+        ValueError: maps that were drawn without a texture.
     """
     if maps.layers is None:
         raise ValueError("these maps were drawn without a texture: render the avatar with its photo")
-    needs_grad = torch.is_grad_enabled() and (maps.rgb.requires_grad or maps.layers.share.requires_grad)
-    if maps.rgb.is_cuda or maps.rgb.dtype != torch.float32 or needs_grad:
-        return _enlarged_by_tensors(maps, maps.layers, detail, size)
-    pattern, picture = maps.pattern, detail.pattern
-    if pattern is None or picture is None:
-        pattern, picture = replace(maps.layers, share=torch.zeros_like(maps.layers.share)), detail.photo[:, 0]
-    parts = [maps.rgb, maps.alpha, *_channels(pattern, 0)]
-    for index in range(maps.layers.share.shape[2]):
-        parts += _channels(maps.layers, index)
-    stacked = torch.cat(parts, dim=2)
-    textured, further = compose(stacked, detail.photo, detail.mask, picture, REACH, size)
-    return Composed(textured, *further.split(1, dim=2))
-
-
-def _channels(layers: Layers, index: int) -> list[Tensor]:
-    """Motion, weight and share of one picture, each `[B,T,.,S,S]`."""
-    return [layers.moved[:, :, index], layers.weight[:, :, index], layers.share[:, :, index]]
-
-
-def _larger(values: Tensor, size: int) -> Tensor:
-    """`[B,T,D,S,S]` -> `[B,T,D,size,size]`."""
-    return F.interpolate(values.flatten(0, 1), (size, size), mode="bilinear").unflatten(0, values.shape[:2])
-
-
-def _enlarged_by_tensors(maps: SplatMaps, layers: Layers, detail: Detail, size: int) -> Composed:
-    """`enlarged` on any device, with gradients: what its kernel is tested against."""
-
-    def read(layer: Layers, index: int, picture: Tensor, mode: str, reach: float = 1.0) -> Tensor:
-        """Motion and its weight are enlarged apart: past a silhouette there is no motion to be mixed in."""
-        moved, weight = _larger(layer.moved[:, :, index], size), _larger(layer.weight[:, :, index], size)
-        return read_photo(picture, moved / weight.clamp_min(1e-4), mode, reach)
-
-    rgb, alpha = _larger(maps.rgb, size), _larger(maps.alpha, size)
-    base = rgb
-    if maps.pattern is not None and detail.pattern is not None:
-        cloth = read(maps.pattern, 0, detail.pattern, "bicubic", REACH).clamp(0, 1)
-        base = torch.lerp(rgb, cloth, _larger(maps.pattern.share[:, :, 0], size))
-    textured, coverage, total = base, alpha, torch.zeros_like(alpha)
-    for index in range(layers.share.shape[2]):
-        share = _larger(layers.share[:, :, index], size)
-        pixels = read(layers, index, detail.photo[:, index], "bicubic").clamp(0, 1)
-        inside = read(layers, index, detail.mask[:, index], "bilinear")
-        textured, coverage = textured + share * (pixels - base), coverage + share * (inside - alpha)
-        total = total + share
-    return Composed(textured, coverage, total)
+    return composed(maps.rgb, maps.alpha, maps.layers, maps.pattern, detail, size)
 
 
 def painted_at(maps: SplatMaps, change: Tensor, detail: Detail, size: int) -> Tensor:
     """Pictures `[B,T,3,size,size]`: what painting changes, `[B,T,3,.,.]` of any size, on the enlarged maps."""
-    return enlarged(maps, detail, size).textured + _larger(change, size)
+    return enlarged(maps, detail, size).textured + larger(change, size)

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visa.networks.avatar import Loose
-from visa.networks.compositing import covered_by_photo
 from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer import rasterize
 from visa.networks.rotation import matrix_to_quaternion
 from visa.networks.skinning import unposed
+from visa.networks.standing import covered_by_photo
 
 # B photos, N Gaussians of the template, M loose ones, S of the template's as carriers, G cells along the photo's side.
 

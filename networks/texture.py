@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from visa.networks.gaussians import Gaussians
 from visa.networks.photo import Photo
 from visa.networks.precision import full_precision
 from visa.networks.rasterizer import rasterize
+from visa.networks.rasterizer.cpu import readable
 from visa.networks.rotation import quaternion_multiply
 
 # B people, T frames, K photos, N Gaussians.
@@ -115,6 +117,18 @@ class Detail:
     photo: Tensor
     mask: Tensor
     pattern: Tensor | None = None
+
+    @cached_property
+    def photo_pixels(self) -> Tensor:
+        """Photos and mattes as `networks.rasterizer.cpu.compose` reads them."""
+        return readable(torch.cat([self.photo, self.mask], dim=2))
+
+    @cached_property
+    def pattern_pixels(self) -> Tensor:
+        """The same of the pattern; the first photo's without one."""
+        if self.pattern is None:
+            return self.photo_pixels[:, 0]
+        return readable(F.pad(self.pattern, (0, 0, 0, 0, 0, 1)))
 
 
 def stacked(textures: list[Texture]) -> Texture:

@@ -14,6 +14,7 @@ from visa.networks.avatar import Avatar
 from visa.networks.body import FIELD_SHAPES, BodyParams
 from visa.networks.detail import geometry_size, painted_at, with_detail
 from visa.networks.photo import Photo
+from visa.networks.rasterizer.cpu import kernels_alone
 from visa.networks.rollout import CausalRollout
 from visa.networks.shader import ShaderCondition
 from visa.networks.splat_maps import MatteOptions
@@ -109,7 +110,7 @@ class AvatarStream:
         matte: MatteOptions = MatteOptions(),  # noqa: B008
     ) -> None:
         self.conditioner, self.rollout, self.seed, self.matte = conditioner, rollout, seed, matte
-        self._avatar: Avatar | None = None  # as the shader is told of it; `_shown` is what its larger pictures show
+        self._avatar: Avatar | None = None
         self._still: ShaderCondition | None = None
         self._poses = PoseQueue(conditioner.body.num_expressions)
         self.chunk_seconds: list[float] = []
@@ -145,7 +146,7 @@ class AvatarStream:
             geometry: px at which what is shown with `detail` is drawn; None takes the shader's.
             still: what the shader is told of the photo; None makes it.
         """
-        self._avatar, self._shown = avatar, avatar.without_features()
+        self._avatar = avatar
         self._still = still if still is not None else self.conditioner.still(avatar, photo)
         self._output_size, self._geometry, self._camera = size, geometry, photo.view()
         self._poses.clear()
@@ -194,18 +195,23 @@ class AvatarStream:
         """
         if self._avatar is None or self._still is None:
             raise ValueError("the stream has not begun: call start with the photo first")
-        splat = self._avatar.render(self.conditioner.body, view)
+        body, avatar = self.conditioner.body, self._avatar
+        with kernels_alone():
+            posed = avatar.pose(body, view.body)
+            splat = avatar.drawn(body, view, posed)
         chunk = replace(
             self._still, guide=self._guides.encode(splat.textured), maps=splat.condition(), starts_clip=self._is_first
         )
         latents = self.rollout.step(chunk, self._generator)
         self._is_first = False
         painted = splat.matted(self._decoder.decode(latents), self.matte)
-        if self._avatar.detail is not None:
+        if avatar.detail is not None:
             shown = splat
-            if self._geometry is not None and self._geometry != view.size:
-                shown = self._shown.render(self.conditioner.body, view.resized(self._geometry))
-            painted = painted_at(shown, painted - splat.textured, self._avatar.detail, self._output_size)
+            with kernels_alone():
+                if self._geometry is not None and self._geometry != view.size:
+                    plain = replace(posed, features=posed.features[..., :0])  # only the shader reads features
+                    shown = avatar.drawn(body, view.resized(self._geometry), plain, is_composed=False)
+                painted = painted_at(shown, painted - splat.textured, avatar.detail, self._output_size)
         return painted, splat.rgb
 
     def chunks(self, batch: VideoBatch) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,20 +6,26 @@ first use, `tbb` is one more dependency. This pool takes concurrent calls, and a
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from visa.networks.rasterizer import kernels
-from visa.networks.rasterizer.compose import compose_rows
+from visa.networks.rasterizer.compose import BORDER, compose_rows
+from visa.networks.rasterizer.simd import LANES
+from visa.networks.rasterizer.standing import filter_maps, stand_frames
 
 _PAIR_BUFFER_BYTES = 64 << 20  # the backward pass takes as many frames at once as fit in it (one at least)
 _pool: ThreadPoolExecutor | None = None
+_kernel_threads: ContextVar[int | None] = ContextVar("kernel_threads", default=None)  # None: as many as torch's
 
 
 def _forget_pool() -> None:
@@ -38,9 +44,26 @@ def _threads() -> ThreadPoolExecutor:
     return _pool
 
 
+@contextmanager
+def kernels_alone() -> Iterator[None]:
+    """Torch's own operations on one thread meanwhile, kernels on as many as torch had.
+
+    For few frames at a time: operations on some ten thousand Gaussians are not faster on two threads, and OpenMP's
+    threads wait for the next one by spinning, which takes the core from the kernels' threads.
+    """
+    count = torch.get_num_threads()
+    token = _kernel_threads.set(_kernel_threads.get() or count)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+        _kernel_threads.reset(token)
+
+
 def _run(kernel: Callable, num_tasks: int, *args: Any) -> None:
     """Run a ticketed kernel on as many threads as torch may use."""
-    helpers = min(torch.get_num_threads(), num_tasks) - 1
+    helpers = min(_kernel_threads.get() or torch.get_num_threads(), num_tasks) - 1
     ticket = np.zeros(1, np.int64)
     futures: list[Future] = [_threads().submit(kernel, ticket, *args) for _ in range(helpers)]
     kernel(ticket, *args)
@@ -147,25 +170,71 @@ def rasterize_cpu(
     return _Splatting.apply(means, quats, scales, opacities, features, intrinsics, world_to_camera, width, height, near)
 
 
-def compose(
-    maps: Tensor, photos: Tensor, mattes: Tensor, pattern: Tensor, reach: float, size: int
-) -> tuple[Tensor, Tensor]:
-    """Pictures larger than the splat, without gradients.
+def readable(pictures: Tensor) -> Tensor:
+    """Pictures `[...,4,h,w]`, RGB and matte, as `compose` reads them: `[...,h+8,w+8,4]`, borders repeated."""
+    return (
+        F.pad(pictures.flatten(0, -4), [BORDER] * 4, "replicate")
+        .view(*pictures.shape[:-2], *(side + 2 * BORDER for side in pictures.shape[-2:]))
+        .movedim(-3, -1)
+        .contiguous()
+    )
+
+
+def compose(maps: Sequence[Tensor], photos: Tensor, pattern: Tensor, reach: float, size: int) -> tuple[Tensor, Tensor]:
+    """Pictures of the splat's size or larger, without gradients.
 
     Args:
-        maps: `[B,T,8+4K,S,S]`, see `networks.rasterizer.compose`.
-        photos: `[B,K,3,P,P]`.
-        mattes: `[B,K,1,P,P]`.
-        pattern: `[B,3,h,w]`, covers places from -`reach` to `reach`.
+        maps: `[B,T,.,S,S]`, 8 + 4K channels together, see `networks.rasterizer.compose`.
+        photos: of `[B,K,4,P,P]`, by `readable`.
+        pattern: of `[B,4,h,w]`, by `readable`; covers places from -`reach` to `reach`.
         reach: of the pattern.
         size: px of the output.
 
     Returns:
         textured `[B,T,3,size,size]`; coverage and the photos' share `[B,T,2,size,size]`.
     """
-    frames = maps.shape[:2]
-    arrays = [value.detach().contiguous().numpy() for value in (maps.flatten(0, 1), photos, mattes[:, :, 0], pattern)]
-    textured = maps.new_empty(len(arrays[0]), 3, size, size)
-    further = maps.new_empty(len(arrays[0]), 2, size, size)
-    _run(compose_rows, len(textured) * size, *arrays, reach, textured.numpy(), further.numpy())
+    first, channels, begin = maps[0], sum(value.shape[2] for value in maps), 0
+    together = first.new_empty(*first.shape[:2], *first.shape[-2:], channels + -channels % LANES)
+    for value in maps:
+        together[..., begin : begin + value.shape[2]] = value.detach().movedim(2, -1)
+        begin += value.shape[2]
+    together = together.flatten(0, 1).flatten(2)
+    sides = [side - 2 * BORDER for side in (photos.shape[2], *pattern.shape[1:3])]
+    textured = first.new_empty(len(together), 3, size, size)
+    further = first.new_empty(len(together), 2, size, size)
+    _run(
+        compose_rows, len(textured) * size, together.numpy(), _flat(photos), (*photos.shape[:2], sides[0]),
+        _flat(pattern), (sides[1], sides[2]), reach, textured.numpy(), further.numpy(),
+    )  # fmt: skip
+    frames = first.shape[:2]
     return textured.unflatten(0, frames), further.unflatten(0, frames)
+
+
+def filtered(maps: Tensor, reach: int, kind: Literal["mean", "least"]) -> Tensor:
+    """`[M,1,H,W]`, without gradients: of squares of 2 `reach` + 1 px; beyond the border are zeros, or nothing."""
+    plain = maps.detach().contiguous()
+    found = torch.empty_like(plain)
+    _run(filter_maps, len(plain), plain[:, 0].numpy(), reach, kind == "mean", found[:, 0].numpy())
+    return found
+
+
+def standing(maps: Tensor, mattes: Tensor, parts: Tensor, reaches: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Where the photos' pixels stand in a picture, without gradients.
+
+    Args:
+        maps: `[B,T,3+4K,H,W]`, see `networks.rasterizer.standing`.
+        mattes: `[B,K,1,P,P]`.
+        parts: `[B,K,1,P,P]` part codes.
+        reaches: px, of the means, of what counts as amid the person and of what lies beside the unseen.
+
+    Returns:
+        Means around each pixel `[B,T,2+2K,H,W]`: of alpha, of what is shown, of each photo's weight and trust; and how
+        far each photo's pixel is right there, `[B,T,K,H,W]`.
+    """
+    frames, (height, width) = maps.shape[:2], maps.shape[-2:]
+    arrays = [value.detach().contiguous().numpy() for value in (maps.flatten(0, 1), mattes[:, :, 0], parts[:, :, 0])]
+    count = mattes.shape[1]
+    near = maps.new_empty(len(arrays[0]), 2 + 2 * count, height, width)
+    fits = maps.new_empty(len(arrays[0]), count, height, width)
+    _run(stand_frames, len(arrays[0]), *arrays, reaches, near.numpy(), fits.numpy())
+    return near.unflatten(0, frames), fits.unflatten(0, frames)

@@ -28,7 +28,7 @@ from visa.networks.anatomy import Kind, Region
 from visa.networks.anchors import Anchors
 from visa.networks.avatar import Avatar
 from visa.networks.body import BodyModel, BodyParams
-from visa.networks.compositing import OTHER_PART, SAME_PART, splat
+from visa.networks.compositing import splat
 from visa.networks.gaussians import Gaussians
 from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
@@ -36,6 +36,7 @@ from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.regions import DetailRegions, part_code
 from visa.networks.rotation import matrix_to_quaternion, quaternion_multiply
 from visa.networks.splat_maps import MatteOptions, SplatMaps
+from visa.networks.standing import OTHER_PART, SAME_PART
 from visa.networks.template import build_template, part_vertices, refine_template
 from visa.networks.texture import Texture
 from visa.networks.view import Camera

@@ -19,7 +19,8 @@ from visa.datamodules.retarget import retarget
 from visa.datamodules.video import PredictInput, VideoDataModule
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
-from visa.networks.detail import _enlarged_by_tensors, enlarged, geometry_size, painted_at, with_detail
+from visa.networks.composition import composed_by_tensors
+from visa.networks.detail import enlarged, geometry_size, painted_at, with_detail
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.splat_maps import Layers, SplatMaps
 from visa.networks.texture import Detail
@@ -111,7 +112,7 @@ def test_maps_without_a_texture_are_refused() -> None:
         enlarged(replace(still_maps(1.0), layers=None), noise_detail(), LARGE)
 
 
-@pytest.mark.parametrize("size", [LARGE, 100])
+@pytest.mark.parametrize("size", [LARGE, 100, SMALL])
 @pytest.mark.parametrize("has_pattern", [False, True])
 def test_the_kernel_composes_as_tensors_do(size: int, has_pattern: bool) -> None:
     """Two people of two photos each, random motion that leads out of the photos, weights and shares down to zero."""
@@ -128,7 +129,8 @@ def test_the_kernel_composes_as_tensors_do(size: int, has_pattern: bool) -> None
     maps = SplatMaps(rgb, alpha, rgb[:, :, :0], rgb, alpha, alpha, layers(2), layers(1) if has_pattern else None)
     detail = Detail(drawn(2, 2, 3, 90, 90), drawn(2, 2, 1, 90, 90), drawn(2, 3, 180, 178) if has_pattern else None)
     assert maps.layers is not None
-    found, expected = enlarged(maps, detail, size), _enlarged_by_tensors(maps, maps.layers, detail, size)
+    found = enlarged(maps, detail, size)
+    expected = composed_by_tensors(maps.rgb, maps.alpha, maps.layers, maps.pattern, detail, size)
     for name in vars(expected):
         torch.testing.assert_close(
             getattr(found, name), getattr(expected, name), atol=1e-3, rtol=0
