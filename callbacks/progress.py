@@ -20,11 +20,14 @@ class ProgressLines(Callback):
         if seconds < 0:
             raise ValueError(f"progress lines every {seconds} seconds: give 0 or more")
         self.seconds = seconds
-        self._begin = self._said = 0.0
+        self._begin = self._said = self._trained_from = time.monotonic()
         self._num_done = self._first = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._begin = self._said = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trained_from = time.monotonic()  # a first validation lies before it
         self._num_done = self._first = trainer.fit_loop.total_batch_idx + 1  # a resumed fit has done some
 
     def on_train_batch_end(
@@ -45,7 +48,7 @@ class ProgressLines(Callback):
         self._say(trainer, f"validation after batch {self._num_done}, window {batch_idx + 1}")
 
     def _rest(self, trainer: Trainer) -> str:
-        each = (time.monotonic() - self._begin) / (self._num_done - self._first)
+        each = (time.monotonic() - self._trained_from) / (self._num_done - self._first)
         left = each * (float(trainer.num_training_batches) - self._num_done)
         return f", {each:.1f} s each, {left / 60:.0f} min left"
 

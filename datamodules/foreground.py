@@ -10,6 +10,8 @@ estimation (Germer et al., 2020). Laplacian, solver and estimation are PyMatting
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -63,6 +65,17 @@ def _half_width(depth: Floats) -> Floats:
     return width
 
 
+@contextmanager
+def _kept_threads() -> Iterator[None]:
+    """PyMatting has numba start OpenMP, which sets torch's number of threads to that of the cores."""
+    count = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
+@_kept_threads()
 def _separated(image: Floats, matte: Floats, trimap: Floats) -> tuple[Floats, Floats]:
     """Colours `[H,W,3]` and finer matte `[H,W]` of what the trimap leaves open."""
     _announce()

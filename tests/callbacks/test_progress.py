@@ -19,7 +19,7 @@ def run(folder: Path, lines: ProgressLines, checkpoint: Path | None = None) -> N
         limit_train_batches=6,
         limit_val_batches=1,
         val_check_interval=3,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=1,
         max_epochs=1,
         logger=False,
         callbacks=[lines, kept],
@@ -36,8 +36,10 @@ def test_a_line_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [line.partition(",")[0] for line in said if line.startswith("batch")] == [
         f"batch {k} of 6" for k in range(1, 7)
     ]
-    assert said[0].endswith(" min left")
-    assert said[3] == "validation after batch 3, window 1"
+    assert said[0] == "validation after batch 0, window 1"
+    assert said[1].endswith(" min left")
+    assert said[4] == "validation after batch 3, window 1"
+    assert all(float(line.strip("[").partition(" s]")[0]) < 600 for line in lines)  # since the run began
 
 
 def test_a_resumed_run_counts_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

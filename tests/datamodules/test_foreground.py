@@ -1,7 +1,11 @@
 """Mattes and colours without their background: against a picture that was composed of known parts."""
 
+import subprocess
+import sys
+
 import torch
 
+from tests.conftest import ROOT
 from visa.datamodules.foreground import cleaned
 
 SIZE = 96
@@ -66,3 +70,15 @@ def test_a_matte_of_nothing_changes_nothing() -> None:
     colors, mattes = cleaned(image, nothing)
     assert torch.equal(colors, image)
     assert torch.equal(mattes, nothing)
+
+
+def test_torch_keeps_its_threads() -> None:
+    """In a process of its own: OpenMP is started once."""
+    script = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from tests.datamodules.test_foreground import composed, disc\n"
+        "from visa.datamodules.foreground import cleaned\n"
+        "cleaned(composed(disc(30, 4.0)), disc(32, 4.0)); print(torch.get_num_threads())"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "1"
