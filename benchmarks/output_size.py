@@ -21,7 +21,7 @@ from torch import Tensor
 from visa.benchmarks.command import add_clips, add_stride, clip_paths, command_line, print_json, run, say
 from visa.benchmarks.fit import CLIPS, FIT, compare, read
 from visa.datamodules.batch import VideoBatch
-from visa.evaluation.regions import face_points
+from visa.evaluation.regions import face_points, face_squares
 from visa.evaluation.table import format_table
 from visa.networks.avatar import Avatar
 from visa.networks.detail import detail_of, enlarged, with_detail
@@ -33,7 +33,7 @@ from visa.runtime.conditioner import photo_of
 from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 
 CHUNK = 4  # frames at a time
-FACE, AROUND = 192, 0.7  # px of a face's square, and half of its side in sides of the face
+FACE = 192  # px of a face's square
 
 
 def fitted(reconstructor: GaussianReconstructor, batch: VideoBatch) -> Avatar:
@@ -56,17 +56,6 @@ def shown(
         maps = avatar.render(reconstructor.body, part.view())
         frames.append(finish(maps)[0])
     return torch.cat(frames), 1000 * (time.perf_counter() - start) / batch.frames.shape[1]
-
-
-def faces(frames: Tensor, points: Tensor) -> Tensor:
-    """Squares `[T,3,FACE,FACE]` of `frames [T,3,P,P]` around the points `[T,L,2]` px of a face."""
-    low, high = points.amin(dim=1), points.amax(dim=1)
-    middle, half = (low + high) / 2, AROUND * (high - low).amax(dim=1)
-    steps = torch.linspace(-1, 1, FACE)
-    square = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
-    grid = middle[:, None, None] + half[:, None, None, None] * square
-    grid = grid / (frames.shape[-1] / 2) - 1
-    return F.grid_sample(frames, grid, "bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
 
 
 def measure(
@@ -93,7 +82,7 @@ def measure(
                 continue
             frames, figures[f"{name}_ms"] = shown(reconstructor, avatar, small, finish)
             figures[f"{name}_psnr"], figures[f"{name}_perceptual"] = compare(frames, truth)
-            _, figures[f"{name}_face"] = compare(faces(frames, points), faces(truth, points))
+            _, figures[f"{name}_face"] = compare(*(face_squares(one, points, FACE) for one in (frames, truth)))
     return figures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from visa.artifacts.files import shipped
@@ -18,6 +19,7 @@ PARTS = {
     "eyes": ((33, 133, 159, 145), (263, 362, 386, 374)),
     "mouth": ((61, 291, 0, 17),),
 }
+AROUND = 0.7  # half of the side of a square around a face, in sides of the face
 MARGIN = 0.3  # of a box's larger side, added all around
 
 
@@ -46,6 +48,17 @@ def face_points(body: BodyModel, view: View) -> Tensor:
     seen = points @ view.world_to_camera[..., :3, :3].mT + view.world_to_camera[..., None, :3, 3]
     pixels = seen @ view.intrinsics.mT
     return pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3)
+
+
+def face_squares(frames: Tensor, points: Tensor, side: int) -> Tensor:
+    """Squares `[T,3,side,side]` in [0,1] of `frames [T,3,P,P]` around a face's points `[T,478,2]` px, enlarged."""
+    low, high = points.amin(dim=1), points.amax(dim=1)
+    middle, half = (low + high) / 2, AROUND * (high - low).amax(dim=1)
+    steps = torch.linspace(-1, 1, side, device=frames.device)
+    square = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
+    grid = middle[:, None, None] + half[:, None, None, None] * square
+    grid = grid / (frames.shape[-1] / 2) - 1
+    return F.grid_sample(frames, grid, "bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
 
 
 def face_regions(points: Tensor, size: int) -> dict[str, Tensor]:

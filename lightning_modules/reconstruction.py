@@ -17,7 +17,7 @@ from visa.datamodules.batch import VideoBatch
 from visa.datamodules.spread import spread_frames
 from visa.evaluation.evaluation import Prediction
 from visa.evaluation.image import psnr
-from visa.evaluation.larger import larger_rows
+from visa.evaluation.larger import larger_frames, larger_rows, larger_sheet
 from visa.evaluation.novel_motion import add_cross_motion, photo_sheet
 from visa.evaluation.report import TestReport
 from visa.evaluation.turned import turned_figures
@@ -285,7 +285,9 @@ class Reconstruction(Stage):
         clip, numbers = module.clip_named(name), batch.frame_numbers[0].cpu().numpy()
         large = module.reader.read(clip, numbers, int(batch.reference_numbers[0]), size)
         large = self.transfer_batch_to_device(large, self.device, 0)
-        rows = larger_rows(self.reconstructor, self.fit, avatar, batch, large)
+        frames = larger_frames(self.reconstructor, self.fit, avatar, batch, large)
+        write_image(self.report.directory / f"{name}_{size}.png", larger_sheet(self.reconstructor.body, frames, large))
+        rows = larger_rows(frames, large)
         self.report.add_rows(name, rows, f"measured at {size} px, in some frames of the first block")
 
     def _further_photos(self, batch: VideoBatch, count: int) -> list[Photo]:
