@@ -39,7 +39,7 @@ from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.photo import Photo
 from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 from visa.tools.track.correspond import DEFAULT_LANDMARKS, LIP_CORNERS, LOWER_INNER_LIP, UPPER_INNER_LIP
 

@@ -20,7 +20,7 @@ from visa.benchmarks.command import command_line, print_json, run, say, say_figu
 from visa.datamodules.clip import Clip
 from visa.datamodules.windows import WindowReader
 from visa.evaluation.image import psnr
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import COMMANDS, build_reconstructor
 
 Floats = NDArray[np.float32]

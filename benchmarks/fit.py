@@ -34,7 +34,7 @@ from visa.evaluation.table import format_table
 from visa.networks.avatar import Avatar
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 
 CLIPS = ["assets/clips/webcam_man.mp4"]

@@ -29,7 +29,7 @@ from visa.networks.fit import fit_avatar
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.splat_maps import SplatMaps
 from visa.networks.texture import Detail
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import BODY, WEIGHTS, load_reconstructor
 
 CHUNK = 4  # frames at a time

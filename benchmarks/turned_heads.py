@@ -27,7 +27,7 @@ from visa.losses.perceptual import PerceptualDistance
 from visa.networks.fit import FitOptions, fitted_avatar
 from visa.networks.joints import HEAD, NECK, SPINE
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 
 CLIPS = ["assets/clips/webcam_man.mp4"]

@@ -17,7 +17,7 @@ from visa.networks.body import BodyModel
 from visa.networks.detail import detail_of, enlarged, geometry_size, with_detail
 from visa.networks.fit import FitOptions, fitted_avatar
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 
 CHUNK = 4  # frames at a time
 SHOWN = 5  # frames of a sheet

@@ -20,7 +20,7 @@ from visa.networks.body import BodyModel, rotation_matrices
 from visa.networks.fit import FitOptions, fitted_avatar
 from visa.networks.joints import HEAD
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 
 IDENTITY_EVERY = 8  # frames, as in the rows that have a truth
 NO_TRUTH = "another person's motion: there is no true frame"

@@ -34,7 +34,7 @@ from visa.networks.photo import Photo
 from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.regions import DetailRegions
 from visa.networks.splat_maps import SplatMaps
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import COMMANDS, build_reconstructor
 
 LARGER_FRAMES = 12  # of a block, most that rows of larger pictures are measured in

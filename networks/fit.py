@@ -165,7 +165,7 @@ class _Fit:
         self.reconstructor, self.avatar, self.photo, self.options = reconstructor, avatar, photo, options
         assert isinstance(avatar.texture, Texture)
         params = photo.view().body
-        self.size = photo.mask[0].numel() / _PIXELS
+        self.ratio = photo.mask[0].numel() / _PIXELS
         self.start, self.posed = avatar.canonical(), _first(avatar.pose(reconstructor.body, params))
         # Of a colour, by the pose: 1 but for teeth, and where there is no colour to compare.
         self.light = torch.where(self.start.colors > 1e-3, self.posed.colors / self.start.colors.clamp_min(1e-3), 1.0)
@@ -283,13 +283,13 @@ class _Fit:
         errors = torch.stack([self._unlikeness(number) for number in chosen]).mean(dim=0)
         options = self.options
         pulls = [getattr(options, f"{name}_pull") * self._strain(self.changes[name]) for name in _CHANGES]
-        pulls += [self.size * self.further[number - 1].pull() for number in chosen if number > 0]
+        pulls += [self.ratio * self.further[number - 1].pull() for number in chosen if number > 0]
         return errors + torch.stack(pulls).sum(dim=0)
 
     def _strain(self, change: Tensor) -> Tensor:
         """`[B]` of a change `[B,N+M,...]`, squared: the template's Gaussians cover more pixels of a larger photo."""
         template, others = change.square().split([self.rest.shape[1], change.shape[1] - self.rest.shape[1]], dim=1)
-        return self.size * template.flatten(1).sum(dim=1) + others.flatten(1).sum(dim=1)
+        return self.ratio * template.flatten(1).sum(dim=1) + others.flatten(1).sum(dim=1)
 
     def _unlikeness(self, number: int) -> Tensor:
         """`[B]` summed L1 of colour and alpha in a photo's view, and what SSIM says of it."""

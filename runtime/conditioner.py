@@ -19,18 +19,7 @@ from visa.networks.precision import full_precision
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.shader import ShaderCondition
 from visa.networks.splat_maps import SplatMaps
-
-
-def photo_of(batch: VideoBatch) -> Photo:
-    """The reference photo of a batch as reconstruction reads it."""
-    return Photo(
-        image=batch.reference,
-        mask=batch.reference_mask,
-        body=batch.reference_body,
-        intrinsics=batch.reference_intrinsics,
-        world_to_camera=batch.reference_world_to_camera,
-        background=batch.background,
-    )
+from visa.runtime.photos import photo_of
 
 
 def _is_same(first: Photo, second: Photo) -> bool:

@@ -12,39 +12,15 @@ from torch import Tensor
 from visa.datamodules.batch import VideoBatch
 from visa.networks.avatar import Avatar
 from visa.networks.body import FIELD_SHAPES, BodyParams
-from visa.networks.detail import geometry_size, painted_at, with_detail
+from visa.networks.detail import painted_at, with_detail
 from visa.networks.photo import Photo
 from visa.networks.rasterizer.cpu import kernels_alone
 from visa.networks.rollout import CausalRollout
 from visa.networks.shader import ShaderCondition
 from visa.networks.splat_maps import MatteOptions
-from visa.networks.view import Camera, View, resized_intrinsics
-from visa.runtime.conditioner import Conditioner, photo_of
-
-
-def fine_photos(batch: VideoBatch) -> list[tuple[Tensor, Tensor]]:
-    """The batch's photos and mattes at the resolution of the output; none where it is that of its frames."""
-    found = []
-    for one in [batch, *batch.further]:
-        if one.fine_reference is None or one.fine_reference_mask is None:
-            return []
-        found.append((one.fine_reference, one.fine_reference_mask))
-    return found
-
-
-def at_geometry(batch: VideoBatch) -> VideoBatch:
-    """The batch with its photos at the size that geometry is made at, from those of the output's size."""
-    fine = fine_photos(batch)
-    size = max(geometry_size(fine[0][0].shape[-1]), batch.reference.shape[-1])
-
-    def resized(one: VideoBatch, image: Tensor, mask: Tensor) -> VideoBatch:
-        factor = image.shape[-1] / one.reference.shape[-1]
-        intrinsics = resized_intrinsics(one.reference_intrinsics, factor)
-        photo = replace(photo_of(one), image=image, mask=mask, intrinsics=intrinsics).resized(size)
-        return replace(one, reference=photo.image, reference_mask=photo.mask, reference_intrinsics=photo.intrinsics)
-
-    first, *further = (resized(one, *pictures) for one, pictures in zip([batch, *batch.further], fine, strict=True))
-    return replace(first, further=further)
+from visa.networks.view import Camera, View
+from visa.runtime.conditioner import Conditioner
+from visa.runtime.photos import at_geometry, fine_photos, photo_of
 
 
 def view_of(camera: Camera, body: BodyParams) -> View:

@@ -18,7 +18,7 @@ from visa.datamodules.decode import BrokenVideo
 from visa.datamodules.video import VideoDataModule
 from visa.lightning_modules.shading import ShadingStage
 from visa.runtime.avatar_cache import AvatarCache
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 
 
 def cache_of(model: ShadingStage, data: VideoDataModule) -> AvatarCache:

@@ -40,7 +40,7 @@ from visa.networks.body import BodyModel
 from visa.networks.gaussians import Gaussians
 from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.template import build_template
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import COMMANDS, build_reconstructor
 
 BODY = "assets/body/smplx_anny.npz"

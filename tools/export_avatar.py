@@ -23,7 +23,7 @@ from visa.networks.body import BodyModel
 from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.photo import Photo
 from visa.runtime.avatar_files import save_avatar
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 from visa.runtime.splat_files import write_splat
 from visa.tools.track.on_demand import tracked

@@ -18,7 +18,7 @@ from visa.networks.gaussians import Gaussians
 from visa.networks.joints import HEAD
 from visa.networks.photo import Photo
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 
 SIZE = 64
 

@@ -40,7 +40,7 @@ from visa.networks.standing import OTHER_PART, SAME_PART
 from visa.networks.template import build_template, part_vertices, refine_template
 from visa.networks.texture import Texture
 from visa.networks.view import Camera
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import build_reconstructor
 
 BODY = ROOT / "assets/body/smplx_anny.npz"

@@ -24,9 +24,8 @@ from visa.networks.detail import enlarged, geometry_size, painted_at, with_detai
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.splat_maps import Layers, SplatMaps
 from visa.networks.texture import Detail
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import at_geometry, fine_photos, photo_of
 from visa.runtime.shipped import BACKGROUND, BODY
-from visa.runtime.stream import at_geometry, fine_photos
 
 SMALL, LARGE = 32, 128
 CLIP = "assets/clips/webcam_man.mp4"

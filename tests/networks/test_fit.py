@@ -27,7 +27,8 @@ from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime import conditioner
-from visa.runtime.conditioner import Conditioner, photo_of
+from visa.runtime.conditioner import Conditioner
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import build_reconstructor
 
 SIZE = 64

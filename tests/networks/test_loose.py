@@ -18,7 +18,7 @@ from visa.networks.loose import LEAST
 from visa.networks.photo import Photo
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 
 BODY = ROOT / "assets/body/smplx_anny.npz"
 RED = (0.9, 0.1, 0.1)

@@ -18,7 +18,7 @@ from visa.networks.outline import MOST_GROWN, RIM, outlined
 from visa.networks.photo import Photo
 from visa.networks.projection import project
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 
 SIZE = 96
 

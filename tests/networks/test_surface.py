@@ -24,7 +24,7 @@ from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.surface import cell_size
 from visa.networks.view import View
 from visa.runtime.avatar_files import load_avatar, save_avatar
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import BODY
 from visa.tools.export_avatar import export, read_photo
 

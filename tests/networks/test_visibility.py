@@ -20,7 +20,7 @@ from visa.networks.projection import project
 from visa.networks.rasterizer.mesh import view_mesh
 from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.view import View
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 
 SIZE = 64
 

@@ -37,7 +37,8 @@ from visa.networks.reconstructor import GaussianReconstructor
 from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.networks.view import View
 from visa.runtime.avatar_cache import AvatarCache
-from visa.runtime.conditioner import Conditioner, photo_of
+from visa.runtime.conditioner import Conditioner
+from visa.runtime.photos import photo_of
 from visa.tools import cache_avatars
 
 BODY = "assets/body/smplx_anny.npz"

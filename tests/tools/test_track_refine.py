@@ -23,7 +23,7 @@ from visa.networks.avatar import Avatar
 from visa.networks.body import BodyParams, rotation_matrices
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.tools.track.fit import fit
 from visa.tools.track.options import FitOptions
 from visa.tools.track.refine import ERRORS, FIELDS, PLACE, RefineOptions, _Comparison, moved, refine_clip, refine_file

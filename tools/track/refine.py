@@ -34,7 +34,7 @@ from visa.networks.fit import FitOptions, fit_avatar
 from visa.networks.joints import COLLARS, ELBOWS, HEAD, NECK, SHOULDERS, SPINE, WRISTS
 from visa.networks.rasterizer import rasterize
 from visa.networks.reconstructor import GaussianReconstructor
-from visa.runtime.conditioner import photo_of
+from visa.runtime.photos import photo_of
 from visa.runtime.shipped import BACKGROUND, BODY, WEIGHTS, load_reconstructor
 from visa.tools.track.skeleton import matrix_to_axis_angle
 
