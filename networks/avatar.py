@@ -8,13 +8,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from visa.networks.body import BodyModel, BodyParams
+from visa.networks.body import BodyModel, BodyParams, skin
 from visa.networks.compositing import splat, splat_photos
 from visa.networks.gaussians import Gaussians, concatenated
 from visa.networks.joints import HEAD, HEAD_JOINTS
 from visa.networks.lids import Lids, lids_of
 from visa.networks.lips import Lips, lips_of
 from visa.networks.precision import full_precision
+from visa.networks.rasterizer.cpu import riders, skinned
+from visa.networks.rasterizer.skinning import Riders
 from visa.networks.rotation import quaternion_multiply
 from visa.networks.skinning import blended_transforms, blended_turn, joint_turns, mix_corners, unposed
 from visa.networks.splat_maps import SplatMaps
@@ -58,6 +60,69 @@ class Surface:
 
 
 @dataclass(frozen=True)
+class Carrier:
+    """What of a body model carries an avatar's Gaussians.
+
+    Attributes:
+        body: the body model.
+        model: its vertices that carry the template's Gaussians, one each.
+        lids: of those Gaussians.
+        lips: of those Gaussians.
+        others: `[B,.,55]` skinning weights of the loose Gaussians and of those on triangles, of what there is.
+        surface: the latter; None has none.
+        people: B.
+    """
+
+    body: BodyModel
+    model: BodyModel
+    lids: Lids
+    lips: Lips
+    others: list[Tensor]
+    surface: Surface | None
+    people: int
+
+    def moved(self, canonical: Gaussians, transforms: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """Posed means `[B,T,N+M+S,3]` and rotations `[B,T,N+M+S,4]`.
+
+        On the CPU, where no gradient is asked for, in one pass over the Gaussians.
+
+        Args:
+            canonical: `[B,N+M+S,...]`.
+            transforms: `[B,T,55,3,4]` of the joints, from the T-pose to the pose.
+            added: `[B,T,N,3]` what expressions add to the template's Gaussians in the T-pose.
+        """
+        joints, start = joint_turns(transforms), canonical.means
+        asked = (start, canonical.quats, transforms, added)
+        needs_grad = torch.is_grad_enabled() and any(value.requires_grad for value in asked)
+        if start.is_cuda or start.dtype != torch.float32 or needs_grad:
+            return self.moved_by_tensors(canonical, transforms, added)
+        table = torch.cat([transforms.flatten(-2), joints], dim=-1)
+        return skinned(self._riders, table, added, start, canonical.quats)
+
+    @cached_property
+    def _riders(self) -> Riders:
+        template, surface = self.model.lbs_weights, self.surface
+        weights = [template.expand(self.people, -1, -1), *self.others]
+        return riders(weights) if surface is None else riders(weights, surface.corners, surface.corner_weights)
+
+    def moved_by_tensors(self, canonical: Gaussians, transforms: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """`moved` on any device, with gradients: what its kernel is tested against."""
+        joints, first = joint_turns(transforms), added.shape[2]
+        start, template = canonical.means[:, None], self.model.lbs_weights
+        means = [skin(start[:, :, :first] + added, template, transforms)]
+        turns = [blended_turn(template, joints).expand(*joints.shape[:2], -1, -1)]
+        for number, weights in enumerate(self.others):
+            rest = start[:, :, first : first + weights.shape[1]]
+            if self.surface is not None and number == len(self.others) - 1:
+                rest = rest + self.surface.mixed(added)
+            blended = blended_transforms(weights[:, None], transforms)
+            means.append((blended[..., :3] * rest[..., None, :]).sum(-1) + blended[..., 3])
+            turns.append(blended_turn(weights[:, None], joints))
+            first += weights.shape[1]
+        return torch.cat(means, dim=2), quaternion_multiply(torch.cat(turns, dim=2), canonical.quats[:, None])
+
+
+@dataclass(frozen=True)
 class Avatar:
     """A person's canonical Gaussians, `[B,...]`: the record that one photo gives.
 
@@ -85,20 +150,21 @@ class Avatar:
     surface: Surface | None = None
     pattern: Pattern | None = None
     detail: Detail | None = None
-    # The body model that posed the avatar last, its vertices that carry Gaussians, their lids and lips, and skinning
-    # weights of Gaussians on triangles: found once, not at every call.
-    _carriers: list[tuple[BodyModel, BodyModel, Lids, Lips, Tensor | None]] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
+    # How the body model that posed the avatar last carries it: found once, not at every call.
+    _carriers: list[Carrier] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def _carrier(self, body: BodyModel) -> tuple[BodyModel, Lids, Lips]:
-        """The part of `body` that carries the Gaussians, one vertex each, its lids, and its lips."""
-        if not self._carriers or self._carriers[0][0] is not body:
-            ids = self.vertex_ids
-            carrier, surface = body.subset(ids), self.surface
-            weights = None if surface is None else surface.mixed(carrier.lbs_weights[None, None])
-            self._carriers[:] = [(body, carrier, lids_of(body, ids), lips_of(body, ids), weights)]
-        return self._carriers[0][1:4]
+    @torch.inference_mode(False)  # it is kept, and a fit, which needs gradients, may be the next to read it
+    def _carrier(self, body: BodyModel) -> Carrier:
+        """How `body` carries the Gaussians."""
+        if not self._carriers or self._carriers[0].body is not body:
+            ids, surface = self.vertex_ids, self.surface
+            model = body.subset(ids)
+            others = [] if self.loose is None else [self.loose.skin_weights]
+            if surface is not None:
+                others.append(surface.mixed(model.lbs_weights[None, None])[:, 0])
+            lids, lips, people = lids_of(body, ids), lips_of(body, ids), len(self.betas)
+            self._carriers[:] = [Carrier(body, model, lids, lips, others, surface, people)]
+        return self._carriers[0]
 
     @cached_property
     def pictures(self) -> Detail:
@@ -139,19 +205,6 @@ class Avatar:
         changed._carriers[:] = self._carriers
         return changed
 
-    def _others(self, added: Tensor | None = None) -> list[tuple[Gaussians, Tensor, Tensor | None]]:
-        """What no single vertex carries: Gaussians, their skinning weights, and what expressions add `[B,T,...,3]`.
-
-        `added [B,T,N,3]` is what they add to the template's Gaussians. The `_carrier` has been found.
-        """
-        found: list[tuple[Gaussians, Tensor, Tensor | None]] = []
-        if self.loose is not None:
-            found.append((self.loose.gaussians, self.loose.skin_weights[:, None], None))
-        weights = self._carriers[0][4]
-        if self.surface is not None and weights is not None:
-            found.append((self.surface.gaussians, weights, None if added is None else self.surface.mixed(added)))
-        return found
-
     def over(self, background: Tensor) -> Avatar:
         """The avatar before another background `[B,3]`: its photo is matted over that one."""
         texture, change = self.texture, (background - self.background)[:, :, None, None]
@@ -170,10 +223,10 @@ class Avatar:
     def linear_part(self, body: BodyModel, params: BodyParams) -> Tensor:
         """`[B,T,N+M+S,3,3]` what skinning does to a small change of each canonical mean, see `pose`."""
         batch, frames = params.expression.shape[:2]
-        carrier, *_ = self._carrier(body)
-        transforms = carrier.joint_transforms(replace(params, betas=self.betas[:, None].expand(batch, frames, -1)))
-        transforms = transforms[..., :3, :]
-        weights = [carrier.lbs_weights, *(weights for _, weights, _ in self._others())]
+        carrier = self._carrier(body)
+        shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
+        transforms = carrier.model.joint_transforms(shaped)[..., :3, :]
+        weights = [carrier.model.lbs_weights, *(weights[:, None] for weights in carrier.others)]
         parts = [blended_transforms(weight, transforms)[..., :3] for weight in weights]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
 
@@ -185,9 +238,9 @@ class Avatar:
             body: the body model.
             params: the pose, `[B]`.
         """
-        carrier, *_ = self._carrier(body)
-        _, transforms, added = carrier.carry(self.gaussians.means.detach(), replace(params, betas=self.betas))
-        weights = posed.mixed(carrier.lbs_weights[None, None])[:, 0]
+        model = self._carrier(body).model
+        transforms, added = model.motion(replace(params, betas=self.betas))
+        weights = posed.mixed(model.lbs_weights[None, None])[:, 0]
         rest = unposed(posed.gaussians, weights, transforms)
         return replace(posed, gaussians=replace(rest, means=rest.means - posed.mixed(added[:, None])[:, 0]))
 
@@ -207,22 +260,13 @@ class Avatar:
             Gaussians `[B,T,...]` in the order of `canonical`.
         """
         batch, frames = params.expression.shape[:2]
-        (carrier, lids, lips), canonical = self._carrier(body), self.gaussians
+        carrier, canonical = self._carrier(body), self.canonical()
+        lids, lips = carrier.lids, carrier.lips
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
-        means, transforms, added = carrier.carry(canonical.means[:, None], shaped)
-        joints = joint_turns(transforms)
-        quats = quaternion_multiply(blended_turn(carrier.lbs_weights, joints), canonical.quats[:, None])
-        scales = lips.opened(lids.stretched(canonical, means), canonical, means)
+        means, quats = carrier.moved(canonical, *carrier.model.motion(shaped))
         still = _repeat(canonical, frames)
-        colors = lips.lit(still.colors, canonical, means)
-        parts = [replace(still, means=means, quats=quats, scales=scales, colors=colors)]
-        for other, weights, moved in self._others(added):
-            start = other.means[:, None] if moved is None else other.means[:, None] + moved
-            blended = blended_transforms(weights, transforms)
-            means = (blended[..., :3] * start[..., None, :]).sum(-1) + blended[..., 3]
-            quats = quaternion_multiply(blended_turn(weights, joints), other.quats[:, None])
-            parts.append(replace(_repeat(other, frames), means=means, quats=quats))
-        return parts[0] if len(parts) == 1 else concatenated(parts)
+        scales = lips.opened(lids.stretched(canonical, means), canonical, means)
+        return replace(still, means=means, quats=quats, scales=scales, colors=lips.lit(still.colors, canonical, means))
 
     def render(self, body: BodyModel, view: View) -> SplatMaps:
         """Pose and splat.
@@ -257,18 +301,17 @@ class Avatar:
 
     def part(self, body: BodyModel, part: Tensor, means: Tensor) -> Tensor:
         """Part codes `[...,N+M+S]` in a pose, as `Lids.part` and `Lips.part`: of Gaussians at `means [...,N+M+S,3]`."""
-        _, lids, lips = self._carrier(body)
-        return lips.part(lids.part(part, means), means)
+        carrier = self._carrier(body)
+        return carrier.lips.part(carrier.lids.part(part, means), means)
 
     def head_positions(self, body: BodyModel, params: BodyParams, means: Tensor) -> Tensor:
         """Posed `means [B,T,N+M+S,3]` in the axes of the posed head; zeros for Gaussians that it does not carry."""
         batch, frames = means.shape[:2]
-        carrier, *_ = self._carrier(body)
+        carrier = self._carrier(body)
         shaped = replace(params, betas=self.betas[:, None].expand(batch, frames, -1))
-        head = carrier.joint_transforms(shaped)[..., HEAD, :3, :]
+        head = carrier.model.joint_transforms(shaped)[..., HEAD, :3, :]
         inside = (means - head[..., None, :, 3]) @ head[..., :3]
-        others = (weights[:, 0] for _, weights, _ in self._others())
-        weights = torch.cat([carrier.lbs_weights.expand(batch, -1, -1), *others], dim=1)
+        weights = torch.cat([carrier.model.lbs_weights.expand(batch, -1, -1), *carrier.others], dim=1)
         return inside * weights[:, None, :, list(HEAD_JOINTS)].sum(-1, keepdim=True)
 
 

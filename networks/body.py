@@ -303,23 +303,21 @@ class BodyModel(nn.Module):
         weights = self.lbs_weights if vertex_ids is None else self.lbs_weights[vertex_ids]
         return skin(vertices, weights, transforms), joints
 
-    def carry(self, points: Tensor, params: BodyParams) -> tuple[Tensor, Tensor, Tensor]:
-        """Move points that ride on this model's vertices, one each, as the vertices themselves would move.
+    def motion(self, params: BodyParams) -> tuple[Tensor, Tensor]:
+        """What moves points that ride on this model's vertices, one each, with the person's shape in them already.
 
         Args:
-            points: [...,V,3] in the T-pose, the person's shape in them already, the expression not.
-            params: leading dims as the points' or broadcasting with them.
+            params: [...].
 
         Returns:
-            posed points [...,V,3], the joints' transforms [...,55,3,4] from rest to posed space, and what expression
-            and pose added to each point in the T-pose, [...,V,3].
+            the joints' transforms [...,55,3,4] from rest to posed space, and what expression and pose add to each
+            vertex in the T-pose, [...,V,3].
         """
         transforms, _, rotations = self._pose_joints(params)
         # Shape columns times zero: slicing the expression columns out would copy them at every call.
         neutral = torch.zeros_like(params.expression[..., :1]).expand(*params.expression.shape[:-1], NUM_BETAS)
         added = _blend(_coefficients(neutral, params.expression), self.blendshapes)
-        added = self._with_pose_offsets(added, rotations, self.posedirs)
-        return skin(points + added, self.lbs_weights, transforms), transforms, added
+        return transforms, self._with_pose_offsets(added, rotations, self.posedirs)
 
     def _with_pose_offsets(self, vertices: Tensor, rotations: Tensor, posedirs: Tensor | None) -> Tensor:
         """Add the pose-dependent offsets [V,3,486] of local joint rotations [...,55,3,3], where the model has them."""

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from visa.networks.rasterizer import kernels
 from visa.networks.rasterizer.compose import BORDER, compose_rows
 from visa.networks.rasterizer.simd import LANES
+from visa.networks.rasterizer.skinning import CHUNK, Riders, skin_chunks
 from visa.networks.rasterizer.standing import filter_maps, stand_frames
 
 _PAIR_BUFFER_BYTES = 64 << 20  # the backward pass takes as many frames at once as fit in it (one at least)
@@ -238,3 +239,41 @@ def standing(maps: Tensor, mattes: Tensor, parts: Tensor, reaches: tuple[int, in
     fits = maps.new_empty(len(arrays[0]), count, height, width)
     _run(stand_frames, len(arrays[0]), *arrays, reaches, near.numpy(), fits.numpy())
     return near.unflatten(0, frames), fits.unflatten(0, frames)
+
+
+def riders(weights: Sequence[Tensor], corners: Tensor | None = None, corner_weights: Tensor | None = None) -> Riders:
+    """Skinning weights as `skinned` reads them.
+
+    Args:
+        weights: of parts of an avatar, `[B,.,55]` each, those of Gaussians on triangles last.
+        corners: `[B,S,3]` the Gaussians of the first part at the corners of their triangles; None for no such part.
+        corner_weights: `[B,S,3]`.
+    """
+    values = torch.cat(list(weights), dim=1).detach().flatten(0, 1).numpy()
+    followed = values != 0
+    followed[:, 0] |= ~followed.any(axis=1)  # each follows one at least
+    first = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(followed.sum(axis=1), out=first[1:])
+    joint = np.nonzero(followed)[1].astype(np.int32)
+    index = np.zeros(0, np.int64) if corners is None else _flat(corners)
+    shares = np.zeros(0, np.float32) if corner_weights is None else _flat(corner_weights)
+    return Riders(first, joint, values[followed], index, shares)
+
+
+def skinned(carried: Riders, joints: Tensor, added: Tensor, means: Tensor, quats: Tensor) -> tuple[Tensor, Tensor]:
+    """Means `[B,T,G,3]` and rotations `[B,T,G,4]` of Gaussians in a pose, without gradients.
+
+    Args:
+        carried: what `riders` gave.
+        joints: `[B,T,55,16]`, see `networks.rasterizer.skinning`.
+        added: `[B,T,N,3]` what expressions add to the template's means in the T-pose.
+        means: `[B,G,3]` in the T-pose.
+        quats: `[B,G,4]`.
+    """
+    frames, each = joints.shape[:2], means.shape[1]
+    counts = (each, added.shape[2], carried.corners.size // (3 * len(means)))
+    moved, turned = means.new_empty(*frames, each, 3), means.new_empty(*frames, each, 4)
+    tasks = frames.numel() * -(-each // CHUNK)
+    arrays = [_flat(value) for value in (joints, added, means, quats, moved, turned)]
+    _run(skin_chunks, tasks, carried, counts, *arrays)
+    return moved, turned

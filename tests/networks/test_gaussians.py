@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.lightning_modules.test_reconstruction import walls
 from visa.networks.anatomy import read_anatomy
-from visa.networks.avatar import Avatar, Loose
+from visa.networks.avatar import Avatar, Loose, Surface
 from visa.networks.body import BodyModel, BodyParams
 from visa.networks.compositing import splat
 from visa.networks.gaussians import Gaussians
@@ -56,6 +56,27 @@ def test_the_linear_part_is_how_posing_moves_a_change(body: BodyModel, avatar: A
         step = torch.eye(3)[axis]
         moved = avatar.with_canonical(replace(canonical, means=canonical.means + step)).pose(body, params).means
         torch.testing.assert_close(linear[..., axis], moved - before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("parts", [(), ("loose",), ("surface",), ("loose", "surface")])
+def test_the_kernel_moves_gaussians_as_the_tensors_do(body: BodyModel, avatar: Avatar, parts: tuple[str, ...]) -> None:
+    """Two people in three poses each, their own weights and triangles, a chunk that is not full."""
+    generator = torch.Generator().manual_seed(2)
+    corners = torch.randint(200, (2, 40, 3), generator=generator)
+    shares = torch.softmax(torch.randn(2, 40, 3, generator=generator), dim=-1)
+    on_triangles = Surface(random_gaussians(torch.randn(2, 40, 3, generator=generator), generator), corners, shares)
+    avatar = replace(avatar, loose=avatar.loose if "loose" in parts else None)
+    avatar = replace(avatar, surface=on_triangles if "surface" in parts else None)
+    params = BodyParams.zeros((2, 3), body.num_expressions).map(
+        lambda value: torch.randn(value.shape, generator=generator)
+    )
+    carrier, canonical = avatar._carrier(body), avatar.canonical()
+    motion = carrier.model.motion(params)
+    means, quats = carrier.moved(canonical, *motion)
+    expected_means, expected_quats = carrier.moved_by_tensors(canonical, *motion)
+    assert means.shape == (2, 3, 200 + 30 * ("loose" in parts) + 40 * ("surface" in parts), 3)
+    torch.testing.assert_close(means, expected_means, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(quats, expected_quats, atol=1e-5, rtol=1e-5)
 
 
 def test_gaussians_are_put_back_as_they_were_taken(avatar: Avatar) -> None:
