@@ -51,6 +51,7 @@ def resized_intrinsics(intrinsics: Tensor, factor: float) -> Tensor:
 
 def image_places(means: Tensor, intrinsics: Tensor, world_to_camera: Tensor, size: tuple[int, int]) -> Tensor:
     """Where `means [...,N,3]` lie in a picture of `size` (height, width): `[...,N,2]` as `grid_sample` counts."""
-    inside = means @ world_to_camera[..., :3, :3].mT + world_to_camera[..., None, :3, 3]
-    pixels = inside @ intrinsics.mT
-    return pixels[..., :2] / pixels[..., 2:].clamp_min(1e-3) / pixels.new_tensor([size[1], size[0]]) * 2 - 1
+    to_unit = means.new_tensor([2 / size[1], 2 / size[0], 1.0])
+    onto = to_unit[:, None] * intrinsics @ world_to_camera[..., :3, :]  # one product for all points, not one a step
+    places = means @ onto[..., :3].mT + onto[..., None, :, 3]
+    return places[..., :2] / places[..., 2:].clamp_min(1e-3) - 1
