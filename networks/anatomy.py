@@ -53,10 +53,10 @@ LEAST_OPACITY = {kind: 0.0 if kind is Kind.BODY else 0.95 for kind in Kind}
 # talk, by where the track has each part (docs/reconstruction.md): in the shade of lids and lips all are darker than in
 # the light. Upper teeth are those of a smile: means of all that is there in their place look like none.
 PRIOR_COLORS = {
-    Kind.EYEBALL: (0.55, 0.48, 0.44), Kind.TEETH: (0.78, 0.70, 0.62), Kind.TONGUE: (0.38, 0.21, 0.19),
+    Kind.EYEBALL: (0.55, 0.48, 0.44), Kind.TEETH: (0.80, 0.74, 0.70), Kind.TONGUE: (0.52, 0.33, 0.32),
     Kind.CAVITY: (0.17, 0.07, 0.06),
 }  # fmt: skip
-LOWER_TEETH_COLOR = (0.46, 0.35, 0.31)  # behind the lower lip, which moves with them
+LOWER_TEETH_COLOR = (0.56, 0.46, 0.42)  # behind the lower lip, which moves with them
 IRIS_COLOR = (0.20, 0.15, 0.13)
 FRONT, SHADED, SHADE = 0.004, 0.02, 0.5  # m behind the foremost tooth: in the light up to there, darkest so far beyond
 IRIS_ANGLE = 0.5  # radians from an eyeball's axis of sight

@@ -19,7 +19,8 @@ from visa.networks.template import Template, part_vertices, refine_template
 LEAST_SCALE = 1e-3  # m
 # Anchors a vertex where the body's mesh is coarser than what a picture shows: teeth of one are pearls, not a row.
 TEETH_COUNT, SCALP_COUNT = 7, 7
-TEETH_SIZE = 1.4  # of what covers the mesh: the tips of single teeth are a saw
+TEETH_SIZE = 1.4  # of what covers the mesh: they cover one side of it
+FRONT_OF_TOOTH = 0.3  # cosine between a triangle's normal and the way out of the arch of teeth
 CAVITY_INSET = 0.004  # m: a smile draws the mouth's wall to the cheek, and its dark through the skin
 FOREARM_JOINTS = (18, 19)
 CHEST_JOINTS = (0, 3, 6, 9)  # without shoulders and neck: what lies before these is hair or their own skin
@@ -53,7 +54,7 @@ class Anchors(nn.Module):
         label, face_label: `[N]` and `[F]` index of the body model's part.
         kind: `[N]` a `Kind`.
         region, face_region: `[N]` and `[F]`, a `Region`.
-        is_lid, is_inner: `[N]` bool, see `Anatomy`.
+        is_lid, is_fold, is_inner: `[N]` bool, see `Anatomy`.
         prior_color: `[N,3]`, see `Anatomy`.
         offset_bound: `[N]` m, how far a Gaussian may lie from its anchor.
         least_opacity: `[N]`.
@@ -81,6 +82,7 @@ class Anchors(nn.Module):
     region: Tensor
     face_region: Tensor
     is_lid: Tensor
+    is_fold: Tensor
     is_inner: Tensor
     prior_color: Tensor
     offset_bound: Tensor
@@ -93,7 +95,8 @@ class Anchors(nn.Module):
         self._body = [body]  # in a list: a submodule's buffers would enter every checkpoint
         vertices = template.vertex_ids
         counts = _anchor_counts(body, per_vertex)
-        self.template = template if bool((counts == 1).all()) else refine_template(template, body, counts)
+        is_plain = bool((counts == 1).all())
+        self.template = template if is_plain else refine_template(template, body, counts, _fronts_of_teeth(body))
         self.num_vertices = len(vertices)
         points = self.template.points(body.v_template)
         self._keep_shapes(points)
@@ -164,7 +167,7 @@ class Anchors(nn.Module):
         anatomy, first = read_anatomy(body), body.faces[:, 0]
         label, region = body.part[ids], anatomy.region[ids]
         self._keep(part=part_code(body)[ids], kind=anatomy.kind[ids], is_lid=anatomy.is_lid[ids])
-        self._keep(is_inner=anatomy.is_inner[ids], prior_color=anatomy.prior_color[ids])
+        self._keep(is_fold=anatomy.is_fold[ids], is_inner=anatomy.is_inner[ids], prior_color=anatomy.prior_color[ids])
         self._keep(offset_bound=anatomy.offset_bound[ids], least_opacity=anatomy.least_opacity[ids])
         self._keep(label=label, face_label=body.part[first], region=region, face_region=anatomy.region[first])
         chest = body.lbs_weights[:, list(CHEST_JOINTS)].sum(dim=1) > 0.5
@@ -183,6 +186,21 @@ def _anchor_counts(body: BodyModel, per_vertex: int) -> Tensor:
     counts[anatomy.kind == int(Kind.TEETH)] = max(per_vertex, TEETH_COUNT)
     counts[anatomy.region == int(Region.SCALP)] = max(per_vertex, SCALP_COUNT)
     return counts
+
+
+def _fronts_of_teeth(body: BodyModel) -> Tensor:
+    """`[F]` bool: triangles of teeth that face lips and cheeks; their edge is seen as a line."""
+    is_teeth = (read_anatomy(body).kind == int(Kind.TEETH))[body.faces].all(dim=1)
+    found = torch.zeros_like(is_teeth)
+    if not bool(is_teeth.any()):
+        return found
+    a, b, c = body.v_template[body.faces[is_teeth]].unbind(dim=1)
+    normals, middles = F.normalize(torch.cross(b - a, c - a, dim=-1), dim=-1), (a + b + c) / 3
+    # the middle of the arch that they stand in: of its depth, behind the front teeth
+    outward = middles - middles.new_tensor([0.0, 0.0, float(middles[:, 2].min())])
+    outward = F.normalize(outward * outward.new_tensor([1.0, 0.0, 1.0]), dim=-1)
+    found[is_teeth] = (normals * outward).sum(dim=-1) > FRONT_OF_TOOTH
+    return found
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:

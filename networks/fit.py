@@ -42,7 +42,7 @@ _MOST_OPAQUE = 0.99  # of a start, so that its logit can still move
 _LEAST_OPAQUE = 1e-3  # below it a Gaussian is not drawn, at the start or ever
 _MOST_SPREAD = 0.03  # of a change of colour: what a Gaussian gives for its neighbours' gaps is nobody else's
 # Of skin of faces, whose colour the photo gave, and of body, hair and cloth: more makes up for the rim beside it.
-_MOST_RECOLOURED, _MOST_OF_LIDS, _MOST_ELSEWHERE = 0.1, 0.06, 0.2
+_MOST_RECOLOURED, _MOST_OF_LIDS, _MOST_OF_FOLDS, _MOST_ELSEWHERE = 0.1, 0.06, 0.03, 0.2
 _SLANTED, _UPRIGHT = 0.6, 0.95  # cosines of normal and view: skin seen at the first keeps its colour, by the other less
 _LEAST_DRAWN = 3 / 8  # of `steps`: so often each photo is drawn at least
 _LEAST_WEIGHT = 1.0  # px that a Gaussian colours: less does not show its colour, only what its neighbours lack
@@ -229,13 +229,14 @@ class _Fit:
         """`[B,N+M,1]` by how much a colour may change: skin by how upright the photo sees it, `facing [B,N]`.
 
         A change makes up for what lies beside it; of what is seen at a slant it faces the camera when the head turns,
-        and beside lids lies the iris, which they would carry over the eye as they close. Eyes, lips and what they
-        uncover are free.
+        and beside lids lies the iris, which they would carry over the eye as they close, and where lips touch the dark
+        between them. Eyes, the rest of lips and what they uncover are free.
         """
         anchors, upright = self.reconstructor.anchors, ((facing - _SLANTED) / (_UPRIGHT - _SLANTED)).clamp(0, 1)
         bounds = torch.full_like(facing, 1.0).masked_fill(anchors.kind == int(Kind.BODY), _MOST_ELSEWHERE)
         bounds = torch.where(self.is_skin, _MOST_RECOLOURED * upright, bounds)
         bounds = bounds.masked_fill(anchors.is_lid, _MOST_OF_LIDS)
+        bounds = bounds.masked_fill(anchors.is_fold, _MOST_OF_FOLDS)
         return F.pad(bounds, (0, self.seen.shape[1] - facing.shape[1]), value=_MOST_ELSEWHERE)[..., None]
 
     @torch.no_grad()

@@ -15,6 +15,8 @@ from torch import Tensor
 from visa.networks.body import BodyModel
 from visa.networks.joints import HAND_JOINTS, HEAD, HEAD_JOINTS, LEG_JOINTS, NECK
 
+LATTICE = 4  # steps along the edge of a triangle that is covered evenly
+
 
 @dataclass(frozen=True)
 class Template:
@@ -77,34 +79,38 @@ def part_vertices(body: BodyModel) -> dict[str, Tensor]:
     return {name: torch.nonzero(chosen)[:, 0] for name, chosen in parts.items()}
 
 
-def refine_template(template: Template, body: BodyModel, counts: Tensor) -> Template:
+def refine_template(template: Template, body: BodyModel, counts: Tensor, even: Tensor | None = None) -> Template:
     """Several anchors a vertex where detail needs them.
 
     Each vertex keeps its anchor and gets `counts - 1` more, half way to the centres of triangles around it (as many as
-    there are), so that all lie on the surface of any shape. They ride on the vertex that they belong to.
+    there are), so that all lie on the surface of any shape. They ride on the vertex that they belong to. Triangles that
+    are to be covered evenly, their edges too, have a lattice instead, of which each vertex has what lies nearest.
 
     Args:
         template: one anchor a vertex.
         body: the body model.
         counts: `[V]` int64, anchors of each vertex of the body model, 1 or more.
+        even: `[F]` bool, triangles with a lattice; None for none.
     """
+    lattice = {} if even is None else _lattice(body.faces[even].tolist())
     around: dict[int, list[list[int]]] = {}
     for triangle in body.faces[(counts > 1)[body.faces].any(dim=1)].tolist():
         for k in range(3):
             around.setdefault(triangle[k], []).append([triangle[k], triangle[k - 2], triangle[k - 1]])
-    corners, repeats = [], []
+    rows: list[tuple[list[int], tuple[float, float, float]]] = []
+    repeats = []
     for vertex, count in zip(template.vertex_ids.tolist(), counts[template.vertex_ids].tolist(), strict=True):
-        rows = [[vertex] * 3]
-        if count > 1:
+        found = [([vertex] * 3, (1.0, 0.0, 0.0))]
+        if vertex in lattice:
+            found += lattice[vertex]
+        elif count > 1:
             ring = _in_order(around.get(vertex, []))
             extra = min(count - 1, len(ring))
-            rows += [ring[k * len(ring) // extra] for k in range(extra)]
-        corners += rows
-        repeats.append(len(rows))
+            found += [(ring[k * len(ring) // extra], (4 / 6, 1 / 6, 1 / 6)) for k in range(extra)]
+        rows += found
+        repeats.append(len(found))
     share = torch.tensor(repeats)
-    ids = torch.tensor(corners)
-    is_extra = ids[:, 1] != ids[:, 0]
-    weights = torch.where(is_extra[:, None], torch.tensor([4.0, 1.0, 1.0]) / 6, torch.tensor([1.0, 0.0, 0.0]))
+    ids, weights = torch.tensor([corners for corners, _ in rows]), torch.tensor([weights for _, weights in rows])
     refined = Template(
         vertex_ids=ids[:, 0],
         neck_ids=template.neck_ids,
@@ -114,6 +120,25 @@ def refine_template(template: Template, body: BodyModel, counts: Tensor) -> Temp
         share=share.repeat_interleave(share),
     )
     return replace(refined, mirror=_mirror(refined.points(body.v_template)))
+
+
+def _lattice(triangles: list[list[int]]) -> dict[int, list[tuple[list[int], tuple[float, float, float]]]]:
+    """Vertex -> corners and barycentric weights of what lies nearest to it of the triangles' lattices, but itself."""
+    found: dict[int, list[tuple[list[int], tuple[float, float, float]]]] = {}
+    known: set[frozenset[tuple[int, int]]] = set()
+    for triangle in triangles:
+        for i in range(LATTICE + 1):
+            for j in range(LATTICE + 1 - i):
+                steps = (i, j, LATTICE - i - j)
+                point = frozenset((vertex, step) for vertex, step in zip(triangle, steps, strict=True) if step)
+                if len(point) == 1 or point in known:  # triangles share their edges
+                    continue
+                known.add(point)
+                near = max(range(3), key=lambda k: steps[k])
+                order = [near, near - 2, near - 1]
+                first, second, third = (steps[k] / LATTICE for k in order)
+                found.setdefault(triangle[near], []).append(([triangle[k] for k in order], (first, second, third)))
+    return found
 
 
 def _in_order(ring: list[list[int]]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from visa.networks.reconstructor_options import ReconstructorOptions
 from visa.runtime.avatar_files import FORMAT, body_fingerprint, load_avatar, save_avatar
 
 # Raise it with any change of the code that makes another avatar of the same photo: older entries are then made anew.
-VERSION = 12
+VERSION = 13
 
 
 class AvatarCache:

@@ -101,6 +101,9 @@ POPULATION_SIZE = 400
 # m, of the upper teeth. The source has their edges a millimetre above the line of closed lips and 7 mm behind them, so
 # that a raised lip shows a tongue. Chosen on validation people (docs/ablations.md).
 UPPER_TEETH_SHIFT = (0.0, -0.003, 0.003)
+# m, of the lower teeth. The source has them 7 mm above the line of closed lips, where an open mouth shows a brown wall
+# in place of the tongue.
+LOWER_TEETH_SHIFT = (0.0, -0.008, 0.0)
 
 
 @dataclasses.dataclass
@@ -486,7 +489,8 @@ def build() -> dict[str, np.ndarray]:
         shift = PELVIS - joints[index, 0]
         bodies[index] += shift
         joints[index] += shift
-    bodies[:, source.part == PART_NAMES.index("teeth_upper")] += np.array(UPPER_TEETH_SHIFT)
+    for name, shift in (("teeth_upper", UPPER_TEETH_SHIFT), ("teeth_lower", LOWER_TEETH_SHIFT)):
+        bodies[:, source.part == PART_NAMES.index(name)] += np.array(shift)
     template = bodies.mean(axis=0)
     head_share = weights[:, [JOINT_NAMES.index(n) for n in ("head", "jaw", "left_eye", "right_eye")]].sum(axis=1)
     shapes, joint_shapes = shape_components(bodies, joints, vertex_areas(template, source.faces), head_share)

@@ -282,6 +282,23 @@ def test_teeth_and_scalp_have_more_gaussians() -> None:
     assert counts[~dense].max() == 1
 
 
+@pytest.mark.parametrize("part", ["teeth_upper", "teeth_lower"])
+def test_the_edge_of_front_teeth_is_a_line_of_gaussians(part: str) -> None:
+    """From the front, in the middle 3 cm: no millimetre of the row's edge is farther than one size from a Gaussian."""
+    body = BodyModel.from_file(BODY)
+    anchors = Anchors(body, build_template(body), 64)
+    vertices, is_part = body.v_template, body.part == body.part_names.index(part)
+    front = is_part & (vertices[:, 2] > vertices[is_part, 2].max() - 0.012)
+    sign = -1.0 if part == "teeth_upper" else 1.0
+    mine = is_part[anchors.template.vertex_ids]
+    points, sizes = anchors.template.points(vertices)[mine], anchors.log_scale[mine, :2].exp().amin(dim=1)
+    for x in torch.linspace(-0.015, 0.015, 31):
+        near = front & ((vertices[:, 0] - x).abs() < 0.008)
+        edge = (sign * vertices[near, 1]).max() * sign
+        beside = (points[:, :2] - torch.stack([x, edge])).norm(dim=1)
+        assert (beside < 1.2 * sizes).any()
+
+
 @pytest.mark.slow
 def test_several_gaussians_an_anchor_start_with_the_photo_s_colours(clip_path: Path) -> None:
     torch.manual_seed(0)

@@ -92,8 +92,8 @@ def test_the_mouth_is_darker_the_deeper_and_upper_teeth_are_the_brightest(body: 
         assert (order.diff() <= 1e-6).all()
         assert order[-1] < order[0]
     cavity = light[anatomy.kind == int(Kind.CAVITY)].max()
-    assert light[upper].max() > light[lower].max() + 0.3
-    assert light[lower].max() > cavity + 0.15
+    assert light[upper].max() > light[lower].max() + 0.1
+    assert light[lower].max() > cavity + 0.3
 
 
 def test_a_file_without_labels_and_names_has_eyeballs_and_face_alone(body: BodyModel, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_file_without_labels_and_names_has_eyeballs_and_face_alone(body: BodyM
     assert not (licensed.iris & ~eyeballs).any()
 
 
-def test_lips_touch_in_folds_and_upper_teeth_end_below_them(body: BodyModel, anatomy: Anatomy) -> None:
+def test_lips_touch_in_folds_and_teeth_end_near_them(body: BodyModel, anatomy: Anatomy) -> None:
     fold, is_lower = anatomy.is_fold, body.lbs_weights[:, 22] > 0.5
     assert bool((anatomy.kind[fold] == int(Kind.RIM)).all())
     assert not bool((fold & anatomy.is_lid).any())
@@ -120,3 +120,5 @@ def test_lips_touch_in_folds_and_upper_teeth_end_below_them(body: BodyModel, ana
     assert min(len(upper), len(lower)) > 5
     teeth = body.v_template[body.part == body.part_names.index("teeth_upper")]
     assert teeth[:, 1].min() < upper.min() - 0.001
+    teeth = body.v_template[body.part == body.part_names.index("teeth_lower")]
+    assert abs(teeth[:, 1].max() - lower.max()) < 0.004  # higher, they hide the tongue in an open mouth
