@@ -115,8 +115,8 @@ def load_avatar(path: str | Path, body: BodyModel, key: str | None = None) -> Av
         raise ValueError(f"{path} was made of something else than its name says: make it again with `{MADE_BY}`")
     if key is None and header.get("body_fingerprint") != body_fingerprint(body):
         raise ValueError(
-            f"{path} was made on the body model {header.get('body_model')}, not on the one given: "
-            "load it with that file"
+            f"{path} was made on another body model than the one given, {header.get('body_model')} as it was then: "
+            "load it with that file, or make the avatar of its photo again"
         )
     needed = [*GAUSSIANS, "betas", "vertex_ids", "background"]
     texture = {f.name: f"texture.{f.name}" for f in dataclasses.fields(Texture)}
