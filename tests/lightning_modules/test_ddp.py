@@ -1,6 +1,6 @@
 """Two processes: ranks draw different batches, run the same number of passes, and end with equal weights.
 
-Once with avatars from a folder that both fill.
+Every stage, started by Lightning or by torchrun, and once with avatars from a folder that both fill.
 """
 
 import os
@@ -30,13 +30,24 @@ class ReportRank(lightning.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "is_cached"), [("shader", False), ("adversarial", False), ("shader", True)])
-def test_two_ranks_end_equal(stage: str, is_cached: bool, clip_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "is_cached", "launcher"),
+    [
+        ("reconstruction", False, "torchrun"),
+        ("teacher", False, "torchrun"),
+        ("ode", False, "torchrun"),
+        ("shader", False, "lightning"),
+        ("adversarial", False, "lightning"),
+        ("shader", True, "lightning"),
+    ],
+)
+def test_two_ranks_end_equal(stage: str, is_cached: bool, launcher: str, clip_path: Path, tmp_path: Path) -> None:
     (tmp_path / "report_rank.py").write_text(REPORT)
     callback = f"{{class_path: report_rank.ReportRank, init_args: {{folder: {tmp_path}}}}}"
     sizes = cached(clip_path, tmp_path / "avatars", num_steps=3) if is_cached else small(clip_path, num_steps=3)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [
-        sys.executable, "train.py", "fit", *STAGES[stage], *sizes,
+        sys.executable, *(torchrun if launcher == "torchrun" else []), "train.py", "fit", *STAGES[stage], *sizes,
         "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true",
         f"--trainer.callbacks+={callback}",
     ]  # fmt: skip

@@ -135,7 +135,8 @@ def test_an_avatar_is_refused_with_another_body(avatar: Avatar, body: BodyModel,
     path = save_avatar(tmp_path / "person.safetensors", avatar, body, BODY.name)
     other = BodyModel.from_file(BODY)
     other.lbs_weights[0, 0] += 0.5
-    with pytest.raises(ValueError, match=rf"^.*person.safetensors was made on another body model than the one given, {BODY.name}.*$"):
+    said = rf"^.*person.safetensors was made on another body model than the one given, {BODY.name}.*$"
+    with pytest.raises(ValueError, match=said):
         load_avatar(path, other)
 
 
