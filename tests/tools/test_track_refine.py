@@ -75,9 +75,10 @@ def scene(reconstructor: GaussianReconstructor, clip_path: Path) -> tuple[Avatar
     pose[:, 16 - 1, 2], pose[:, 17 - 1, 2] = -1.0, 1.0
     pose[:, ELBOW - 1, 1] = torch.tensor([-1.0, -1.1, -1.2])
     params = replace(batch.body, body_pose=pose[None])
-    with torch.no_grad():
-        posed = avatar.pose(body, params)
-    values = [getattr(posed, name)[0] for name in ("means", "quats", "scales", "opacities", "colors")]
+    # Posed as the comparison poses it, by what gives gradients: the kernel differs in last bits, and an L1 of last bits
+    # has a whole gradient.
+    posed = avatar.pose(body, params.map(lambda value: value.clone().requires_grad_()))
+    values = [getattr(posed, name)[0].detach() for name in ("means", "quats", "scales", "opacities", "colors")]
     maps = rasterize(*values, batch.intrinsics[0], batch.world_to_camera[0], width=SIZE, height=SIZE)
     image, alpha = (value.permute(0, 3, 1, 2)[None] for value in (maps.image, maps.alpha))
     frames = image + batch.background[:, None, :, None, None] * (1 - alpha)
